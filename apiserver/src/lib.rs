@@ -1,0 +1,1 @@
+//! HTTPS in, bytes out: authentication, authorization, admission, registry, store.

@@ -1,0 +1,2 @@
+//! The `skiff` binary: parses, wires, exits; decides nothing.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The CNI plugins that containerd executes: bridge, host-local, loopback.

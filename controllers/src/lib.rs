@@ -1,0 +1,1 @@
+//! The controller manager: one file a controller, under upstream's name.

@@ -1,0 +1,1 @@
+//! Kernel networking: namespaces, netlink, iptables-restore transactions, conntrack, sysctl.

@@ -1,0 +1,1 @@
+//! Packets between nodes: direct routes on one segment; writes the CNI configuration of its node.

@@ -1,0 +1,1 @@
+//! Certificate authority, issuing, service-account keys and kubeconfig files.

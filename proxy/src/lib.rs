@@ -1,0 +1,1 @@
+//! Services and EndpointSlices into packet rules, in upstream's iptables chains.

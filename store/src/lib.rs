@@ -1,0 +1,1 @@
+//! A revisioned key-value store behind one trait: SQLite (embedded) today, etcd next.
