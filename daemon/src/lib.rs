@@ -1,1 +1,31 @@
 //! What every long-running process shares: logging, metrics, health endpoints, shutdown, sd_notify.
+//!
+//! A process calls [`run`] once; it hands a [`Shutdown`] to its main future, and each component gets a [`Context`]
+//! made from it. No task is spawned here but the signal listener and, on request, [`health::serve`].
+
+pub mod health;
+pub mod logging;
+pub mod metrics;
+
+mod error;
+mod runtime;
+
+pub use error::error_chain;
+pub use health::{Check, Health};
+pub use logging::{LogFormat, LogOptions};
+pub use metrics::Metrics;
+pub use runtime::{install_crypto, notify_ready, run};
+
+/// Cancelled once, when the process has been asked to stop; every loop selects on it.
+pub type Shutdown = tokio_util::sync::CancellationToken;
+
+/// What a component gets from the process that it runs in.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// Ends the component's loops.
+    pub shutdown: Shutdown,
+    /// Where the component registers what it measures.
+    pub metrics: Metrics,
+    /// Where the component says whether it lives and is ready.
+    pub health: Health,
+}

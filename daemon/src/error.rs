@@ -1,0 +1,52 @@
+//! One printer of error chains, for every log line and exit path.
+
+use std::error::Error;
+
+/// An error and all of its causes on one line, outermost first: `start sandbox web-1: connect to runtime: No such file`.
+///
+/// Errors in this house print only their own step, so nothing is said twice.
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries do print their cause; do not repeat it.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::error_chain;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("read {path}")]
+    struct Read {
+        path: &'static str,
+        source: std::io::Error,
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("load configuration: {0}")]
+    struct Repeats(#[source] std::io::Error);
+
+    #[test]
+    fn causes_follow_outermost_first() {
+        let error = Read {
+            path: "/a",
+            source: std::io::Error::other("disk on fire"),
+        };
+        assert_eq!(error_chain(&error), "read /a: disk on fire");
+    }
+
+    #[test]
+    fn a_cause_already_printed_is_not_repeated() {
+        let error = Repeats(std::io::Error::other("disk on fire"));
+        assert_eq!(error_chain(&error), "load configuration: disk on fire");
+    }
+}
