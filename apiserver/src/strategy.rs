@@ -3,22 +3,24 @@
 //! The registry does what is the same for all kinds (names, uids, timestamps, resource versions, finalizers, storage) and asks the
 //! strategy for the rest. A strategy is pure: it never reads other objects and has no effects.
 //!
+//! Before `prepare_create` the registry has set `apiVersion`, `kind`, `metadata.{name,namespace,uid,creationTimestamp}`.
 //! Order on create: defaults -> [`Strategy::prepare_create`] -> [`Strategy::canonicalize`] -> [`Strategy::validate_create`].
 //! Order on update: defaults -> [`Strategy::prepare_update`] -> [`Strategy::canonicalize`] -> [`Strategy::validate_update`].
 
 mod event;
 mod generic;
+mod job;
 mod namespace;
 mod node;
 mod pod;
+mod qos;
 mod scale;
 mod secret;
-mod security;
 mod service;
-mod workload;
+mod signing_request;
 
 pub use generic::Generic;
-pub use pod::bind;
+pub use pod::{BindError, bind};
 pub use scale::Scale;
 
 use std::fmt::Debug;
@@ -129,8 +131,8 @@ pub fn lookup(group: &str, plural: &str) -> &'static dyn Strategy {
         ("", "secrets") => &secret::Secret,
         ("", "services") => &service::Service,
         ("" | "events.k8s.io", "events") => &event::Event,
-        ("certificates.k8s.io", "certificatesigningrequests") => &security::SigningRequest,
-        ("batch", "jobs") => &workload::Job,
+        ("certificates.k8s.io", "certificatesigningrequests") => &signing_request::SigningRequest,
+        ("batch", "jobs") => &job::Job,
         _ => generic::lookup(group, plural),
     }
 }
