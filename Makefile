@@ -1,0 +1,45 @@
+# What a person types. Each target is thin: the work is in `skiff`, cargo and packaging/deps.sh.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+NODES ?= 1
+NAME ?= skiff
+SKIFF := target/release/skiff
+
+.PHONY: help up down build test lint fmt bench deps-up deps-test
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+up: deps-up build ## Start a cluster (NODES=1, NAME=skiff), run examples/hello.yaml and show it
+	@$(SKIFF) up --name $(NAME) --nodes $(NODES) --apply examples/hello.yaml
+
+down: ## Take the cluster (NAME=skiff) down and leave nothing behind
+	@test ! -x $(SKIFF) || $(SKIFF) down --name $(NAME) --purge
+
+build: ## Build the release binary
+	@cargo build --release --locked --package skiff-cli
+
+test: deps-test lint ## Everything: format, clippy, deny, unit, integration, end-to-end
+	@cargo build --locked --package skiff-cli
+	@cargo nextest run --locked --workspace
+
+lint: deps-test ## Format check, clippy, licences and bans, the house's own rules
+	@cargo fmt --all --check
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+	@cargo xtask check
+	@cargo deny --log-level error check bans licenses sources
+	@shellcheck packaging/*.sh .ci/run bench/*.sh
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+bench: deps-test build ## Measure against shared/TARGETS.md's figures
+	@bench/run.sh
+
+deps-up:
+	@packaging/deps.sh up
+
+deps-test:
+	@packaging/deps.sh test

@@ -1,0 +1,135 @@
+//! Configuration kinds of skiff's own processes, read from YAML files.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// `apiVersion` of the kinds in this module.
+pub const API_VERSION: &str = "config.skiff/v1alpha1";
+
+/// What `skiff server` runs: API server, scheduler and controllers in one process.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServerConfiguration {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `ServerConfiguration`.
+    pub kind: String,
+    /// Where the SQLite file lies.
+    pub data_dir: PathBuf,
+    /// Certificates and keys under kubeadm's names: `ca`, `apiserver`, `apiserver-kubelet-client` (`.crt`, `.key`), `sa.{pub,key}`.
+    pub pki_dir: PathBuf,
+    /// Where to listen.
+    #[serde(default = "any_address")]
+    pub bind_address: IpAddr,
+    /// The port to listen on.
+    #[serde(default = "secure_port")]
+    pub secure_port: u16,
+    /// The address under which nodes and pods reach the server.
+    pub advertise_address: IpAddr,
+    /// Where Services get their cluster IPs from.
+    #[serde(default = "service_range", rename = "serviceClusterIPRange")]
+    pub service_cluster_ip_range: IpNet,
+    /// Where nodes get their pod ranges from.
+    #[serde(default = "cluster_range", rename = "clusterCIDR")]
+    pub cluster_cidr: IpNet,
+    /// Prefix length of a node's pod range.
+    #[serde(default = "node_mask", rename = "nodeCIDRMaskSize")]
+    pub node_cidr_mask_size: u8,
+    /// Node ports are given from this range, both ends included.
+    #[serde(default = "node_ports")]
+    pub service_node_port_range: String,
+    /// Upstream's `--controllers`: `*` all, `name` on, `-name` off.
+    #[serde(default = "all_controllers")]
+    pub controllers: Vec<String>,
+    /// Whether the scheduler runs in this process.
+    #[serde(default = "yes")]
+    pub scheduler: bool,
+    /// How long a silent node counts as Ready, in seconds; upstream's `--node-monitor-grace-period`.
+    #[serde(default = "grace_period")]
+    pub node_monitor_grace_period_seconds: u32,
+}
+
+impl ServerConfiguration {
+    /// A configuration with the defaults for everything that has one.
+    pub fn new(data_dir: PathBuf, pki_dir: PathBuf, advertise_address: IpAddr) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: "ServerConfiguration".to_owned(),
+            data_dir,
+            pki_dir,
+            bind_address: any_address(),
+            secure_port: secure_port(),
+            advertise_address,
+            service_cluster_ip_range: service_range(),
+            cluster_cidr: cluster_range(),
+            node_cidr_mask_size: node_mask(),
+            service_node_port_range: node_ports(),
+            controllers: all_controllers(),
+            scheduler: yes(),
+            node_monitor_grace_period_seconds: grace_period(),
+        }
+    }
+}
+
+fn any_address() -> IpAddr {
+    IpAddr::from([0, 0, 0, 0])
+}
+
+fn secure_port() -> u16 {
+    6443
+}
+
+fn service_range() -> IpNet {
+    IpNet::new_assert(IpAddr::from([10, 96, 0, 0]), 12)
+}
+
+fn cluster_range() -> IpNet {
+    IpNet::new_assert(IpAddr::from([10, 244, 0, 0]), 16)
+}
+
+fn node_mask() -> u8 {
+    24
+}
+
+fn node_ports() -> String {
+    "30000-32767".to_owned()
+}
+
+fn all_controllers() -> Vec<String> {
+    vec!["*".to_owned()]
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn grace_period() -> u32 {
+    40
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ServerConfiguration;
+
+    #[test]
+    fn what_is_left_out_gets_its_default() {
+        let full = ServerConfiguration::new("/data".into(), "/pki".into(), [10, 0, 0, 1].into());
+        let short = serde_json::json!({
+            "apiVersion": "config.skiff/v1alpha1", "kind": "ServerConfiguration",
+            "dataDir": "/data", "pkiDir": "/pki", "advertiseAddress": "10.0.0.1",
+        });
+        assert_eq!(serde_json::from_value::<ServerConfiguration>(short).unwrap(), full);
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused() {
+        let typo = serde_json::json!({
+            "apiVersion": "config.skiff/v1alpha1", "kind": "ServerConfiguration",
+            "dataDir": "/data", "pkiDir": "/pki", "advertiseAddress": "10.0.0.1", "securePrt": 1,
+        });
+        assert!(serde_json::from_value::<ServerConfiguration>(typo).is_err());
+    }
+}
