@@ -1,1 +1,24 @@
 //! Certificate authority, issuing, service-account keys and kubeconfig files.
+//!
+//! Everything that a process needs to say who it is and to check who others are: [`CertificateAuthority`] signs an
+//! [`Identity`] from a [`Request`]; [`server_config`] and [`client_config`] turn identities into TLS; [`peer_identity`]
+//! reads the user and groups out of a client's certificate; [`Kubeconfig`] carries them to clients.
+//! Private keys reach the disk only through [`files::write_private`].
+
+pub mod files;
+pub mod kubeconfig;
+
+mod authority;
+mod error;
+mod identity;
+mod service_account;
+mod tls;
+mod validity;
+
+pub use authority::{CA_LIFETIME, CertificateAuthority, LEAF_LIFETIME};
+pub use error::Error;
+pub use identity::{Identity, Request, Usage};
+pub use kubeconfig::Kubeconfig;
+pub use service_account::ServiceAccountKey;
+pub use tls::{PeerIdentity, client_config, peer_identity, server_config};
+pub use validity::Validity;

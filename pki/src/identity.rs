@@ -1,0 +1,243 @@
+//! A private key and the certificate that says whose it is.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
+    PublicKeyData as _, SanType,
+};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::{Error, LEAF_LIFETIME, Validity, files};
+
+const ORGANIZATION_OID: [u64; 4] = [2, 5, 4, 10];
+
+/// How many organizations a certificate can name.
+pub(crate) const MAX_ORGANIZATIONS: usize = 2;
+
+/// What a certificate may be used for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Usage {
+    /// To connect.
+    Client,
+    /// To be connected to.
+    Server,
+    /// Both, as etcd's peers.
+    ClientAndServer,
+}
+
+/// What a certificate should say. In Kubernetes the common name is the user, each organization a group.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Subject CN.
+    pub common_name: String,
+    /// Subject O, at most two.
+    pub organizations: Vec<String>,
+    /// Names that a server answers to.
+    pub dns_names: Vec<String>,
+    /// Addresses that a server answers at.
+    pub ip_addresses: Vec<IpAddr>,
+    /// What the certificate is for.
+    pub usage: Usage,
+    /// How long it is valid, from now.
+    pub lifetime: Duration,
+}
+
+/// A key with its certificate chain, both PEM.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Identity {
+    certificate_pem: String,
+    key_pem: String,
+}
+
+// === impl Request ===
+
+impl Request {
+    /// A client's certificate: who it is, and in which groups.
+    pub fn client(user: impl Into<String>, groups: &[&str]) -> Self {
+        Self {
+            common_name: user.into(),
+            organizations: groups.iter().map(|&group| group.to_owned()).collect(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            usage: Usage::Client,
+            lifetime: LEAF_LIFETIME,
+        }
+    }
+
+    /// A server's certificate: the names and addresses it is reached by.
+    pub fn server(common_name: impl Into<String>, dns_names: &[&str], ip_addresses: &[IpAddr]) -> Self {
+        Self {
+            common_name: common_name.into(),
+            organizations: Vec::new(),
+            dns_names: dns_names.iter().map(|&name| name.to_owned()).collect(),
+            ip_addresses: ip_addresses.to_vec(),
+            usage: Usage::Server,
+            lifetime: LEAF_LIFETIME,
+        }
+    }
+
+    /// The same with another lifetime.
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    pub(crate) fn params(&self) -> Result<CertificateParams, rcgen::Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        // rcgen holds one value for each type; the same object identifier spelt as a custom type makes room for a second O.
+        let types = [
+            DnType::OrganizationName,
+            DnType::CustomDnType(ORGANIZATION_OID.to_vec()),
+        ];
+        for (ty, organization) in types.into_iter().zip(&self.organizations) {
+            params.distinguished_name.push(ty, organization.as_str());
+        }
+        params
+            .distinguished_name
+            .push(DnType::CommonName, self.common_name.as_str());
+        for name in &self.dns_names {
+            params
+                .subject_alt_names
+                .push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        params
+            .subject_alt_names
+            .extend(self.ip_addresses.iter().copied().map(SanType::IpAddress));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = match self.usage {
+            Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Usage::ClientAndServer => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        };
+        Ok(params)
+    }
+}
+
+// === impl Identity ===
+
+impl Identity {
+    /// Takes a certificate (the leaf first, then its chain) and its key, both PEM; refuses a pair that does not belong together.
+    pub fn from_pem(certificate_pem: String, key_pem: String) -> Result<Self, Error> {
+        Self::checked("given as text", certificate_pem, key_pem)
+    }
+
+    /// Reads `<name>.crt` and `<name>.key` in `directory`.
+    pub fn load(directory: &Path, name: &str) -> Result<Self, Error> {
+        let (certificate, key) = paths(directory, name);
+        Self::load_files(&certificate, &key)
+    }
+
+    /// Reads a certificate file and a key file.
+    pub fn load_files(certificate: &Path, key: &Path) -> Result<Self, Error> {
+        Self::checked(
+            &certificate.display().to_string(),
+            files::read(certificate)?,
+            files::read(key)?,
+        )
+    }
+
+    /// Like [`Identity::load`]; `None` when neither file is there.
+    pub fn load_if_there(directory: &Path, name: &str) -> Result<Option<Self>, Error> {
+        let (certificate, key) = paths(directory, name);
+        match (certificate.exists(), key.exists()) {
+            (false, false) => Ok(None),
+            (true, true) => Self::load(directory, name).map(Some),
+            (true, false) => Err(Error::HalfMissing { path: key }),
+            (false, true) => Err(Error::HalfMissing { path: certificate }),
+        }
+    }
+
+    /// Writes `<name>.key` (private) and `<name>.crt` in `directory`, which is made when missing.
+    pub fn save(&self, directory: &Path, name: &str) -> Result<(), Error> {
+        let (certificate, key) = paths(directory, name);
+        files::write_private(&key, self.key_pem.as_bytes())?;
+        files::write_public(&certificate, self.certificate_pem.as_bytes())
+    }
+
+    /// The certificate and its chain.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// The private key.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    /// When the leaf certificate is valid.
+    pub fn validity(&self) -> Result<Validity, Error> {
+        Validity::of_pem(&self.certificate_pem)
+    }
+
+    pub(crate) fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
+        certificates(&self.certificate_pem, "of this process")
+    }
+
+    pub(crate) fn private_key(&self) -> Result<PrivateKeyDer<'static>, Error> {
+        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).map_err(|error| Error::Tls {
+            step: "read the private key",
+            source: Box::new(error),
+        })
+    }
+
+    fn checked(name: &str, certificate_pem: String, key_pem: String) -> Result<Self, Error> {
+        let key = parse_key(name, &key_pem)?;
+        let chain = certificates(&certificate_pem, name)?;
+        if !belongs(&chain[0], &key, name)? {
+            return Err(Error::KeyMismatch { name: name.to_owned() });
+        }
+        Ok(Self {
+            certificate_pem,
+            key_pem,
+        })
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key must not reach a log.
+        f.debug_struct("Identity").finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn paths(directory: &Path, name: &str) -> (PathBuf, PathBuf) {
+    (
+        directory.join(format!("{name}.crt")),
+        directory.join(format!("{name}.key")),
+    )
+}
+
+pub(crate) fn parse_key(name: &str, pem: &str) -> Result<KeyPair, Error> {
+    KeyPair::from_pem(pem).map_err(|source| Error::ParseKey {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Every certificate in a PEM text; at least one.
+pub(crate) fn certificates(pem: &str, name: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let failed = |reason: String| Error::ParseCertificate {
+        name: name.to_owned(),
+        reason,
+    };
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| failed(error.to_string()))?;
+    if chain.is_empty() {
+        return Err(failed("no certificate in it".to_owned()));
+    }
+    Ok(chain)
+}
+
+pub(crate) fn belongs(certificate: &CertificateDer<'_>, key: &KeyPair, name: &str) -> Result<bool, Error> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| Error::ParseCertificate {
+        name: name.to_owned(),
+        reason: error.to_string(),
+    })?;
+    Ok(parsed.public_key().raw == key.subject_public_key_info())
+}
