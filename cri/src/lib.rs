@@ -2,11 +2,16 @@
 //!
 //! [`Runtime`] is what the kubelet sees.
 
+mod channel;
+mod client;
+mod convert;
 mod error;
 pub mod events;
+mod protocols;
 mod runtime;
 pub mod types;
 
+pub use client::Client;
 pub use error::{Error, Result};
 pub use runtime::Runtime;
 pub use types::*;
