@@ -58,7 +58,9 @@ fn stateful_set(spec: &mut Fields) {
 
 fn daemon_set(spec: &mut Fields) {
     absent(spec, "revisionHistoryLimit", 10);
-    let Some(strategy) = make(spec, "updateStrategy") else { return };
+    let Some(strategy) = make(spec, "updateStrategy") else {
+        return;
+    };
     text(strategy, "type", "RollingUpdate");
     if is_text(strategy, "type", "RollingUpdate")
         && let Some(rolling) = make(strategy, "rollingUpdate")
@@ -81,7 +83,11 @@ mod tests {
             json!({"replicas": 1, "revisionHistoryLimit": 10, "progressDeadlineSeconds": 600,
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}}})
         );
-        let recreate = applied("apps", "Deployment", json!({"spec": {"replicas": 0, "strategy": {"type": "Recreate"}}}));
+        let recreate = applied(
+            "apps",
+            "Deployment",
+            json!({"spec": {"replicas": 0, "strategy": {"type": "Recreate"}}}),
+        );
         assert_eq!(recreate["spec"]["strategy"], json!({"type": "Recreate"}));
         assert_eq!(recreate["spec"]["replicas"], 0);
     }
@@ -89,7 +95,11 @@ mod tests {
     #[test]
     fn stateful_sets() {
         assert_eq!(
-            applied("apps", "StatefulSet", json!({"spec": {"volumeClaimTemplates": [{"metadata": {"name": "d"}, "spec": {}}]}}))["spec"],
+            applied(
+                "apps",
+                "StatefulSet",
+                json!({"spec": {"volumeClaimTemplates": [{"metadata": {"name": "d"}, "spec": {}}]}})
+            )["spec"],
             json!({"replicas": 1, "revisionHistoryLimit": 10, "podManagementPolicy": "OrderedReady",
                 "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}},
                 "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},

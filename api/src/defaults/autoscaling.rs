@@ -35,7 +35,11 @@ pub(super) fn apply(kind: &str, object: &mut Fields) {
     }
     if let Some(down) = descend(spec, &["behavior", "scaleDown"]) {
         absent(down, "selectPolicy", "Max");
-        absent(down, "policies", json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]));
+        absent(
+            down,
+            "policies",
+            json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]),
+        );
     }
 }
 
@@ -54,8 +58,15 @@ mod tests {
 
     #[test]
     fn behavior_is_completed() {
-        let spec = &applied("autoscaling", "HorizontalPodAutoscaler", json!({"spec": {"behavior": {"scaleUp": {"selectPolicy": "Min"}}}}))["spec"];
+        let spec = &applied(
+            "autoscaling",
+            "HorizontalPodAutoscaler",
+            json!({"spec": {"behavior": {"scaleUp": {"selectPolicy": "Min"}}}}),
+        )["spec"];
         assert_eq!(spec["behavior"]["scaleUp"]["selectPolicy"], "Min");
-        assert_eq!(spec["behavior"]["scaleDown"]["policies"], json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]));
+        assert_eq!(
+            spec["behavior"]["scaleDown"]["policies"],
+            json!([{"type": "Percent", "value": 100, "periodSeconds": 15}])
+        );
     }
 }

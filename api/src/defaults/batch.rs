@@ -22,7 +22,11 @@ fn job(spec: &mut Fields) {
     absent(spec, "completionMode", "NonIndexed");
     absent(spec, "suspend", false);
     absent(spec, "manualSelector", false);
-    let policy = if has(spec, "podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
+    let policy = if has(spec, "podFailurePolicy") {
+        "Failed"
+    } else {
+        "TerminatingOrFailed"
+    };
     absent(spec, "podReplacementPolicy", policy);
     if let Some(policy) = child(spec, "podFailurePolicy") {
         for rule in items(policy, "rules") {
@@ -63,9 +67,16 @@ mod tests {
 
     #[test]
     fn cron_jobs() {
-        let cron = applied("batch", "CronJob", json!({"spec": {"jobTemplate": {"spec": {"template": {"spec": {}}}}}}));
+        let cron = applied(
+            "batch",
+            "CronJob",
+            json!({"spec": {"jobTemplate": {"spec": {"template": {"spec": {}}}}}}),
+        );
         assert_eq!(cron["spec"]["successfulJobsHistoryLimit"], 3);
         assert!(cron["spec"]["jobTemplate"]["spec"].get("backoffLimit").is_none());
-        assert_eq!(cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["dnsPolicy"], "ClusterFirst");
+        assert_eq!(
+            cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["dnsPolicy"],
+            "ClusterFirst"
+        );
     }
 }

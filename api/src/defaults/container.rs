@@ -68,11 +68,17 @@ fn apply_http_get(get: &mut Fields) {
 
 /// A limit without a request is the request too.
 pub(super) fn requests_from_limits(holder: &mut Fields) {
-    let Some(resources) = child(holder, "resources") else { return };
+    let Some(resources) = child(holder, "resources") else {
+        return;
+    };
     if is_empty(resources, "limits") {
         return;
     }
-    let limits = resources.get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
+    let limits = resources
+        .get("limits")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
     if let Some(requests) = super::make(resources, "requests") {
         for (name, quantity) in limits {
             requests.entry(name).or_insert(quantity);
@@ -112,6 +118,9 @@ mod tests {
             json!({"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}, "timeoutSeconds": 1, "periodSeconds": 10,
                    "successThreshold": 1, "failureThreshold": 3})
         );
-        assert_eq!(container["lifecycle"]["preStop"]["httpGet"], json!({"port": 1, "path": "/stop", "scheme": "HTTP"}));
+        assert_eq!(
+            container["lifecycle"]["preStop"]["httpGet"],
+            json!({"port": 1, "path": "/stop", "scheme": "HTTP"})
+        );
     }
 }

@@ -33,8 +33,14 @@ pub(super) fn token_request(object: &mut Fields) {
 }
 
 fn namespace(object: &mut Fields) {
-    let Some(metadata) = child(object, "metadata") else { return };
-    let name = metadata.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let Some(metadata) = child(object, "metadata") else {
+        return;
+    };
+    let name = metadata
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     if name.is_empty() {
         return;
     }
@@ -62,7 +68,11 @@ fn endpoints(object: &mut Fields) {
 fn limit_range(object: &mut Fields) {
     let Some(spec) = child(object, "spec") else { return };
     for item in items(spec, "limits").filter(|item| super::is_text(item, "type", "Container")) {
-        for (target, source) in [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")] {
+        for (target, source) in [
+            ("default", "max"),
+            ("defaultRequest", "default"),
+            ("defaultRequest", "min"),
+        ] {
             let values = item.get(source).and_then(Value::as_object).cloned().unwrap_or_default();
             if values.is_empty() && is_empty(item, target) {
                 continue;
@@ -84,8 +94,15 @@ mod tests {
 
     #[test]
     fn namespaces_are_labelled() {
-        let namespace = applied("", "Namespace", json!({"metadata": {"name": "a", "labels": {"x": "y"}}}));
-        assert_eq!(namespace["metadata"]["labels"], json!({"x": "y", "kubernetes.io/metadata.name": "a"}));
+        let namespace = applied(
+            "",
+            "Namespace",
+            json!({"metadata": {"name": "a", "labels": {"x": "y"}}}),
+        );
+        assert_eq!(
+            namespace["metadata"]["labels"],
+            json!({"x": "y", "kubernetes.io/metadata.name": "a"})
+        );
     }
 
     #[test]

@@ -35,7 +35,14 @@ fn network_policy(object: &mut Fields) {
     }
     if is_empty(spec, "policyTypes") {
         let egress = !is_empty(spec, "egress");
-        spec.insert("policyTypes".to_owned(), if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
+        spec.insert(
+            "policyTypes".to_owned(),
+            if egress {
+                json!(["Ingress", "Egress"])
+            } else {
+                json!(["Ingress"])
+            },
+        );
     }
     absent(spec, "podSelector", Fields::new());
 }
@@ -52,7 +59,10 @@ mod tests {
             (json!({"egress": [{}]}), json!(["Ingress", "Egress"])),
             (json!({"policyTypes": ["Egress"]}), json!(["Egress"])),
         ] {
-            assert_eq!(applied("networking.k8s.io", "NetworkPolicy", json!({"spec": spec}))["spec"]["policyTypes"], types);
+            assert_eq!(
+                applied("networking.k8s.io", "NetworkPolicy", json!({"spec": spec}))["spec"]["policyTypes"],
+                types
+            );
         }
     }
 

@@ -47,7 +47,10 @@ fn apply_spec(spec: &mut Fields) {
 
 /// `serviceAccount` is the old name of `serviceAccountName`; both are kept the same.
 fn service_account(spec: &mut Fields) {
-    let current = spec.get("serviceAccountName").and_then(Value::as_str).unwrap_or_default();
+    let current = spec
+        .get("serviceAccountName")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let old = spec.get("serviceAccount").and_then(Value::as_str).unwrap_or_default();
     let name = if current.is_empty() { old } else { current }.to_owned();
     if !name.is_empty() {
@@ -122,8 +125,14 @@ mod tests {
             "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}}]}});
         let pod = applied("", "Pod", pod);
         let container = &pod["spec"]["containers"][0];
-        assert_eq!(container["resources"]["requests"], json!({"cpu": "500m", "memory": "1Gi"}));
-        assert_eq!(container["ports"], json!([{"containerPort": 80, "hostPort": 80, "protocol": "TCP"}]));
+        assert_eq!(
+            container["resources"]["requests"],
+            json!({"cpu": "500m", "memory": "1Gi"})
+        );
+        assert_eq!(
+            container["ports"],
+            json!([{"containerPort": 80, "hostPort": 80, "protocol": "TCP"}])
+        );
     }
 
     #[test]
@@ -137,6 +146,9 @@ mod tests {
     #[test]
     fn old_service_account_name() {
         let spec = &applied("", "Pod", json!({"spec": {"serviceAccount": "builder"}}))["spec"];
-        assert_eq!((&spec["serviceAccountName"], &spec["serviceAccount"]), (&json!("builder"), &json!("builder")));
+        assert_eq!(
+            (&spec["serviceAccountName"], &spec["serviceAccount"]),
+            (&json!("builder"), &json!("builder"))
+        );
     }
 }

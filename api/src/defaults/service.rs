@@ -11,14 +11,18 @@ pub(super) fn apply(object: &mut Fields) {
     for port in items(spec, "ports") {
         text(port, "protocol", "TCP");
         let number = port.get("port").cloned().unwrap_or(Value::Null);
-        if port.get("targetPort").is_none_or(|target| target.is_null() || *target == 0 || *target == "") && !number.is_null()
+        if port
+            .get("targetPort")
+            .is_none_or(|target| target.is_null() || *target == 0 || *target == "")
+            && !number.is_null()
         {
             port.insert("targetPort".to_owned(), number);
         }
     }
     let external_name = is_text(spec, "type", "ExternalName");
     let load_balancer = is_text(spec, "type", "LoadBalancer");
-    let exposed = load_balancer || is_text(spec, "type", "NodePort") || (!external_name && !is_empty(spec, "externalIPs"));
+    let exposed =
+        load_balancer || is_text(spec, "type", "NodePort") || (!external_name && !is_empty(spec, "externalIPs"));
     if exposed {
         text(spec, "externalTrafficPolicy", "Cluster");
     }
@@ -45,7 +49,11 @@ fn affinity(spec: &mut Fields) {
 /// `clusterIP` and `clusterIPs` mirror each other; families follow from given addresses, or are those of a single-stack IPv4 cluster.
 /// A headless service without selector may have endpoints of any family.
 fn addresses(spec: &mut Fields) {
-    let single = spec.get("clusterIP").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let single = spec
+        .get("clusterIP")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     if !single.is_empty() && is_empty(spec, "clusterIPs") {
         spec.insert("clusterIPs".to_owned(), json!([single]));
     }
@@ -88,19 +96,31 @@ mod tests {
         let node_port = spec(json!({"type": "NodePort"}));
         assert_eq!(node_port["externalTrafficPolicy"], "Cluster");
         assert!(node_port.get("allocateLoadBalancerNodePorts").is_none());
-        assert_eq!(spec(json!({"type": "LoadBalancer"}))["allocateLoadBalancerNodePorts"], true);
+        assert_eq!(
+            spec(json!({"type": "LoadBalancer"}))["allocateLoadBalancerNodePorts"],
+            true
+        );
         assert_eq!(
             spec(json!({"type": "ExternalName", "externalName": "a.b"})),
             json!({"type": "ExternalName", "externalName": "a.b", "sessionAffinity": "None"})
         );
         let headless = spec(json!({"clusterIP": "None", "selector": {"a": "b"}}));
-        assert_eq!((&headless["clusterIPs"], &headless["ipFamilyPolicy"]), (&json!(["None"]), &json!("SingleStack")));
-        assert_eq!(spec(json!({"clusterIP": "None"}))["ipFamilies"], json!(["IPv4", "IPv6"]));
+        assert_eq!(
+            (&headless["clusterIPs"], &headless["ipFamilyPolicy"]),
+            (&json!(["None"]), &json!("SingleStack"))
+        );
+        assert_eq!(
+            spec(json!({"clusterIP": "None"}))["ipFamilies"],
+            json!(["IPv4", "IPv6"])
+        );
     }
 
     #[test]
     fn sticky_sessions() {
         let sticky = spec(json!({"sessionAffinity": "ClientIP"}));
-        assert_eq!(sticky["sessionAffinityConfig"], json!({"clientIP": {"timeoutSeconds": 10800}}));
+        assert_eq!(
+            sticky["sessionAffinityConfig"],
+            json!({"clientIP": {"timeoutSeconds": 10800}})
+        );
     }
 }

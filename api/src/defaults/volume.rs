@@ -115,7 +115,10 @@ mod tests {
                 json!({"name": "v", "secret": {"secretName": "s", "defaultMode": 256}}),
                 json!({"name": "v", "secret": {"secretName": "s", "defaultMode": 256}}),
             ),
-            (json!({"name": "v", "hostPath": {"path": "/x"}}), json!({"name": "v", "hostPath": {"path": "/x", "type": ""}})),
+            (
+                json!({"name": "v", "hostPath": {"path": "/x"}}),
+                json!({"name": "v", "hostPath": {"path": "/x", "type": ""}}),
+            ),
             (
                 json!({"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}},
                     {"downwardAPI": {"items": [{"path": "n", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}]}}),

@@ -1,0 +1,1 @@
+//! Owner references of typed objects.

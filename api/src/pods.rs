@@ -1,0 +1,1 @@
+//! What several components ask about a typed pod.
