@@ -1,1 +1,22 @@
 //! The controller manager: one file a controller, under upstream's name.
+//!
+//! Tasks: one informer a kind ([`informer`]), shared by all controllers; a few workers a controller, fed by its keyed
+//! [`queue`]; one writer of events ([`events`]). Each controller decides in a pure `plan` and acts through [`write`].
+//! Nothing polls but node lifecycle, which looks at leases every `node_monitor_period`.
+
+mod config;
+mod deployment;
+mod events;
+mod expectations;
+mod informer;
+mod manager;
+mod metrics;
+mod ownership;
+mod pods;
+mod queue;
+mod replica_set;
+mod view;
+mod write;
+
+pub use config::{Config, Error};
+pub use manager::run;

@@ -1,0 +1,125 @@
+//! Starts the informers and the enabled controllers, and ends them with the process.
+
+use std::sync::Arc;
+
+use kube::{Api, Client};
+use skiff_api::k8s_openapi::api::core::v1::Endpoints;
+use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
+use skiff_daemon::{Context, Shutdown};
+use tokio::task::JoinSet;
+
+use crate::config::{Config, Error};
+use crate::events::{Broadcaster, Recorder};
+use crate::informer::Informer;
+use crate::metrics::WorkqueueMetrics;
+use crate::queue::{Queue, QueueKey};
+use crate::view::{ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount};
+use crate::write::Writer;
+use crate::{deployment, replica_set};
+
+/// One informer for each kind that controllers read; only those wanted run.
+pub(crate) struct Informers {
+    pub(crate) config_maps: Arc<Informer<ConfigMap>>,
+    pub(crate) deployments: Arc<Informer<Deployment>>,
+    pub(crate) endpoint_slices: Arc<Informer<EndpointSlice>>,
+    pub(crate) endpoints: Arc<Informer<Endpoints>>,
+    pub(crate) leases: Arc<Informer<Lease>>,
+    pub(crate) namespaces: Arc<Informer<Namespace>>,
+    pub(crate) nodes: Arc<Informer<Node>>,
+    pub(crate) pods: Arc<Informer<Pod>>,
+    pub(crate) replica_sets: Arc<Informer<ReplicaSet>>,
+    pub(crate) service_accounts: Arc<Informer<ServiceAccount>>,
+    pub(crate) services: Arc<Informer<Service>>,
+}
+
+/// What every controller is made from.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) informers: Informers,
+    pub(crate) writer: Writer,
+    pub(crate) shutdown: Shutdown,
+    metrics: WorkqueueMetrics,
+    broadcaster: Broadcaster,
+}
+
+/// Runs the enabled controllers against the API server until shutdown.
+///
+/// # Errors
+///
+/// When the configuration cannot be run; once running, errors are retried and logged.
+pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), Error> {
+    config.validate()?;
+    let metrics = WorkqueueMetrics::default();
+    metrics.register(&daemon.metrics);
+    let shared = Shared {
+        config,
+        informers: Informers::new(),
+        writer: Writer::new(client.clone()),
+        shutdown: daemon.shutdown.clone(),
+        metrics,
+        broadcaster: Broadcaster::new(),
+    };
+    let mut tasks = JoinSet::new();
+    // Handlers are registered here, before any informer starts, so that none misses a change.
+    start_controllers(&shared, &mut tasks);
+    shared.informers.start(&client, &daemon.shutdown, &mut tasks);
+    let Shared { broadcaster, .. } = shared;
+    tasks.spawn(broadcaster.run(client, daemon.shutdown.clone()));
+    tasks.join_all().await;
+    Ok(())
+}
+
+fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
+    if shared.config.enables("deployment-controller") {
+        tasks.spawn(deployment::start(shared));
+    }
+    if shared.config.enables("replicaset-controller") {
+        tasks.spawn(replica_set::start(shared));
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    pub(crate) fn queue<T: QueueKey>(&self, name: &'static str) -> Arc<Queue<T>> {
+        Queue::new(self.metrics.queue(name))
+    }
+
+    pub(crate) fn recorder(&self, component: &'static str) -> Recorder {
+        self.broadcaster.recorder(component)
+    }
+}
+
+// === impl Informers ===
+
+impl Informers {
+    fn new() -> Self {
+        Self {
+            config_maps: Informer::new(Api::all, Some("metadata.name=kube-root-ca.crt")),
+            deployments: Informer::new(Api::all, None),
+            endpoint_slices: Informer::new(Api::all, None),
+            endpoints: Informer::new(Api::all, None),
+            leases: Informer::new(|client| Api::namespaced(client, "kube-node-lease"), None),
+            namespaces: Informer::new(Api::all, None),
+            nodes: Informer::new(Api::all, None),
+            pods: Informer::new(Api::all, None),
+            replica_sets: Informer::new(Api::all, None),
+            service_accounts: Informer::new(Api::all, None),
+            services: Informer::new(Api::all, None),
+        }
+    }
+
+    fn start(&self, client: &Client, shutdown: &Shutdown, tasks: &mut JoinSet<()>) {
+        tasks.spawn(Arc::clone(&self.config_maps).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.deployments).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.endpoint_slices).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.endpoints).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.leases).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.namespaces).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.nodes).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.pods).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.replica_sets).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.service_accounts).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.services).run(client.clone(), shutdown.clone()));
+    }
+}
