@@ -1,0 +1,32 @@
+//! What SQLite says, in our words.
+
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use crate::Error;
+
+/// Turns a failure of `step` into an error that names the likely cause.
+pub(super) fn explain(path: &Path, step: &'static str, source: rusqlite::Error) -> Error {
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => Error::DiskFull { path, source },
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Error::Garbled {
+            path,
+            source: Some(source),
+        },
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::Locked { path, holder: None },
+        _ => Error::Sqlite { step, path, source },
+    }
+}
+
+/// The same failure once more: every write of a failed batch gets its own.
+pub(super) fn copy(source: &rusqlite::Error) -> rusqlite::Error {
+    match source {
+        rusqlite::Error::SqliteFailure(error, message) => rusqlite::Error::SqliteFailure(*error, message.clone()),
+        other => rusqlite::Error::SqliteFailure(
+            rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR),
+            Some(other.to_string()),
+        ),
+    }
+}
