@@ -131,7 +131,11 @@ impl Runtime for Client {
         let limit = Some(self.timeout * 2);
         let mut runtime = self.runtime();
         let call = runtime.run_pod_sandbox(request);
-        Ok(self.caller.call("RunPodSandbox", &pod_name(config), limit, call).await?.pod_sandbox_id)
+        Ok(self
+            .caller
+            .call("RunPodSandbox", &pod_name(config), limit, call)
+            .await?
+            .pod_sandbox_id)
     }
 
     async fn stop_sandbox(&self, id: &str) -> Result<()> {

@@ -2,16 +2,21 @@
 //!
 //! [`Runtime`] is what the kubelet sees.
 
+pub mod archive;
 mod channel;
 mod client;
 mod convert;
 mod error;
 pub mod events;
+pub mod images;
+mod oci;
+pub mod pause;
 mod protocols;
 mod runtime;
 pub mod types;
 
 pub use client::Client;
 pub use error::{Error, Result};
+pub use oci::Execution;
 pub use runtime::Runtime;
 pub use types::*;
