@@ -71,8 +71,12 @@ impl<'a> Path<'a> {
                 }
                 out.push_str(name);
             }
-            Step::Index(index) => drop(write!(out, "[{index}]")),
-            Step::Key(key) => drop(write!(out, "[{key}]")),
+            Step::Index(index) => {
+                write!(out, "[{index}]").ok();
+            }
+            Step::Key(key) => {
+                write!(out, "[{key}]").ok();
+            }
         }
     }
 }
@@ -276,7 +280,7 @@ impl Error {
             out.push_str(": ");
             match value {
                 Value::String(s) => out.push_str(&quote(s)),
-                other => drop(write!(out, "{other}")),
+                other => out.push_str(&other.to_string()),
             }
         }
         if !self.detail.is_empty() {
@@ -302,8 +306,12 @@ pub fn quote(text: &str) -> String {
             '\u{8}' => out.push_str("\\b"),
             '\u{b}' => out.push_str("\\v"),
             '\u{c}' => out.push_str("\\f"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => drop(write!(out, "\\x{:02x}", c as u32)),
-            c if c.is_control() => drop(write!(out, "\\u{:04x}", c as u32)),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                write!(out, "\\x{:02x}", c as u32).ok();
+            }
+            c if c.is_control() => {
+                write!(out, "\\u{:04x}", c as u32).ok();
+            }
             c => out.push(c),
         }
     }
@@ -332,7 +340,7 @@ mod tests {
 
     #[test]
     fn texts() {
-        let path = Path::root("spec").child("replicas");
+        let path = Path::root("spec.replicas");
         let cases = [
             (
                 Error::invalid(&path, -1, "must be greater than or equal to 0"),

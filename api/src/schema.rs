@@ -133,12 +133,16 @@ pub struct Field {
     pub shape: Shape,
     /// Field number in protobuf; 0 where it is not part of it.
     pub number: u32,
+    /// Numbers of the protobuf messages embedded around it, outermost first; JSON shows no such nesting.
+    pub within: Box<[u32]>,
     /// Upstream's OpenAPI lists it as required.
     pub required: bool,
     /// An empty value is not written.
     pub omit_empty: bool,
     /// Absent and zero differ.
     pub pointer: bool,
+    /// Owned field by field though its type is atomic.
+    pub granular: bool,
     /// The value taken when absent.
     pub default: Option<Value>,
     /// How a strategic merge patch treats it; `None` replaces lists and merges objects.
@@ -193,6 +197,8 @@ pub struct List {
     pub kind: ListKind,
     /// Go's name where the list type has one.
     pub go: Option<Name>,
+    /// In protobuf the list is a message of its own, with one repeated field.
+    pub message: bool,
 }
 
 /// How server-side apply tells the items of a list apart.

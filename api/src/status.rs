@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn invalid_lists_causes() {
-        let path = Path::root("spec").child("replicas");
+        let path = Path::root("spec.replicas");
         let errors = [field::Error::invalid(&path, -1, "must be greater than or equal to 0")];
         let status = Status::invalid(Qualified::new("apps", "Deployment"), "a", &errors);
         assert_eq!(

@@ -57,6 +57,11 @@ struct NamedData<'a> {
     shape: &'a str,
     #[serde(default, borrow)]
     values: Vec<&'a str>,
+    /// Go's name, where it is not the file's version and the name.
+    #[serde(default)]
+    go: &'a str,
+    #[serde(default)]
+    message: bool,
 }
 
 #[derive(Deserialize)]
@@ -77,7 +82,9 @@ struct FieldData<'a> {
     shape: &'a str,
     #[serde(default)]
     n: u32,
-    /// `r` required, `o` omitted when empty, `p` pointer.
+    #[serde(default, rename = "in")]
+    within: Vec<u32>,
+    /// `r` required, `o` omitted when empty, `p` pointer, `g` granular though its type is atomic.
     #[serde(default)]
     flags: &'a str,
     #[serde(default)]
@@ -172,10 +179,13 @@ impl<'a> Loader<'a> {
             name: self.intern(name),
             shape: self.shape(file, data.shape, kind, data.atomic),
             number: data.n,
+            within: data.within.as_slice().into(),
             required: data.flags.contains('r'),
             omit_empty: data.flags.contains('o'),
             pointer: data.flags.contains('p'),
-            default: data.default.clone(),
+            granular: data.flags.contains('g'),
+            // A zero default of a field that cannot tell absent from zero changes nothing.
+            default: data.default.clone().filter(|d| data.flags.contains('p') || !is_zero(d)),
             patch,
         }
     }
@@ -184,7 +194,12 @@ impl<'a> Loader<'a> {
     fn shape(&mut self, file: &'a str, text: &'a str, kind: ListKind, atomic: bool) -> Shape {
         if let Some(item) = text.strip_prefix("[]") {
             let item = self.shape(file, item, ListKind::Atomic, false);
-            return Shape::List(Arc::new(List { item, kind, go: None }));
+            return Shape::List(Arc::new(List {
+                item,
+                kind,
+                go: None,
+                message: false,
+            }));
         }
         if let Some(value) = text.strip_prefix("map[]") {
             let value = self.shape(file, value, ListKind::Atomic, false);
@@ -217,10 +232,13 @@ impl<'a> Loader<'a> {
         let Some((in_file, data)) = found else {
             panic!("api/schema: {file}/{name} is mentioned but not there, run `cargo xtask schema`");
         };
-        let go = self.intern(&format!(
-            "{}.{name}",
-            in_file.package.rsplit('.').next().unwrap_or_default()
-        ));
+        let version = in_file.package.rsplit('.').next().unwrap_or_default();
+        let go = if data.go.is_empty() {
+            format!("{version}.{name}")
+        } else {
+            data.go.to_owned()
+        };
+        let go = self.intern(&go);
         let shape = match self.shape(file, data.shape, kind, atomic) {
             Shape::Scalar(scalar) => {
                 let values = data.values.iter().map(|v| self.intern(v)).collect();
@@ -230,6 +248,7 @@ impl<'a> Loader<'a> {
                 item: list.item.clone(),
                 kind: list.kind.clone(),
                 go: Some(go),
+                message: data.message,
             })),
             Shape::Map(map) => Shape::Map(Arc::new(Map {
                 value: map.value.clone(),
@@ -260,6 +279,17 @@ impl<'a> Loader<'a> {
     }
 }
 
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(b) => !b,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s.is_empty(),
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
+    }
+}
+
 fn scalar(text: &str) -> Option<Scalar> {
     const ALL: [Scalar; 15] = [
         Scalar::Bool,
@@ -279,4 +309,70 @@ fn scalar(text: &str) -> Option<Scalar> {
         Scalar::Json,
     ];
     ALL.into_iter().find(|s| s.name() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ListKind, Scalar, Shape, schema};
+
+    #[test]
+    fn built_in_kinds_are_there() {
+        for resource in crate::resource::builtin() {
+            let ty = schema().kind(resource.group, resource.version, resource.kind);
+            assert!(ty.is_some(), "{resource:?}");
+            for sub in resource.subresources {
+                assert!(schema().kind(sub.group, sub.version, sub.kind).is_some(), "{sub:?}");
+            }
+        }
+        assert!(schema().kind("apps", "v1", "DeleteOptions").is_some());
+        assert!(schema().kind("apps", "v1", "Nothing").is_none());
+    }
+
+    #[test]
+    fn fields_of_a_pod() {
+        let pod = schema().kind("", "v1", "Pod").unwrap();
+        assert_eq!(pod.go(), "v1.Pod");
+        let spec = pod.field("spec").unwrap().shape.as_struct().unwrap();
+        let containers = spec.field("containers").unwrap();
+        assert!(containers.required && !containers.omit_empty && containers.number == 2);
+        assert_eq!(containers.patch.as_ref().unwrap().key.as_deref(), Some("name"));
+        let Shape::List(list) = &containers.shape else {
+            panic!("{containers:?}")
+        };
+        assert_eq!(list.kind, ListKind::Map(["name".into()].into()));
+        let container = list.item.as_struct().unwrap();
+        let policy = &container.field("imagePullPolicy").unwrap().shape;
+        let Shape::Named(policy) = policy else {
+            panic!("{policy:?}")
+        };
+        assert_eq!((&*policy.go, policy.scalar), ("v1.PullPolicy", Scalar::String));
+        assert_eq!(policy.values.len(), 3);
+        let limits = &container
+            .field("resources")
+            .unwrap()
+            .shape
+            .as_struct()
+            .unwrap()
+            .field("limits")
+            .unwrap()
+            .shape;
+        assert_eq!(limits.go(), "v1.ResourceList");
+        let volume = schema().named("io.k8s.api.core.v1.Volume").unwrap();
+        let empty_dir = volume.field("emptyDir").unwrap();
+        assert_eq!((empty_dir.number, &*empty_dir.within), (2, &[2][..]));
+        let port = schema().named("io.k8s.api.core.v1.ContainerPort").unwrap();
+        assert_eq!(port.field("protocol").unwrap().default, Some("TCP".into()));
+    }
+
+    #[test]
+    fn recursion_is_kept() {
+        let props = schema()
+            .named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+            .unwrap();
+        let Shape::Map(map) = &props.field("properties").unwrap().shape else {
+            panic!()
+        };
+        assert_eq!(map.value.as_struct().unwrap().name, props.name);
+        assert!(props.field("items").unwrap().shape.as_struct().unwrap().union);
+    }
 }
