@@ -73,7 +73,7 @@ enum State {
     /// Not connected; `lost` once that has been told.
     Away { lost: bool },
     /// Connected.
-    Open(Streaming<Envelope>),
+    Open(Box<Streaming<Envelope>>),
 }
 
 /// An endless stream; see [`Runtime::events`](crate::Runtime::events).
@@ -88,7 +88,7 @@ async fn step(mut state: State, channel: Channel, caller: Caller) -> (Notice, St
     loop {
         state = match state {
             State::Away { lost } => match open(channel.clone()).await {
-                Ok(stream) => return (Notice::Connected, State::Open(stream)),
+                Ok(stream) => return (Notice::Connected, State::Open(Box::new(stream))),
                 Err(status) if !lost => return (lost_notice(&caller, &status), State::Away { lost: true }),
                 Err(_) => {
                     tokio::time::sleep(RETRY).await;
@@ -97,7 +97,7 @@ async fn step(mut state: State, channel: Channel, caller: Caller) -> (Notice, St
             },
             State::Open(mut stream) => match stream.next().await {
                 Some(Ok(envelope)) => match decode(&envelope) {
-                    Some(event) => return (Notice::Event(event), State::Open(stream)),
+                    Some(event) => return (Notice::Event(event), State::Open(Box::new(stream))),
                     None => State::Open(stream),
                 },
                 Some(Err(status)) => return (lost_notice(&caller, &status), State::Away { lost: true }),

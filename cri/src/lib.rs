@@ -8,7 +8,10 @@ mod client;
 mod convert;
 mod error;
 pub mod events;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod images;
+pub mod logs;
 mod oci;
 pub mod pause;
 mod protocols;
