@@ -1,5 +1,7 @@
 //! The clients against the real kernel, each test in network namespaces of its own.
 
+#![allow(clippy::unwrap_used)] // Test code throughout: a panic is a failed test.
+
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;

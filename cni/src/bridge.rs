@@ -1,0 +1,445 @@
+//! The `bridge` plugin: a veth pair between the container and a bridge of this machine.
+//!
+//! ADD takes the address first: the container's hardware address then follows from it, and the pair is made in one
+//! request with everything that it needs. Each step that succeeded is undone, last first, when a later one fails.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
+
+use ipnet::IpNet;
+use skiff_net::netlink::{BridgeOptions, Link, LinkChange, Mac, Netlink, Protocol, Route, VethOptions};
+use skiff_net::netns::Namespace;
+use skiff_net::sysctl;
+
+use crate::delegate;
+use crate::error::{Code, Error};
+use crate::outcome::{self, Interface, Network, Reply};
+use crate::request::{Request, Verb};
+
+mod check;
+mod config;
+mod masquerade;
+
+use config::Config;
+
+/// A random name that is taken already is chosen anew this many times.
+const NAME_TRIES: usize = 10;
+
+pub(crate) fn run(request: &Request) -> Result<Reply, Error> {
+    match request.verb {
+        Verb::Add => add(request),
+        Verb::Del => del(request),
+        Verb::Check => check::run(request),
+        Verb::Status => status(request),
+        Verb::Gc => gc(request),
+        Verb::Version => Ok(Reply::Silent),
+    }
+}
+
+/// Both sides of an attachment: this machine's namespace and the container's.
+struct Sides {
+    outer: Netlink,
+    inner: Netlink,
+    container: Namespace,
+}
+
+/// What has been done so far, in order; [`Undo::drop`] takes it back unless committed.
+struct Undo<'a> {
+    steps: Vec<Box<dyn FnOnce() + 'a>>,
+}
+
+impl<'a> Undo<'a> {
+    fn then(&mut self, step: impl FnOnce() + 'a) {
+        self.steps.push(Box::new(step));
+    }
+
+    fn commit(mut self) {
+        self.steps.clear();
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        while let Some(step) = self.steps.pop() {
+            step();
+        }
+    }
+}
+
+fn add(request: &Request) -> Result<Reply, Error> {
+    let config = Config::read(request)?;
+    let mut sides = open(&request.namespace)?;
+    let name = &request.interface;
+    let existing = sides
+        .inner
+        .link(name)
+        .map_err(|source| Error::internal("failed to look into the netns", &source))?;
+    if existing.is_some() {
+        return Err(Error::new(
+            Code::Internal,
+            format!("container veth name provided ({name}) already exists"),
+        ));
+    }
+
+    let mut undo = Undo { steps: Vec::new() };
+    let mut network = Network::default();
+    if config.layer3 {
+        network = delegate::ipam(request)?;
+        // Its own error would hide the one that led here.
+        undo.then(|| drop(delegate::ipam(&request.with_verb(Verb::Del))));
+        if network.ips.is_empty() {
+            return Err(Error::new(Code::Internal, "IPAM plugin returned missing IP config"));
+        }
+    }
+    complete(&config, &mut network)?;
+
+    let bridge = ensure_bridge(&mut sides.outer, &config, &network)?;
+    let (port, mac) = connect(&mut sides, request, &config, &bridge, &network)?;
+    let namespace = &request.namespace;
+    undo.then(move || {
+        if let Ok(mut netlink) = Namespace::open(namespace)
+            .map_err(drop)
+            .and_then(|n| Netlink::open_in(&n).map_err(drop))
+        {
+            netlink.delete_link(name).ok();
+        }
+    });
+    let inside = configure_container(&mut sides.inner, name, &network)
+        .map_err(|source| Error::internal("failed to configure the container's interface", &source))?;
+    configure_bridge(&mut sides.outer, &config, &bridge, &network)?;
+    if config.masquerade && config.layer3 {
+        undo.then(|| drop(masquerade::tear_down(request)));
+        let addresses: Vec<IpNet> = network.ips.iter().map(|ip| ip.address).collect();
+        masquerade::set_up(request, &addresses)?;
+    }
+
+    let sandbox = namespace.display().to_string();
+    network.interfaces = vec![
+        describe(&sides.outer.need_link(&bridge.name).unwrap_or(bridge), ""),
+        describe(&port, ""),
+        Interface {
+            mac: mac.or(inside.mac).map(|mac| mac.to_string()).unwrap_or_default(),
+            ..describe(&inside, &sandbox)
+        },
+    ];
+    for ip in &mut network.ips {
+        ip.interface = Some(2);
+    }
+    undo.commit();
+    Ok(Reply::Network(network))
+}
+
+fn del(request: &Request) -> Result<Reply, Error> {
+    let config = Config::read(request)?;
+    // Every part is tried, whatever became of the others; the first error is told.
+    let mut results = Vec::new();
+    if config.layer3 {
+        results.push(delegate::ipam(request).map(drop));
+    }
+    if !request.namespace.as_os_str().is_empty() {
+        results.push(disconnect(&request.namespace, &request.interface));
+    }
+    if config.masquerade && config.layer3 {
+        results.push(masquerade::tear_down(request));
+    }
+    results.into_iter().collect::<Result<(), Error>>()?;
+    Ok(Reply::Silent)
+}
+
+fn status(request: &Request) -> Result<Reply, Error> {
+    let unavailable = |error: Error| Error {
+        code: Code::NotAvailable,
+        ..error
+    };
+    let config = Config::read(request).map_err(unavailable)?;
+    if config.layer3 {
+        delegate::ipam(request).map_err(unavailable)?;
+    }
+    Ok(Reply::Silent)
+}
+
+fn gc(request: &Request) -> Result<Reply, Error> {
+    let config = Config::read(request)?;
+    let leases = if config.layer3 {
+        delegate::ipam(request).map(drop)
+    } else {
+        Ok(())
+    };
+    let rules = if config.masquerade && config.layer3 {
+        masquerade::collect(request)
+    } else {
+        Ok(())
+    };
+    leases.and(rules).map(|()| Reply::Silent)
+}
+
+fn open(path: &Path) -> Result<Sides, Error> {
+    let failed = |source: &dyn std::error::Error| {
+        Error::internal(format_args!("failed to open netns \"{}\"", path.display()), source)
+    };
+    let container = Namespace::open(path).map_err(|source| failed(&source))?;
+    let here = Namespace::current().map_err(|source| failed(&source))?;
+    if matches!((container.id(), here.id()), (Ok(there), Ok(here)) if there == here) {
+        let message = "plugin's netns and netns from CNI_NETNS should not be the same";
+        return Err(Error::new(Code::InvalidNamespace, message).details(path.display().to_string()));
+    }
+    let outer = Netlink::open().map_err(|source| failed(&source))?;
+    let inner = Netlink::open_in(&container).map_err(|source| failed(&source))?;
+    Ok(Sides {
+        outer,
+        inner,
+        container,
+    })
+}
+
+/// Fills in the gateways that the address plugin left out, and the default route that the configuration wants.
+fn complete(config: &Config, network: &mut Network) -> Result<(), Error> {
+    for ip in &mut network.ips {
+        if ip.gateway.is_none() && config.gateway {
+            // The subnet's first address, as upstream takes it.
+            ip.gateway = ip.address.hosts().next();
+        }
+        let Some(gateway) = ip.gateway.filter(|_| config.default_gateway) else {
+            continue;
+        };
+        let any = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        let dst: IpNet = any
+            .parse()
+            .map_err(|source| Error::internal("impossible default route", &source))?;
+        match network.routes.iter().find(|route| route.dst == dst) {
+            None => network.routes.push(outcome::Route {
+                dst,
+                gw: Some(gateway),
+                mtu: None,
+                priority: None,
+            }),
+            Some(route) if route.gw.is_none_or(|gw| gw == gateway) => {}
+            Some(_) => {
+                let message = "isDefaultGateway ineffective because IPAM sets default route via another gateway";
+                return Err(Error::new(Code::Internal, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The bridge, up. Several calls may make it at once.
+fn ensure_bridge(outer: &mut Netlink, config: &Config, network: &Network) -> Result<Link, Error> {
+    let name = &config.bridge;
+    let failed =
+        |source: &dyn std::error::Error| Error::internal(format_args!("failed to create bridge {name:?}"), source);
+    let found = outer.link(name).map_err(|source| failed(&source))?;
+    let bridge = match found {
+        Some(bridge) => bridge,
+        None => {
+            // An address of its own: without, the kernel changes the bridge's with its ports, and containers would
+            // send to a neighbour that is no more.
+            let gateway = network.ips.first().and_then(|ip| ip.gateway).and_then(Mac::for_ip);
+            let options = BridgeOptions {
+                mtu: config.mtu,
+                mac: Some(gateway.unwrap_or_else(random_mac)),
+                vlan_filtering: false,
+            };
+            match outer.add_bridge(name, &options) {
+                Err(error) if !error.already_exists() => return Err(failed(&error)),
+                _ => {}
+            }
+            // Only a host listens to router advertisements; one from a container could take over its traffic.
+            sysctl::set(&format!("net/ipv6/conf/{name}/accept_ra"), "0").ok();
+            outer.need_link(name).map_err(|source| failed(&source))?
+        }
+    };
+    if bridge.kind != "bridge" {
+        let message = format!("failed to create bridge {name:?}: {name:?} already exists but is not a bridge");
+        return Err(Error::new(Code::Internal, message));
+    }
+    if !bridge.up || (config.promiscuous && bridge.promiscuity == 0) {
+        let promiscuous = config.promiscuous.then_some(true);
+        let change = LinkChange {
+            up: Some(true),
+            promiscuous,
+            ..LinkChange::default()
+        };
+        outer
+            .set_link(bridge.index, &change)
+            .map_err(|source| failed(&source))?;
+    }
+    Ok(bridge)
+}
+
+/// The veth pair: the outer end a port of the bridge and up, the inner end in the container's namespace.
+fn connect(
+    sides: &mut Sides,
+    request: &Request,
+    config: &Config,
+    bridge: &Link,
+    network: &Network,
+) -> Result<(Link, Option<Mac>), Error> {
+    let failed = |source: &dyn std::error::Error| Error::internal("failed to make the veth pair", source);
+    let mac = config
+        .mac
+        .or_else(|| network.ips.first().and_then(|ip| Mac::for_ip(ip.address.addr())));
+    let options = VethOptions {
+        mtu: config.mtu,
+        peer_namespace: Some(&sides.container),
+        mac: None,
+        peer_mac: mac,
+        master: Some(bridge.index),
+        up: true,
+    };
+    let mut tries = 0;
+    let name = loop {
+        let name = format!("veth{:08x}", random() & 0xffff_ffff);
+        match sides.outer.add_veth(&name, &request.interface, &options) {
+            Ok(()) => break name,
+            Err(error) if error.already_exists() && tries < NAME_TRIES => tries += 1,
+            Err(error) => return Err(failed(&error)),
+        }
+    };
+    let finish = |outer: &mut Netlink| {
+        let port = outer.need_link(&name)?;
+        if config.hairpin {
+            outer.set_hairpin(port.index, true)?;
+        }
+        Ok(port)
+    };
+    match finish(&mut sides.outer) {
+        Ok(port) => Ok((port, mac)),
+        Err(error) => {
+            sides.outer.delete_link(&name).ok();
+            let error: skiff_net::netlink::Error = error;
+            Err(failed(&error))
+        }
+    }
+}
+
+/// Addresses and routes inside; returns the interface as it is then.
+fn configure_container(inner: &mut Netlink, name: &str, network: &Network) -> Result<Link, skiff_net::netlink::Error> {
+    let link = inner.need_link(name)?;
+    // Addresses first: with the link up, IPv6 would start duplicate detection before it is told not to.
+    for ip in &network.ips {
+        inner.add_address(link.index, ip.address)?;
+    }
+    inner.set_up(link.index)?;
+    for route in &network.routes {
+        let mut wanted = match network.gateway_for(route) {
+            Some(gateway) => Route::through(route.dst, gateway),
+            None => Route::direct(route.dst, link.index),
+        };
+        wanted.link = Some(link.index);
+        wanted.protocol = Protocol::BOOT;
+        wanted.priority = route.priority.unwrap_or_default();
+        wanted.mtu = route.mtu.unwrap_or_default();
+        match inner.add_route(&wanted) {
+            Err(error) if !error.already_exists() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(link)
+}
+
+/// The gateway's addresses on the bridge, and forwarding.
+fn configure_bridge(outer: &mut Netlink, config: &Config, bridge: &Link, network: &Network) -> Result<(), Error> {
+    if !config.gateway {
+        return Ok(());
+    }
+    let gateways = network
+        .ips
+        .iter()
+        .filter_map(|ip| IpNet::new(ip.gateway?, ip.address.prefix_len()).ok());
+    for gateway in gateways {
+        ensure_address(outer, config, bridge, gateway)?;
+        let forwarding = if gateway.addr().is_ipv4() {
+            "net.ipv4.ip_forward"
+        } else {
+            "net.ipv6.conf.all.forwarding"
+        };
+        sysctl::set(forwarding, "1").map_err(|source| Error::internal("failed to enable forwarding", &source))?;
+    }
+    Ok(())
+}
+
+fn ensure_address(outer: &mut Netlink, config: &Config, bridge: &Link, gateway: IpNet) -> Result<(), Error> {
+    let failed = |source: &dyn std::error::Error| {
+        Error::internal(
+            format_args!("failed to set bridge addr {gateway} on {:?}", bridge.name),
+            source,
+        )
+    };
+    match outer.add_address(bridge.index, gateway) {
+        Ok(()) => {}
+        Err(error) if error.already_exists() => return Ok(()),
+        Err(error) => return Err(failed(&error)),
+    }
+    // It was not there, so others may be that stand in its way. (Found after the fact: the common case asks nothing.)
+    let addresses = outer.addresses(Some(bridge.index)).map_err(|source| failed(&source))?;
+    // As upstream has it: one IPv4 address for a bridge, IPv6 ones as long as their subnets differ.
+    let conflicts = |other: IpNet| match (other, gateway) {
+        (IpNet::V4(_), IpNet::V4(_)) => other != gateway,
+        _ => other != gateway && (other.contains(&gateway) || gateway.contains(&other)),
+    };
+    for other in addresses
+        .iter()
+        .map(|address| address.net)
+        .filter(|other| conflicts(*other))
+    {
+        if config.force_address {
+            outer
+                .delete_address(bridge.index, other)
+                .map_err(|source| failed(&source))?;
+        } else {
+            outer.delete_address(bridge.index, gateway).ok();
+            let message = format!(
+                "failed to set bridge addr: {:?} already has an IP address different from {gateway}",
+                bridge.name
+            );
+            return Err(Error::new(Code::Internal, message).details(format!("it has {other}; see forceAddress")));
+        }
+    }
+    Ok(())
+}
+
+/// Removes the container's interface, and with it the other end. What is gone already is no error.
+fn disconnect(namespace: &Path, interface: &str) -> Result<(), Error> {
+    let Ok(opened) = Namespace::open(namespace) else {
+        return Ok(());
+    };
+    let here = Namespace::current().and_then(|here| {
+        here.id().map_err(|source| skiff_net::netns::Error::Open {
+            path: namespace.to_owned(),
+            source,
+        })
+    });
+    // A path that is no namespace, or our own: there is nothing of the container's in it.
+    if matches!((opened.id(), here), (Ok(there), Ok(here)) if there == here) {
+        return Ok(());
+    }
+    let mut inner = match Netlink::open_in(&opened) {
+        Ok(inner) => inner,
+        Err(skiff_net::netlink::Error::Namespace(_)) => return Ok(()),
+        Err(source) => return Err(Error::internal("failed to open the netns", &source)),
+    };
+    inner
+        .delete_link(interface)
+        .map(drop)
+        .map_err(|source| Error::internal("failed to remove the interface", &source))
+}
+
+fn describe(link: &Link, sandbox: &str) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: Some(link.mtu),
+        sandbox: sandbox.to_owned(),
+    }
+}
+
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// A locally administered unicast address.
+fn random_mac() -> Mac {
+    let [a, b, c, d, e, ..] = random().to_ne_bytes();
+    Mac([0x0a, a, b, c, d, e])
+}
