@@ -50,11 +50,19 @@ impl Strategy for Event {
 
     fn field(&self, object: &Value, path: &str) -> Option<String> {
         let first = |paths: &[&str]| {
-            let found = paths.iter().map(|path| generic::text_at(object, path)).find(|text| !text.is_empty());
+            let found = paths
+                .iter()
+                .map(|path| generic::text_at(object, path))
+                .find(|text| !text.is_empty());
             Some(found.unwrap_or_default())
         };
         match path {
-            "source" => first(&["source.component", "deprecatedSource.component", "reportingComponent", "reportingController"]),
+            "source" => first(&[
+                "source.component",
+                "deprecatedSource.component",
+                "reportingComponent",
+                "reportingController",
+            ]),
             "reportingComponent" | "reportingController" => first(&["reportingComponent", "reportingController"]),
             _ => match path.split_once('.') {
                 Some(("involvedObject" | "regarding", rest)) if FIELDS.contains(&path) => {
@@ -79,7 +87,8 @@ mod tests {
     #[test]
     fn selects_by_either_name_of_a_field() {
         let core = json!({"involvedObject": {"kind": "Pod", "name": "p"}, "source": {"component": "kubelet"}, "type": "Normal"});
-        let new = json!({"regarding": {"kind": "Pod", "name": "p"}, "reportingController": "kubelet", "type": "Normal"});
+        let new =
+            json!({"regarding": {"kind": "Pod", "name": "p"}, "reportingController": "kubelet", "type": "Normal"});
         for event in [core, new] {
             for (path, value) in [
                 ("involvedObject.kind", "Pod"),

@@ -44,38 +44,88 @@ const PLAIN: Generic = Generic {
     create_on_update: false,
 };
 const SPEC: Option<&[&str]> = Some(&["spec"]);
-const WORKLOAD: Generic = Generic { generation: SPEC, status: Status::Plain, ..PLAIN };
+const WORKLOAD: Generic = Generic {
+    generation: SPEC,
+    status: Status::Plain,
+    ..PLAIN
+};
 
 static DEFAULT: Generic = PLAIN;
-static WITH_STATUS: Generic = Generic { status: Status::Plain, ..PLAIN };
-static VOLUME: Generic = Generic { status: Status::Plain, first_phase: Some("Pending"), ..PLAIN };
-static UPSERT: Generic = Generic { create_on_update: true, ..PLAIN };
-static CONDITIONAL: Generic = Generic { unconditional_update: false, ..PLAIN };
-static LEASE: Generic = Generic { create_on_update: true, unconditional_update: false, ..PLAIN };
+static WITH_STATUS: Generic = Generic {
+    status: Status::Plain,
+    ..PLAIN
+};
+static VOLUME: Generic = Generic {
+    status: Status::Plain,
+    first_phase: Some("Pending"),
+    ..PLAIN
+};
+static UPSERT: Generic = Generic {
+    create_on_update: true,
+    ..PLAIN
+};
+static CONDITIONAL: Generic = Generic {
+    unconditional_update: false,
+    ..PLAIN
+};
+static LEASE: Generic = Generic {
+    create_on_update: true,
+    unconditional_update: false,
+    ..PLAIN
+};
 static DEPLOYMENT: Generic = Generic {
     generation: Some(&["spec", "metadata.annotations"]),
     status: Status::KeepLabels,
     scale: Some(&scale::SELECTOR),
     ..PLAIN
 };
-static REPLICA_SET: Generic =
-    Generic { fields: &["status.replicas"], scale: Some(&scale::SELECTOR), ..WORKLOAD };
+static REPLICA_SET: Generic = Generic {
+    fields: &["status.replicas"],
+    scale: Some(&scale::SELECTOR),
+    ..WORKLOAD
+};
 static REPLICATION_CONTROLLER: Generic = Generic {
     fields: &["status.replicas"],
     scale: Some(&scale::LABELS),
     propagation: Propagation::Orphan,
     ..WORKLOAD
 };
-static STATEFUL_SET: Generic = Generic { scale: Some(&scale::SELECTOR), ..WORKLOAD };
-static WITH_GENERATION: Generic = Generic { generation: SPEC, ..PLAIN };
+static STATEFUL_SET: Generic = Generic {
+    scale: Some(&scale::SELECTOR),
+    ..WORKLOAD
+};
+static WITH_GENERATION: Generic = Generic {
+    generation: SPEC,
+    ..PLAIN
+};
 static SPEC_AND_STATUS: Generic = WORKLOAD;
-static DISRUPTION_BUDGET: Generic = Generic { unconditional_update: false, ..WORKLOAD };
-static DEFINITION: Generic = Generic { status: Status::KeepMetadata, unconditional_update: false, ..WORKLOAD };
-static ATTACHMENT: Generic = Generic { status: Status::KeepMetadata, unconditional_update: false, ..PLAIN };
-static WEBHOOKS: Generic = Generic { generation: Some(&["webhooks"]), unconditional_update: false, ..PLAIN };
-static ENDPOINT_SLICE: Generic =
-    Generic { generation: Some(&["endpoints", "ports", "metadata.labels"]), ..PLAIN };
-static FIRST_GENERATION: Generic = Generic { generation: Some(&[]), ..PLAIN };
+static DISRUPTION_BUDGET: Generic = Generic {
+    unconditional_update: false,
+    ..WORKLOAD
+};
+static DEFINITION: Generic = Generic {
+    status: Status::KeepMetadata,
+    unconditional_update: false,
+    ..WORKLOAD
+};
+static ATTACHMENT: Generic = Generic {
+    status: Status::KeepMetadata,
+    unconditional_update: false,
+    ..PLAIN
+};
+static WEBHOOKS: Generic = Generic {
+    generation: Some(&["webhooks"]),
+    unconditional_update: false,
+    ..PLAIN
+};
+static ENDPOINT_SLICE: Generic = Generic {
+    generation: Some(&["endpoints", "ports", "metadata.labels"]),
+    ..PLAIN
+};
+static FIRST_GENERATION: Generic = Generic {
+    generation: Some(&[]),
+    ..PLAIN
+};
 
 /// The facts of a resource that needs no code of its own.
 pub(super) fn lookup(group: &str, plural: &str) -> &'static Generic {
@@ -194,7 +244,9 @@ pub(super) fn text_at(object: &Value, path: &str) -> String {
 }
 
 pub(super) fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
-    path.split('.').try_fold(object, |value, key| value.get(key)).filter(|value| !value.is_null())
+    path.split('.')
+        .try_fold(object, |value, key| value.get(key))
+        .filter(|value| !value.is_null())
 }
 
 /// Puts `old`'s top-level field into `new`, or removes it where `old` has none.
@@ -239,9 +291,14 @@ pub(super) fn keep_all_but_status(new: &mut Value, old: &Value, split: Status) {
     let kept: &[&str] = match split {
         Status::None | Status::Plain => &[],
         Status::KeepLabels => &["labels"],
-        Status::KeepMetadata => {
-            &["labels", "annotations", "finalizers", "ownerReferences", "deletionTimestamp", "generation"]
-        }
+        Status::KeepMetadata => &[
+            "labels",
+            "annotations",
+            "finalizers",
+            "ownerReferences",
+            "deletionTimestamp",
+            "generation",
+        ],
     };
     for key in kept {
         keep_metadata(new, old, key);
@@ -249,7 +306,10 @@ pub(super) fn keep_all_but_status(new: &mut Value, old: &Value, split: Status) {
 }
 
 pub(super) fn generation(object: &Value) -> i64 {
-    object.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0)
+    object
+        .pointer("/metadata/generation")
+        .and_then(Value::as_i64)
+        .unwrap_or(0)
 }
 
 pub(super) fn set_generation(object: &mut Value, generation: i64) {

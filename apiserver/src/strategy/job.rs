@@ -44,9 +44,12 @@ impl Strategy for Job {
 
     fn field(&self, object: &Value, path: &str) -> Option<String> {
         match path {
-            "status.successful" => {
-                Some(at(object, "status.succeeded").and_then(Value::as_i64).unwrap_or(0).to_string())
-            }
+            "status.successful" => Some(
+                at(object, "status.succeeded")
+                    .and_then(Value::as_i64)
+                    .unwrap_or(0)
+                    .to_string(),
+            ),
             _ => generic::field(&[], object, path),
         }
     }
@@ -75,7 +78,12 @@ fn generate_selector(object: &mut Value) {
     if !labels.is_object() {
         *labels = json!({});
     }
-    for (key, value) in [("controller-uid", &uid), ("job-name", &name), (UID_LABEL, &uid), (NAME_LABEL, &name)] {
+    for (key, value) in [
+        ("controller-uid", &uid),
+        ("job-name", &name),
+        (UID_LABEL, &uid),
+        (NAME_LABEL, &name),
+    ] {
         labels[key] = value.as_str().into();
     }
     let selector = &mut object["spec"]["selector"]["matchLabels"];
@@ -95,7 +103,10 @@ mod tests {
     fn selector_comes_from_the_uid() {
         let mut job = json!({"metadata": {"name": "pi", "uid": "u1"}, "spec": {"template": {"spec": {}}}});
         Job.prepare_create(&mut job, &Context::default());
-        assert_eq!(job["spec"]["selector"], json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u1"}}));
+        assert_eq!(
+            job["spec"]["selector"],
+            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u1"}})
+        );
         assert_eq!(
             job["spec"]["template"]["metadata"]["labels"],
             json!({"controller-uid": "u1", "job-name": "pi",

@@ -15,7 +15,11 @@ pub(super) struct Namespace;
 impl Strategy for Namespace {
     fn prepare_create(&self, object: &mut Value, _context: &Context<'_>) {
         generic::reset_status(object, Some("Active"));
-        let finalizers = object.pointer("/spec/finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let finalizers = object
+            .pointer("/spec/finalizers")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
             let mut finalizers = finalizers;
             finalizers.push(FINALIZER.into());
@@ -52,7 +56,10 @@ impl Strategy for Namespace {
     }
 
     fn has_own_finalizers(&self, object: &Value) -> bool {
-        object.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|finalizers| !finalizers.is_empty())
+        object
+            .pointer("/spec/finalizers")
+            .and_then(Value::as_array)
+            .is_some_and(|finalizers| !finalizers.is_empty())
     }
 
     fn begin_deletion(&self, object: &mut Value) {
@@ -80,9 +87,11 @@ mod tests {
     fn only_finalize_takes_finalizers_away() {
         let old = json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Terminating"}});
         let without = json!({"metadata": {"name": "a"}, "spec": {}, "status": {"phase": "Active"}});
-        for (subresource, guarded, phase) in
-            [(None, true, "Terminating"), (Some("status"), true, "Active"), (Some("finalize"), false, "Terminating")]
-        {
+        for (subresource, guarded, phase) in [
+            (None, true, "Terminating"),
+            (Some("status"), true, "Active"),
+            (Some("finalize"), false, "Terminating"),
+        ] {
             let mut new = without.clone();
             Namespace.prepare_update(&mut new, &old, subresource);
             assert_eq!(Namespace.has_own_finalizers(&new), guarded, "{subresource:?}");

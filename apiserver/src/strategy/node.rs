@@ -35,9 +35,13 @@ impl Strategy for Node {
     fn field(&self, object: &Value, path: &str) -> Option<String> {
         // An unset flag is false, not empty.
         match path {
-            "spec.unschedulable" => {
-                Some(object.pointer("/spec/unschedulable").and_then(Value::as_bool).unwrap_or(false).to_string())
-            }
+            "spec.unschedulable" => Some(
+                object
+                    .pointer("/spec/unschedulable")
+                    .and_then(Value::as_bool)
+                    .unwrap_or(false)
+                    .to_string(),
+            ),
             _ => generic::field(&[], object, path),
         }
     }

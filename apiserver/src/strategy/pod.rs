@@ -87,7 +87,9 @@ impl Strategy for Pod {
 }
 
 fn has_gates(pod: &Value) -> bool {
-    at(pod, "spec.schedulingGates").and_then(Value::as_array).is_some_and(|gates| !gates.is_empty())
+    at(pod, "spec.schedulingGates")
+        .and_then(Value::as_array)
+        .is_some_and(|gates| !gates.is_empty())
 }
 
 fn prepare_status_update(new: &mut Value, old: &Value) {
@@ -98,12 +100,18 @@ fn prepare_status_update(new: &mut Value, old: &Value) {
         new["status"] = json!({});
     }
     if text_at(new, "status.qosClass").is_empty() {
-        let class = old.pointer("/status/qosClass").cloned().unwrap_or_else(|| qos::class(old).into());
+        let class = old
+            .pointer("/status/qosClass")
+            .cloned()
+            .unwrap_or_else(|| qos::class(old).into());
         new["status"]["qosClass"] = class;
     }
     for (one, many) in [("podIP", "podIPs"), ("hostIP", "hostIPs")] {
         let single = text_at(new, &format!("status.{one}"));
-        let listed = new["status"].get(many).and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+        let listed = new["status"]
+            .get(many)
+            .and_then(Value::as_array)
+            .is_some_and(|ips| !ips.is_empty());
         if !single.is_empty() && !listed {
             new["status"][many] = json!([{"ip": single}]);
         }
@@ -130,9 +138,20 @@ fn take_ephemeral_containers(pod: &mut Value, wanted: &Value) {
 
 fn take_resources(pod: &mut Value, wanted: &Value) {
     for list in ["containers", "initContainers"] {
-        let wanted = wanted["spec"].get(list).and_then(Value::as_array).cloned().unwrap_or_default();
-        for container in pod["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            let Some(source) = wanted.iter().find(|other| other.get("name") == container.get("name")) else { continue };
+        let wanted = wanted["spec"]
+            .get(list)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        for container in pod["spec"]
+            .get_mut(list)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            let Some(source) = wanted.iter().find(|other| other.get("name") == container.get("name")) else {
+                continue;
+            };
             for key in ["resources", "resizePolicy"] {
                 keep(container, source, key);
             }
@@ -165,7 +184,9 @@ pub fn bind(pod: &mut Value, binding: &Value, now: &str) -> Result<(), BindError
     let conflict = |text: String| Err(BindError::Conflict(text));
     let (wanted, uid) = (text_at(binding, "metadata.uid"), text_at(pod, "metadata.uid"));
     if !wanted.is_empty() && wanted != uid {
-        return conflict(format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"));
+        return conflict(format!(
+            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"
+        ));
     }
     if at(pod, "metadata.deletionTimestamp").is_some() {
         return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -188,11 +209,15 @@ pub fn bind(pod: &mut Value, binding: &Value, now: &str) -> Result<(), BindError
 }
 
 fn validate_binding(binding: &Value) -> Vec<field::Error> {
-    let target = field::Path::new("target");
+    let target = field::Path::root("target");
     let mut errors = Vec::new();
     let kind = text_at(binding, "target.kind");
     if !matches!(kind.as_str(), "" | "Node") {
-        errors.push(field::Error::not_supported(&target.child("kind"), kind, &["Node", "<empty>"]));
+        errors.push(field::Error::not_supported(
+            &target.child("kind"),
+            kind,
+            &["Node", "<empty>"],
+        ));
     }
     if text_at(binding, "target.name").is_empty() {
         errors.push(field::Error::required(&target.child("name"), ""));
@@ -207,7 +232,10 @@ fn set_scheduled(pod: &mut Value, now: &str) {
     let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     match pod["status"]["conditions"].as_array_mut() {
         None => pod["status"]["conditions"] = json!([condition]),
-        Some(conditions) => match conditions.iter_mut().find(|condition| condition["type"] == "PodScheduled") {
+        Some(conditions) => match conditions
+            .iter_mut()
+            .find(|condition| condition["type"] == "PodScheduled")
+        {
             None => conditions.push(condition),
             Some(existing) if existing["status"] == "True" => {}
             Some(existing) => *existing = condition,
@@ -234,7 +262,8 @@ mod tests {
 
     #[test]
     fn grace_periods() {
-        let assigned = json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 12}, "status": {"phase": "Running"}});
+        let assigned =
+            json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 12}, "status": {"phase": "Running"}});
         let finished = json!({"spec": {"nodeName": "n"}, "status": {"phase": "Failed"}});
         for (pod, requested, seconds) in [
             (&assigned, None, 12),
@@ -251,7 +280,8 @@ mod tests {
     #[test]
     fn binds_once() {
         let mut bound = pod();
-        let binding = json!({"metadata": {"name": "p", "annotations": {"a": "b"}}, "target": {"kind": "Node", "name": "n1"}});
+        let binding =
+            json!({"metadata": {"name": "p", "annotations": {"a": "b"}}, "target": {"kind": "Node", "name": "n1"}});
         bind(&mut bound, &binding, "2026-01-01T00:00:00Z").unwrap();
         assert_eq!(bound["spec"]["nodeName"], "n1");
         assert_eq!(bound["metadata"]["annotations"]["a"], "b");
@@ -271,8 +301,16 @@ mod tests {
         let mut leaving = pod();
         leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
         for (mut pod, binding, text) in [
-            (gated, json!({"target": target}), "pod p has non-empty .spec.schedulingGates"),
-            (leaving, json!({"target": target}), "pod p is being deleted, cannot be assigned to a host"),
+            (
+                gated,
+                json!({"target": target}),
+                "pod p has non-empty .spec.schedulingGates",
+            ),
+            (
+                leaving,
+                json!({"target": target}),
+                "pod p is being deleted, cannot be assigned to a host",
+            ),
             (
                 pod(),
                 json!({"metadata": {"uid": "v"}, "target": target}),
@@ -303,8 +341,14 @@ mod tests {
         new["spec"] = json!({"containers": [{"name": "c", "image": "x", "resources": {"limits": {"cpu": "1"}}}], "ephemeralContainers": [{"name": "e"}]});
         let mut debug = new.clone();
         Pod.prepare_update(&mut debug, &old, Some("ephemeralcontainers"));
-        assert_eq!(debug["spec"], json!({"containers": [{"name": "c"}], "ephemeralContainers": [{"name": "e"}]}));
+        assert_eq!(
+            debug["spec"],
+            json!({"containers": [{"name": "c"}], "ephemeralContainers": [{"name": "e"}]})
+        );
         Pod.prepare_update(&mut new, &old, Some("resize"));
-        assert_eq!(new["spec"], json!({"containers": [{"name": "c", "resources": {"limits": {"cpu": "1"}}}]}));
+        assert_eq!(
+            new["spec"],
+            json!({"containers": [{"name": "c", "resources": {"limits": {"cpu": "1"}}}]})
+        );
     }
 }

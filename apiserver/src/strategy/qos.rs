@@ -9,7 +9,9 @@ const COMPUTE: [&str; 2] = ["cpu", "memory"];
 
 /// `Guaranteed`, `Burstable` or `BestEffort`.
 pub(super) fn class(pod: &Value) -> &'static str {
-    let Some(spec) = pod.get("spec") else { return "BestEffort" };
+    let Some(spec) = pod.get("spec") else {
+        return "BestEffort";
+    };
     let pod_level = spec.get("resources").filter(|resources| has_any(resources));
     let containers: Vec<&Value> = ["containers", "initContainers"]
         .iter()
@@ -18,7 +20,10 @@ pub(super) fn class(pod: &Value) -> &'static str {
         .collect();
     let holders: Vec<&Value> = match pod_level {
         Some(resources) => vec![resources],
-        None => containers.iter().filter_map(|container| container.get("resources")).collect(),
+        None => containers
+            .iter()
+            .filter_map(|container| container.get("resources"))
+            .collect(),
     };
     let everyone_limited = if pod_level.is_some() { 1 } else { containers.len() };
 
@@ -34,12 +39,19 @@ pub(super) fn class(pod: &Value) -> &'static str {
         return "BestEffort";
     }
     let equal = requests.len() == limits.len() && requests.iter().all(|(key, value)| limits.get(key) == Some(value));
-    if fully_limited == everyone_limited && equal { "Guaranteed" } else { "Burstable" }
+    if fully_limited == everyone_limited && equal {
+        "Guaranteed"
+    } else {
+        "Burstable"
+    }
 }
 
 fn has_any(resources: &Value) -> bool {
     ["requests", "limits"].iter().any(|key| {
-        resources.get(key).and_then(Value::as_object).is_some_and(|list| COMPUTE.iter().any(|name| list.contains_key(*name)))
+        resources
+            .get(key)
+            .and_then(Value::as_object)
+            .is_some_and(|list| COMPUTE.iter().any(|name| list.contains_key(*name)))
     })
 }
 
@@ -51,7 +63,9 @@ fn sum(total: &mut BTreeMap<&'static str, Quantity>, list: Option<&Value>) -> us
             Value::String(text) => text.clone(),
             other => other.to_string(),
         });
-        let Some(quantity) = text.and_then(|text| text.parse::<Quantity>().ok()) else { continue };
+        let Some(quantity) = text.and_then(|text| text.parse::<Quantity>().ok()) else {
+            continue;
+        };
         if quantity.as_milli() <= 0 {
             continue;
         }
@@ -86,7 +100,11 @@ mod tests {
             (vec![&cpu], "Burstable"),
             (vec![&full, &cpu], "Burstable"),
         ] {
-            assert_eq!(class(&json!({"spec": {"containers": containers}})), class_name, "{containers:?}");
+            assert_eq!(
+                class(&json!({"spec": {"containers": containers}})),
+                class_name,
+                "{containers:?}"
+            );
         }
         let sidecar = json!({"spec": {"containers": [full.clone()], "initContainers": [{}]}});
         assert_eq!(class(&sidecar), "Burstable");

@@ -20,7 +20,10 @@ pub(super) static SELECTOR: Scale = Scale {
     selector: "spec.selector",
     plain_labels: false,
 };
-pub(super) static LABELS: Scale = Scale { plain_labels: true, ..SELECTOR };
+pub(super) static LABELS: Scale = Scale {
+    plain_labels: true,
+    ..SELECTOR
+};
 
 impl Scale {
     /// The object's `Scale`.
@@ -32,7 +35,9 @@ impl Scale {
             }
         }
         let number = |path| at(object, path).and_then(Value::as_i64).unwrap_or(0);
-        let selector = at(object, self.selector).map(|selector| self.selector_text(selector)).unwrap_or_default();
+        let selector = at(object, self.selector)
+            .map(|selector| self.selector_text(selector))
+            .unwrap_or_default();
         json!({
             "apiVersion": "autoscaling/v1",
             "kind": "Scale",
@@ -51,21 +56,30 @@ impl Scale {
             parent.insert(key.to_owned(), replicas.into());
         }
         let version = text_at(scale, "metadata.resourceVersion");
-        if let (false, Some(metadata)) = (version.is_empty(), object.get_mut("metadata").and_then(Value::as_object_mut))
-        {
+        if let (false, Some(metadata)) = (
+            version.is_empty(),
+            object.get_mut("metadata").and_then(Value::as_object_mut),
+        ) {
             metadata.insert("resourceVersion".to_owned(), version.into());
         }
     }
 
     fn selector_text(&self, selector: &Value) -> String {
-        let labels = if self.plain_labels { Some(selector) } else { selector.get("matchLabels") };
+        let labels = if self.plain_labels {
+            Some(selector)
+        } else {
+            selector.get("matchLabels")
+        };
         let mut terms: Vec<(String, String)> = labels
             .and_then(Value::as_object)
             .into_iter()
             .flatten()
             .map(|(key, value)| (key.clone(), format!("{key}={}", value.as_str().unwrap_or_default())))
             .collect();
-        let expressions = selector.get("matchExpressions").filter(|_| !self.plain_labels).and_then(Value::as_array);
+        let expressions = selector
+            .get("matchExpressions")
+            .filter(|_| !self.plain_labels)
+            .and_then(Value::as_array);
         terms.extend(expressions.into_iter().flatten().map(expression_text));
         terms.sort();
         let terms: Vec<String> = terms.into_iter().map(|(_, term)| term).collect();
@@ -107,10 +121,19 @@ mod tests {
         });
         let scale = SELECTOR.read(&object);
         assert_eq!(scale["spec"]["replicas"], 3);
-        assert_eq!(scale["status"], json!({"replicas": 2, "selector": "a=1,!aa,b=2,c in (y,z)"}));
-        assert_eq!(scale["metadata"], json!({"name": "web", "namespace": "default", "uid": "u", "resourceVersion": "7"}));
+        assert_eq!(
+            scale["status"],
+            json!({"replicas": 2, "selector": "a=1,!aa,b=2,c in (y,z)"})
+        );
+        assert_eq!(
+            scale["metadata"],
+            json!({"name": "web", "namespace": "default", "uid": "u", "resourceVersion": "7"})
+        );
 
-        SELECTOR.write(&mut object, &json!({"metadata": {"resourceVersion": "8"}, "spec": {"replicas": 5}}));
+        SELECTOR.write(
+            &mut object,
+            &json!({"metadata": {"resourceVersion": "8"}, "spec": {"replicas": 5}}),
+        );
         assert_eq!(object["spec"]["replicas"], 5);
         assert_eq!(object["metadata"]["resourceVersion"], "8");
     }

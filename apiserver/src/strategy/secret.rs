@@ -37,7 +37,9 @@ impl Strategy for Secret {
 
 /// Moves `stringData` into `data`, where the same key gives way.
 fn take_string_data(object: &mut Value) {
-    let Some(strings) = object.as_object_mut().and_then(|object| object.remove("stringData")) else { return };
+    let Some(strings) = object.as_object_mut().and_then(|object| object.remove("stringData")) else {
+        return;
+    };
     let Value::Object(strings) = strings else { return };
     if strings.is_empty() {
         return;

@@ -53,8 +53,12 @@ fn kind(service: &Value) -> String {
 /// `clusterIP` and the first of `clusterIPs` are one thing under two names.
 fn mirror_cluster_ip(service: &mut Value) {
     let single = generic::text_at(service, "spec.clusterIP");
-    let many = at(service, "spec.clusterIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
-    let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let many = at(service, "spec.clusterIPs")
+        .and_then(Value::as_array)
+        .is_some_and(|ips| !ips.is_empty());
+    let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
     if !single.is_empty() && !many {
         spec.insert("clusterIPs".to_owned(), vec![single].into());
     }
@@ -70,7 +74,13 @@ fn carry_addresses(new: &mut Value, old: &Value) {
         let ip = generic::text_at(new, "spec.clusterIP");
         ip.is_empty() || ip == generic::text_at(old, "spec.clusterIP")
     };
-    for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "healthCheckNodePort"] {
+    for key in [
+        "clusterIP",
+        "clusterIPs",
+        "ipFamilies",
+        "ipFamilyPolicy",
+        "healthCheckNodePort",
+    ] {
         let path = format!("spec.{key}");
         let absent = at(new, &path).is_none_or(|value| value == "" || value == 0);
         if !absent || (key != "healthCheckNodePort" && !same_single) {
@@ -79,7 +89,10 @@ fn carry_addresses(new: &mut Value, old: &Value) {
         if key == "healthCheckNodePort" && !needs_health_check_port(new) {
             continue;
         }
-        if let (Some(value), Some(spec)) = (at(old, &path).cloned(), new.get_mut("spec").and_then(Value::as_object_mut)) {
+        if let (Some(value), Some(spec)) = (
+            at(old, &path).cloned(),
+            new.get_mut("spec").and_then(Value::as_object_mut),
+        ) {
             spec.insert(key.to_owned(), value);
         }
     }
@@ -91,9 +104,19 @@ fn carry_node_ports(new: &mut Value, old: &Value) {
     if !exposed(new) || !exposed(old) {
         return;
     }
-    let old_ports: Vec<Value> = at(old, "spec.ports").and_then(Value::as_array).cloned().unwrap_or_default();
-    let key = |port: &Value| (generic::text_at(port, "protocol"), port.get("port").and_then(Value::as_i64));
-    let Some(ports) = new.pointer_mut("/spec/ports").and_then(Value::as_array_mut) else { return };
+    let old_ports: Vec<Value> = at(old, "spec.ports")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let key = |port: &Value| {
+        (
+            generic::text_at(port, "protocol"),
+            port.get("port").and_then(Value::as_i64),
+        )
+    };
+    let Some(ports) = new.pointer_mut("/spec/ports").and_then(Value::as_array_mut) else {
+        return;
+    };
     let taken: Vec<i64> = ports.iter().filter_map(node_port).collect();
     for port in ports.iter_mut() {
         if node_port(port).is_some() {
@@ -107,7 +130,9 @@ fn carry_node_ports(new: &mut Value, old: &Value) {
 }
 
 fn node_port(port: &Value) -> Option<i64> {
-    port.get("nodePort").and_then(Value::as_i64).filter(|number| *number != 0)
+    port.get("nodePort")
+        .and_then(Value::as_i64)
+        .filter(|number| *number != 0)
 }
 
 fn needs_health_check_port(service: &Value) -> bool {
@@ -118,9 +143,17 @@ fn needs_health_check_port(service: &Value) -> bool {
 fn drop_foreign_fields(service: &mut Value) {
     let kind = kind(service);
     let health = needs_health_check_port(service);
-    let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
     if kind == "ExternalName" {
-        for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+        for key in [
+            "clusterIP",
+            "clusterIPs",
+            "ipFamilies",
+            "ipFamilyPolicy",
+            "internalTrafficPolicy",
+        ] {
             spec.remove(key);
         }
     }
@@ -132,10 +165,19 @@ fn drop_foreign_fields(service: &mut Value) {
         spec.remove("healthCheckNodePort");
     }
     if matches!(kind.as_str(), "ClusterIP" | "ExternalName") {
-        if !spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty()) {
+        if !spec
+            .get("externalIPs")
+            .and_then(Value::as_array)
+            .is_some_and(|ips| !ips.is_empty())
+        {
             spec.remove("externalTrafficPolicy");
         }
-        for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        for port in spec
+            .get_mut("ports")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             port.as_object_mut().and_then(|port| port.remove("nodePort"));
         }
     }
@@ -156,13 +198,17 @@ mod tests {
         Service.prepare_update(&mut new, &old, None);
         assert_eq!(new["spec"]["clusterIP"], "10.96.0.7");
         assert_eq!(new["spec"]["clusterIPs"], json!(["10.96.0.7"]));
-        assert_eq!(new["spec"]["ports"], json!([{"port": 80, "protocol": "TCP", "nodePort": 30080}, {"port": 81, "protocol": "TCP"}]));
+        assert_eq!(
+            new["spec"]["ports"],
+            json!([{"port": 80, "protocol": "TCP", "nodePort": 30080}, {"port": 81, "protocol": "TCP"}])
+        );
         assert_eq!(new["status"], old["status"]);
     }
 
     #[test]
     fn node_ports_go_with_the_type() {
-        let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "nodePort": 30080}]}});
+        let old =
+            json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "nodePort": 30080}]}});
         let mut new = old.clone();
         new["spec"]["type"] = "ClusterIP".into();
         Service.prepare_update(&mut new, &old, None);

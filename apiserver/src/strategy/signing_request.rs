@@ -66,11 +66,18 @@ impl Strategy for SigningRequest {
 }
 
 fn is_approval(condition: &Value) -> bool {
-    matches!(condition.get("type").and_then(Value::as_str), Some("Approved" | "Denied"))
+    matches!(
+        condition.get("type").and_then(Value::as_str),
+        Some("Approved" | "Denied")
+    )
 }
 
 fn conditions(object: &Value) -> Vec<Value> {
-    object.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default()
+    object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default()
 }
 
 fn set_conditions(object: &mut Value, conditions: Vec<Value>) {
@@ -92,10 +99,21 @@ mod tests {
 
     #[test]
     fn the_server_names_the_requester() {
-        let mut object = json!({"metadata": {"name": "c"}, "spec": {"username": "root", "uid": "0", "signerName": "a/b"}});
+        let mut object =
+            json!({"metadata": {"name": "c"}, "spec": {"username": "root", "uid": "0", "signerName": "a/b"}});
         let groups = ["system:authenticated".to_owned()];
-        SigningRequest.prepare_create(&mut object, &Context { user: "jane", uid: "", groups: &groups });
-        assert_eq!(object["spec"], json!({"username": "jane", "signerName": "a/b", "groups": ["system:authenticated"]}));
+        SigningRequest.prepare_create(
+            &mut object,
+            &Context {
+                user: "jane",
+                uid: "",
+                groups: &groups,
+            },
+        );
+        assert_eq!(
+            object["spec"],
+            json!({"username": "jane", "signerName": "a/b", "groups": ["system:authenticated"]})
+        );
     }
 
     #[test]
@@ -103,10 +121,17 @@ mod tests {
         let old = json!({"spec": {}, "status": {}});
         let mut new = json!({"spec": {}, "status": {"certificate": "x", "conditions": [{"type": "Approved"}, {"type": "Failed"}]}});
         SigningRequest.prepare_update(&mut new, &old, Some("status"));
-        assert_eq!(new["status"], json!({"certificate": "x", "conditions": [{"type": "Failed"}]}));
+        assert_eq!(
+            new["status"],
+            json!({"certificate": "x", "conditions": [{"type": "Failed"}]})
+        );
 
-        let mut approved = json!({"spec": {"x": 1}, "status": {"certificate": "y", "conditions": [{"type": "Approved"}]}});
+        let mut approved =
+            json!({"spec": {"x": 1}, "status": {"certificate": "y", "conditions": [{"type": "Approved"}]}});
         SigningRequest.prepare_update(&mut approved, &old, Some("approval"));
-        assert_eq!(approved, json!({"spec": {}, "status": {"conditions": [{"type": "Approved"}]}}));
+        assert_eq!(
+            approved,
+            json!({"spec": {}, "status": {"conditions": [{"type": "Approved"}]}})
+        );
     }
 }
