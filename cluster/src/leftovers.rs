@@ -1,0 +1,76 @@
+//! The cgroups that containers can leave when they are ended from outside. Only those under a cluster's own are touched.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::process::Process;
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Ends what runs in the cgroup `path` of every hierarchy, and removes it with all below.
+pub(crate) fn remove_cgroups(path: &str) -> Vec<String> {
+    let mut roots = vec![PathBuf::from(CGROUPS)];
+    roots.extend(
+        fs::read_dir(CGROUPS)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path())),
+    );
+    let path = path.trim_start_matches('/');
+    roots
+        .iter()
+        .filter_map(|root| remove_cgroup(&root.join(path)).err())
+        .collect()
+}
+
+/// The cgroups at and below `path`, in every hierarchy.
+pub(crate) fn count_cgroups(path: &str) -> usize {
+    let path = path.trim_start_matches('/');
+    let roots = fs::read_dir(CGROUPS)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    roots.map(|root| count(&root.join(path))).sum()
+}
+
+fn count(cgroup: &Path) -> usize {
+    if cgroup.is_dir() {
+        1 + children(cgroup).iter().map(|child| count(child)).sum::<usize>()
+    } else {
+        0
+    }
+}
+
+fn remove_cgroup(cgroup: &Path) -> Result<(), String> {
+    if !cgroup.is_dir() {
+        return Ok(());
+    }
+    for child in children(cgroup) {
+        remove_cgroup(&child)?;
+    }
+    for line in fs::read_to_string(cgroup.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+    {
+        if let Some(process) = line.parse().ok().and_then(Process::of) {
+            process
+                .kill()
+                .map_err(|error| format!("end process {}: {error}", process.pid))?;
+        }
+    }
+    match fs::remove_dir(cgroup) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(format!("remove cgroup {}: {error}", cgroup.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn children(cgroup: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten();
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_dir())
+        .collect()
+}

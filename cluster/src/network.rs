@@ -1,0 +1,129 @@
+//! The cluster's network: a namespace with a bridge (the LAN), and one namespace a node, each with a veth into the bridge.
+//!
+//! Everything is made only where it is missing, so that a half-built network is completed by the next `up`.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use skiff_net::netlink::{BridgeOptions, Netlink, Route, VethOptions};
+use skiff_net::netns::Namespace;
+use skiff_net::sysctl;
+
+use crate::layout::{self, Layout, NAMESPACES, NodeLayout};
+use crate::{Error, Result};
+
+const BRIDGE: &str = "lan";
+const NODE_LINK: &str = "eth0";
+
+/// Makes what is missing of the network.
+pub(crate) fn build(layout: &Layout, nodes: &[NodeLayout]) -> Result<()> {
+    let lan = ensure_namespace("the LAN", &layout.lan_namespace())?;
+    // It forwards nothing anywhere, but with forwarding on it answers "unreachable" instead of staying silent.
+    set_sysctls("the LAN", &lan, &[("net.ipv4.ip_forward", "1")])?;
+    let bridge = build_lan(&lan).map_err(network("the LAN"))?;
+    for node in nodes {
+        let namespace = ensure_namespace(&node.name, node.namespace())?;
+        build_node(&lan, bridge, &namespace, node).map_err(network(&node.name))?;
+    }
+    Ok(())
+}
+
+/// Opens a node's namespace.
+pub(crate) fn open(node: &NodeLayout) -> Result<Namespace> {
+    Namespace::open_named(Path::new(NAMESPACES), node.namespace()).map_err(namespace(&node.name))
+}
+
+/// Takes the names of all namespaces away; with their last process they are gone, and their links with them.
+pub(crate) fn remove(layout: &Layout, nodes: &[NodeLayout]) -> Vec<Error> {
+    let names = nodes
+        .iter()
+        .map(|node| (node.name.as_str(), node.namespace().to_owned()));
+    names
+        .chain([("the LAN", layout.lan_namespace())])
+        .filter_map(|(node, name)| {
+            Namespace::delete(Path::new(NAMESPACES), &name)
+                .map_err(namespace(node))
+                .err()
+        })
+        .collect()
+}
+
+fn ensure_namespace(node: &str, name: &str) -> Result<Namespace> {
+    let directory = Path::new(NAMESPACES);
+    if Namespace::exists(directory, name) {
+        return Namespace::open_named(directory, name).map_err(namespace(node));
+    }
+    // What an interrupted run may have left: a file that is no namespace.
+    Namespace::delete(directory, name).map_err(namespace(node))?;
+    Namespace::create(directory, name).map_err(namespace(node))
+}
+
+fn build_lan(lan: &Namespace) -> Result<u32, skiff_net::netlink::Error> {
+    let mut links = Netlink::open_in(lan)?;
+    if links.link(BRIDGE)?.is_none() {
+        links.add_bridge(BRIDGE, &BridgeOptions::default())?;
+    }
+    let bridge = links.need_link(BRIDGE)?.index;
+    ensure_address(&mut links, bridge, layout::gateway())?;
+    links.set_up(bridge)?;
+    Ok(bridge)
+}
+
+fn build_node(
+    lan: &Namespace,
+    bridge: u32,
+    namespace: &Namespace,
+    node: &NodeLayout,
+) -> Result<(), skiff_net::netlink::Error> {
+    let mut inside = Netlink::open_in(namespace)?;
+    if inside.link(NODE_LINK)?.is_none() {
+        let options = VethOptions {
+            peer_namespace: Some(namespace),
+            master: Some(bridge),
+            up: true,
+            ..VethOptions::default()
+        };
+        Netlink::open_in(lan)?.add_veth(&node.name, NODE_LINK, &options)?;
+    }
+    let loopback = inside.need_link("lo")?.index;
+    inside.set_up(loopback)?;
+    let link = inside.need_link(NODE_LINK)?.index;
+    ensure_address(&mut inside, link, node.address)?;
+    inside.set_up(link)?;
+    // Packets to Service addresses need a route before they are rewritten; the gateway behind it leads nowhere.
+    let everywhere = IpNet::new_assert(IpAddr::from([0, 0, 0, 0]), 0);
+    inside.replace_route(&Route::through(everywhere, layout::gateway()))
+}
+
+fn ensure_address(links: &mut Netlink, link: u32, address: IpAddr) -> Result<(), skiff_net::netlink::Error> {
+    let wanted = IpNet::new_assert(address, layout::lan().prefix_len());
+    match links.add_address(link, wanted) {
+        Err(error) if !error.already_exists() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn set_sysctls(node: &str, in_namespace: &Namespace, settings: &[(&str, &str)]) -> Result<()> {
+    in_namespace
+        .run(|| {
+            settings
+                .iter()
+                .try_for_each(|(name, value)| sysctl::set(name, value).map(|_| ()))
+        })
+        .map_err(namespace(node))?
+        .map_err(|source| Error::Sysctl {
+            node: node.to_owned(),
+            source,
+        })
+}
+
+fn namespace(node: &str) -> impl FnOnce(skiff_net::netns::Error) -> Error {
+    let node = node.to_owned();
+    move |source| Error::Namespace { node, source }
+}
+
+fn network(node: &str) -> impl FnOnce(skiff_net::netlink::Error) -> Error {
+    let node = node.to_owned();
+    move |source| Error::Network { node, source }
+}

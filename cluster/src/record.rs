@@ -1,0 +1,139 @@
+//! What was started, kept in `cluster.json` so that exactly that can be ended.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::process::Process;
+use crate::{Error, Result};
+
+/// What a process is for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// containerd.
+    Containerd,
+    /// `skiff server`.
+    Server,
+    /// `skiff kubelet`.
+    Kubelet,
+    /// `skiff proxy`.
+    Proxy,
+}
+
+/// A cluster: its nodes, the port of its API server, its processes.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// The nodes' names; the first one runs the server.
+    pub nodes: Vec<String>,
+    /// The API server's port on the machine's loopback.
+    pub api_port: u16,
+    /// What was started last in each role.
+    pub processes: Vec<Started>,
+}
+
+/// One process and what it is for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Started {
+    /// What it is for.
+    pub role: Role,
+    /// Where it runs.
+    pub node: String,
+    /// The process.
+    #[serde(flatten)]
+    pub process: Process,
+}
+
+// === impl Role ===
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Containerd => "containerd",
+            Self::Server => "server",
+            Self::Kubelet => "kubelet",
+            Self::Proxy => "proxy",
+        })
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// Reads the file; `None` when there is none.
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::file("read", path)(error)),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|source| Error::Record {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Writes the file, whole or not at all.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).map_err(|source| Error::Record {
+            path: path.to_owned(),
+            source,
+        })?;
+        let new = path.with_extension("json.new");
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, path))
+            .map_err(Error::file("write", path))
+    }
+
+    /// What was started last in this role on this node.
+    pub fn process(&self, role: Role, node: &str) -> Option<Process> {
+        self.processes
+            .iter()
+            .find(|started| started.role == role && started.node == node)
+            .map(|started| started.process)
+    }
+
+    pub(crate) fn set(&mut self, role: Role, node: &str, process: Process) {
+        self.processes
+            .retain(|started| started.role != role || started.node != node);
+        self.processes.push(Started {
+            role,
+            node: node.to_owned(),
+            process,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Process, Record, Role};
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cluster.json");
+        assert_eq!(Record::read(&path).unwrap(), None);
+        let mut record = Record {
+            nodes: vec!["node-1".into()],
+            api_port: 4242,
+            ..Record::default()
+        };
+        record.set(Role::Server, "node-1", Process { pid: 7, start_time: 8 });
+        record.set(Role::Server, "node-1", Process { pid: 9, start_time: 10 });
+        record.write(&path).unwrap();
+        assert_eq!(Record::read(&path).unwrap(), Some(record.clone()));
+        assert_eq!(record.processes.len(), 1);
+    }
+
+    #[test]
+    fn a_garbled_record_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cluster.json");
+        std::fs::write(&path, "{").unwrap();
+        assert!(Record::read(&path).is_err());
+    }
+}

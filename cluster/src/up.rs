@@ -1,0 +1,411 @@
+//! Starting a cluster, and each of its processes.
+
+use std::fs::{File, TryLockError};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client};
+use skiff_api::k8s_openapi::api::core::v1::Node;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::layout::{Layout, NodeLayout};
+use crate::process::{self, Process};
+use crate::progress::Progress;
+use crate::{Cluster, Error, Record, Result, Role, configuration, credentials, images, network};
+
+/// A node that is not Ready by then will not be: something is wrong, and its log says what.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const SOCKET_WITHIN: Duration = Duration::from_secs(20);
+
+/// What `up` is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The cluster's name.
+    pub name: String,
+    /// How many nodes; an existing cluster keeps its number when this is `None`, a new one gets one node.
+    pub nodes: Option<usize>,
+    /// Where clusters are kept.
+    pub home: PathBuf,
+    /// The `skiff` binary to run.
+    pub binary: PathBuf,
+    /// A directory of image archives for every node.
+    pub images: Option<PathBuf>,
+}
+
+impl Cluster {
+    /// Starts a cluster, new or stopped, and waits until its nodes are Ready. What already runs stays as it is.
+    ///
+    /// # Errors
+    /// When all of it runs already, or a part cannot be started; the parts that run keep running, and calling again
+    /// goes on from there.
+    pub async fn up(options: &Options, progress: &dyn Progress) -> Result<Self> {
+        check_machine()?;
+        let layout = Layout::new(&options.home, &options.name)?;
+        let _lock = lock(&layout)?;
+        let record = prepare_record(&layout, options.nodes)?;
+        let mut cluster = Self { layout, record };
+        if cluster.runs_whole() {
+            let kubeconfig = cluster.layout.admin_kubeconfig();
+            return Err(Error::AlreadyRunning {
+                name: options.name.clone(),
+                kubeconfig,
+            });
+        }
+        progress.step("network");
+        let nodes = cluster.nodes();
+        network::build(&cluster.layout, &nodes)?;
+        progress.step("images");
+        images::collect(&cluster.layout, options.images.as_deref())?;
+        progress.step("credentials and configuration");
+        let listener = cluster.open_listener()?;
+        credentials::ensure(&cluster.layout, &nodes, cluster.record.api_port)?;
+        configuration::write(&cluster.layout, &nodes, &options.binary)?;
+        cluster.record.write(&cluster.layout.record())?;
+        cluster.start_all(&options.binary, listener, progress).await?;
+        progress.step("waiting for the nodes to be Ready");
+        cluster.wait_until_ready().await?;
+        Ok(cluster)
+    }
+
+    async fn start_all(&mut self, binary: &Path, listener: Option<TcpListener>, progress: &dyn Progress) -> Result<()> {
+        let nodes = self.nodes();
+        progress.step("container runtimes and the server");
+        if let Some(listener) = listener {
+            self.spawn(Role::Server, &nodes[0], server_command(binary, &self.layout, listener))?;
+        }
+        for node in &nodes {
+            self.ensure(Role::Containerd, node, binary)?;
+        }
+        for node in &nodes {
+            self.wait_for_socket(node).await?;
+        }
+        progress.step("kubelets and proxies");
+        for node in &nodes {
+            self.ensure(Role::Kubelet, node, binary)?;
+            self.ensure(Role::Proxy, node, binary)?;
+        }
+        Ok(())
+    }
+
+    /// Starts one process again that was killed or ended.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&mut self, role: Role, node: &NodeLayout, binary: &Path) -> Result<()> {
+        if role != Role::Server {
+            return self.ensure(role, node, binary);
+        }
+        match self.open_listener()? {
+            Some(listener) => self.spawn(role, node, server_command(binary, &self.layout, listener)),
+            None => Ok(()),
+        }
+    }
+
+    fn ensure(&mut self, role: Role, node: &NodeLayout, binary: &Path) -> Result<()> {
+        if self
+            .record
+            .process(role, &node.name)
+            .is_some_and(|process| process.is_alive())
+        {
+            return Ok(());
+        }
+        let command = match role {
+            Role::Containerd => containerd_command(node),
+            Role::Kubelet => kubelet_command(binary, &self.layout, node),
+            Role::Proxy | Role::Server => proxy_command(binary, node),
+        };
+        self.spawn(role, node, command)
+    }
+
+    fn spawn(&mut self, role: Role, node: &NodeLayout, mut command: Command) -> Result<()> {
+        let namespace = network::open(node)?;
+        let process = process::spawn(&namespace, &mut command, &node.log(role)).map_err(|source| Error::Start {
+            role: role.to_string(),
+            node: node.name.clone(),
+            source,
+        })?;
+        self.record.set(role, &node.name, process);
+        // Written at once: what runs must never be unknown to `down`.
+        self.record.write(&self.layout.record())
+    }
+
+    /// The API server's port on the machine's loopback; `None` when the server runs and holds it.
+    fn open_listener(&mut self) -> Result<Option<TcpListener>> {
+        if self.is_running() {
+            return Ok(None);
+        }
+        let former = self.record.api_port;
+        let open = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        // Somebody else may have taken the former port meanwhile.
+        let listener = open(former).or_else(|_| open(0)).map_err(Error::Listen)?;
+        self.record.api_port = listener.local_addr().map_err(Error::Listen)?.port();
+        Ok(Some(listener))
+    }
+
+    fn runs_whole(&self) -> bool {
+        let alive = |role, node: &String| {
+            self.record
+                .process(role, node)
+                .is_some_and(|process| process.is_alive())
+        };
+        self.is_running()
+            && self.record.nodes.iter().all(|node| {
+                [Role::Containerd, Role::Kubelet, Role::Proxy]
+                    .into_iter()
+                    .all(|role| alive(role, node))
+            })
+    }
+
+    async fn wait_for_socket(&self, node: &NodeLayout) -> Result<()> {
+        let begin = Instant::now();
+        while tokio::net::UnixStream::connect(node.containerd_socket()).await.is_err() {
+            self.check_alive(Role::Containerd, node)?;
+            if begin.elapsed() > SOCKET_WITHIN {
+                return Err(not_ready(Role::Containerd, node, "does not answer"));
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until every node is Ready.
+    ///
+    /// # Errors
+    /// When a process ends meanwhile, or a node is not Ready in a minute.
+    pub async fn wait_until_ready(&self) -> Result<()> {
+        let ready = async {
+            let client = self.wait_for_server().await?;
+            let mut ready = std::collections::BTreeSet::new();
+            let mut nodes = watcher(Api::<Node>::all(client), watcher::Config::default())
+                .default_backoff()
+                .applied_objects()
+                .boxed();
+            while ready.len() < self.record.nodes.len() {
+                // An error is the server going away for a moment: the watcher connects again.
+                let Ok(Some(node)) = nodes.try_next().await else {
+                    continue;
+                };
+                if is_ready(&node) {
+                    ready.insert(node.metadata.name.unwrap_or_default());
+                }
+            }
+            Ok(())
+        };
+        tokio::select! {
+            waited = timeout(READY_WITHIN, ready) => match waited {
+                Ok(result) => result,
+                Err(_) => Err(self.first_unready().await),
+            },
+            ended = self.first_to_end() => Err(ended),
+        }
+    }
+
+    async fn wait_for_server(&self) -> Result<Client> {
+        loop {
+            let client = self.client().await?;
+            match client.apiserver_version().await {
+                Ok(_) => return Ok(client),
+                Err(error) => tracing::debug!(%error, "the server does not answer yet"),
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// A client of the API server as administrator, through loopback.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be read.
+    pub async fn client(&self) -> Result<Client> {
+        let path = self.layout.admin_kubeconfig();
+        let failed = |source| Error::Kubeconfig {
+            path: path.clone(),
+            source,
+        };
+        let kubeconfig = kube::config::Kubeconfig::read_from(&path).map_err(failed)?;
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+            .await
+            .map_err(failed)?;
+        config.read_timeout = None;
+        Client::try_from(config).map_err(Error::api("make a client of the API server"))
+    }
+
+    /// Waits until one of the cluster's processes ends.
+    async fn first_to_end(&self) -> Error {
+        loop {
+            for started in &self.record.processes {
+                if !started.process.is_alive() {
+                    return match self.node(&started.node) {
+                        Ok(node) => not_ready(started.role, &node, "has ended"),
+                        Err(error) => error,
+                    };
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn first_unready(&self) -> Error {
+        let listed = async {
+            Api::<Node>::all(self.client().await.ok()?)
+                .list(&Default::default())
+                .await
+                .ok()
+        }
+        .await;
+        let Some(listed) = listed else {
+            return not_ready(Role::Server, &self.layout.node(0), "does not answer");
+        };
+        let ready = |name: &str| {
+            listed
+                .items
+                .iter()
+                .any(|node| node.metadata.name.as_deref() == Some(name) && is_ready(node))
+        };
+        let unready = self.nodes().into_iter().find(|node| !ready(&node.name));
+        not_ready(
+            Role::Kubelet,
+            &unready.unwrap_or_else(|| self.layout.node(0)),
+            "has not made its node Ready",
+        )
+    }
+
+    fn check_alive(&self, role: Role, node: &NodeLayout) -> Result<()> {
+        let alive = self
+            .record
+            .process(role, &node.name)
+            .as_ref()
+            .is_some_and(Process::is_alive);
+        if alive {
+            Ok(())
+        } else {
+            Err(not_ready(role, node, "has ended"))
+        }
+    }
+}
+
+/// Held while a cluster is changed.
+pub(crate) fn lock(layout: &Layout) -> Result<File> {
+    let path = layout.lock();
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(Error::file("create", directory))?;
+    }
+    let file = File::create(&path).map_err(Error::file("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Busy {
+            name: layout.name().to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(Error::File {
+            what: "lock",
+            path,
+            source,
+        }),
+    }
+}
+
+fn prepare_record(layout: &Layout, nodes: Option<usize>) -> Result<Record> {
+    if let Some(record) = Record::read(&layout.record())? {
+        return match nodes {
+            Some(nodes) if nodes != record.nodes.len() => Err(Error::OtherShape {
+                name: layout.name().to_owned(),
+                nodes: record.nodes.len(),
+            }),
+            _ => Ok(record),
+        };
+    }
+    let nodes = nodes.unwrap_or(1);
+    if !(1..=crate::layout::MAX_NODES).contains(&nodes) {
+        return Err(Error::Nodes { nodes });
+    }
+    Ok(Record {
+        nodes: (0..nodes).map(|index| layout.node(index).name).collect(),
+        ..Record::default()
+    })
+}
+
+fn check_machine() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let missing = |program: &str| !std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
+    let needed = [
+        ("containerd", "containerd"),
+        ("runc", "runc"),
+        ("iptables-restore", "iptables"),
+    ];
+    match needed.into_iter().find(|(program, _)| missing(program)) {
+        Some((program, package)) => Err(Error::Missing { program, package }),
+        None => Ok(()),
+    }
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn not_ready(role: Role, node: &NodeLayout, reason: &str) -> Error {
+    const LINES: usize = 20;
+    let log = node.log(role);
+    let text = std::fs::read(&log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines[lines.len().saturating_sub(LINES)..].join("\n");
+    Error::NotReady {
+        role: role.to_string(),
+        node: node.name.clone(),
+        reason: reason.to_owned(),
+        log,
+        tail,
+    }
+}
+
+fn containerd_command(node: &NodeLayout) -> Command {
+    let mut command = process::command("containerd");
+    command
+        .arg("--config")
+        .arg(node.containerd_config())
+        .args(["--log-level", "warn"]);
+    // The CNI plugins that it executes take this lock.
+    command.env("XTABLES_LOCKFILE", node.iptables_lock());
+    command
+}
+
+fn server_command(binary: &Path, layout: &Layout, listener: TcpListener) -> Command {
+    let mut command = process::command(binary);
+    command
+        .arg("server")
+        .arg("--config")
+        .arg(layout.server_config())
+        .arg("--listen-stdin");
+    command.stdin(Stdio::from(OwnedFd::from(listener)));
+    command
+}
+
+fn kubelet_command(binary: &Path, layout: &Layout, node: &NodeLayout) -> Command {
+    let mut command = process::command(binary);
+    command.arg("kubelet").arg("--config").arg(node.kubelet_config());
+    command.arg("--kubeconfig").arg(node.kubelet_kubeconfig());
+    command.arg("--hostname-override").arg(&node.name);
+    command.arg("--node-ip").arg(node.address.to_string());
+    command.arg("--root-dir").arg(node.kubelet_root());
+    command.arg("--image-dir").arg(layout.images());
+    command
+}
+
+fn proxy_command(binary: &Path, node: &NodeLayout) -> Command {
+    let mut command = process::command(binary);
+    command.arg("proxy").arg("--config").arg(node.proxy_config());
+    command.arg("--cni-conf-dir").arg(node.cni_config());
+    command.arg("--cni-data-dir").arg(node.cni_data());
+    command.env("XTABLES_LOCKFILE", node.iptables_lock());
+    command
+}
