@@ -1,2 +1,46 @@
 //! The `skiff` binary: parses, wires, exits; decides nothing.
-fn main() {}
+//!
+//! Called as `bridge`, `host-local` or `loopback` (links that a node's CNI directory holds), it is that CNI plugin.
+
+mod args;
+mod client;
+mod cluster;
+mod completion;
+mod image;
+mod kubelet;
+mod proxy;
+mod server;
+mod showcase;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let called_as = std::env::args_os().next().unwrap_or_default();
+    let called_as = Path::new(&called_as).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if skiff_cni::PLUGINS.contains(&called_as) {
+        return skiff_cni::main_as(called_as);
+    }
+    let cli = Cli::parse();
+    let logs = cli.logs.options();
+    match cli.command {
+        Command::Server(args) => skiff_daemon::run("skiff-server", logs, |shutdown| server::run(args, shutdown)),
+        Command::Kubelet(args) => skiff_daemon::run("skiff-kubelet", logs, |shutdown| kubelet::run(args, shutdown)),
+        Command::Proxy(args) => skiff_daemon::run("skiff-proxy", logs, |shutdown| proxy::run(args, shutdown)),
+        Command::Up(args) => skiff_daemon::run("skiff", logs, |shutdown| cluster::up(args, shutdown)),
+        Command::Down(args) => skiff_daemon::run("skiff", logs, |_| cluster::down(args)),
+        Command::Clusters(args) => skiff_daemon::run("skiff", logs, |_| cluster::list(args)),
+        Command::Kubeconfig(args) => skiff_daemon::run("skiff", logs, |_| cluster::kubeconfig(args)),
+        Command::Node(args) => cluster::node(args),
+        Command::Image(args) => skiff_daemon::run("skiff", logs, |_| image::run(args)),
+        Command::Version(args) => args::version(&args),
+        Command::Completion(args) => completion::print(&args),
+    }
+}

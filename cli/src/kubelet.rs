@@ -1,0 +1,71 @@
+//! `skiff kubelet`: the node agent.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use skiff_cri::Client;
+use skiff_daemon::{Context, Shutdown};
+use skiff_kubelet::config::{Config, Flags};
+
+use crate::{client, image};
+
+/// `skiff kubelet` flags, under upstream's names.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  skiff kubelet --config /var/lib/kubelet/config.yaml --kubeconfig /etc/kubernetes/kubelet.conf --node-ip 192.168.56.11")]
+pub(crate) struct KubeletArgs {
+    /// The file with a KubeletConfiguration (kubelet.config.k8s.io/v1beta1)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How to reach the API server, and as whom
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: PathBuf,
+    /// The node's name, where it is not the host's
+    #[arg(long, value_name = "NAME")]
+    hostname_override: Option<String>,
+    /// The node's address
+    #[arg(long = "node-ip", value_name = "IP", value_delimiter = ',')]
+    node_ips: Vec<IpAddr>,
+    /// Where pods' directories live
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    root_dir: PathBuf,
+    /// The container runtime's socket
+    #[arg(long, value_name = "URL")]
+    container_runtime_endpoint: Option<String>,
+    /// Labels to register the node with, as key=value
+    #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = key_value)]
+    node_labels: Vec<(String, String)>,
+    /// A directory of image archives to import at the start
+    #[arg(long, value_name = "DIR")]
+    image_dir: Option<PathBuf>,
+    /// The cgroup under which pods' cgroups are made
+    #[arg(long, value_name = "CGROUP")]
+    cgroup_root: Option<String>,
+}
+
+/// Runs until asked to stop.
+pub(crate) async fn run(args: KubeletArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let client = client::from_file(&args.kubeconfig, "kubelet").await?;
+    let flags = Flags {
+        hostname_override: args.hostname_override,
+        node_ips: args.node_ips,
+        root_dir: args.root_dir,
+        container_runtime_endpoint: args.container_runtime_endpoint,
+        node_labels: args.node_labels.into_iter().collect(),
+        cgroup_root: args.cgroup_root,
+    };
+    let config = Config::load(args.config.as_deref(), flags).context("configure the kubelet")?;
+    if let Some(directory) = &args.image_dir {
+        let runtime = Client::new(&config.kubelet.container_runtime_endpoint);
+        image::import_directory(&runtime, directory).await?;
+    }
+    let daemon = Context { shutdown, ..Context::default() };
+    skiff_kubelet::run(config, client, daemon).await.context("run the kubelet")
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form key=value"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}

@@ -1,0 +1,128 @@
+//! `skiff server`: API server, scheduler and controllers in one process.
+//!
+//! The scheduler and the controllers are clients like any other, but in-process: no socket, no TLS, the same code path.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use skiff_api::config::{API_VERSION, ServerConfiguration};
+use skiff_apiserver::ApiServer;
+use skiff_daemon::{Context, Shutdown};
+use skiff_pki::{CertificateAuthority, Identity, ServiceAccountKey};
+use skiff_store::{Store, sqlite};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+/// `skiff server` flags.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  skiff server --config /etc/skiff/server.yaml")]
+pub(crate) struct ServerArgs {
+    /// The file with a ServerConfiguration
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Serve the API on standard input too, a listening socket that the parent process opened
+    #[arg(long)]
+    listen_stdin: bool,
+}
+
+/// Runs until asked to stop, or until one of the parts fails.
+pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let config = read(&args.config)?;
+    let listeners = listen(&config, args.listen_stdin).await?;
+    let daemon = Context { shutdown: shutdown.clone(), ..Context::default() };
+
+    let database = config.data_dir.join("state.db");
+    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+    let store = tokio::task::spawn_blocking(move || sqlite::open(database, sqlite::Options::default()));
+    let store: Arc<dyn Store> = Arc::new(store.await.context("open the store")?.context("open the store")?);
+    let server =
+        ApiServer::start(api_config(&config)?, store, daemon.clone()).await.context("start the API server")?;
+
+    let mut parts = JoinSet::new();
+    let serving = server.clone();
+    parts.spawn(async move { serving.serve(listeners).await.context("serve the API") });
+    if config.scheduler {
+        let client = server.client("system:kube-scheduler", &["system:authenticated"]);
+        let scheduler = skiff_scheduler::run(skiff_scheduler::Config::default(), client, daemon.clone());
+        parts.spawn(async move { scheduler.await.context("run the scheduler") });
+    }
+    let client = server.client("system:kube-controller-manager", &["system:authenticated"]);
+    let controllers = skiff_controllers::run(controllers_config(&config)?, client, daemon);
+    parts.spawn(async move { controllers.await.context("run the controllers") });
+
+    skiff_daemon::notify_ready();
+    while let Some(ended) = parts.join_next().await {
+        ended.context("a part of the server panicked")??;
+        anyhow::ensure!(shutdown.is_cancelled(), "a part of the server has ended by itself");
+    }
+    Ok(())
+}
+
+fn read(path: &std::path::Path) -> anyhow::Result<ServerConfiguration> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let config: ServerConfiguration =
+        serde_saphyr::from_str(&text).with_context(|| format!("{} is not a ServerConfiguration", path.display()))?;
+    anyhow::ensure!(
+        config.api_version == API_VERSION && config.kind == "ServerConfiguration",
+        "{} is a {} {}, not a {API_VERSION} ServerConfiguration",
+        path.display(),
+        config.api_version,
+        config.kind
+    );
+    Ok(config)
+}
+
+async fn listen(config: &ServerConfiguration, stdin: bool) -> anyhow::Result<Vec<TcpListener>> {
+    let address = SocketAddr::new(config.bind_address, config.secure_port);
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address}: is another API server running there?"))?;
+    let mut listeners = vec![listener];
+    if stdin {
+        let socket = std::io::stdin().as_fd().try_clone_to_owned().context("take over the socket on standard input")?;
+        let socket = std::net::TcpListener::from(socket);
+        socket.set_nonblocking(true).context("use the socket on standard input")?;
+        listeners.push(TcpListener::from_std(socket).context("standard input is not a listening TCP socket")?);
+    }
+    Ok(listeners)
+}
+
+fn api_config(config: &ServerConfiguration) -> anyhow::Result<skiff_apiserver::Config> {
+    let pki = &config.pki_dir;
+    let (first, last) = config.service_node_port_range.split_once('-').context("serviceNodePortRange: not A-B")?;
+    let port = |text: &str| text.trim().parse::<u16>().with_context(|| format!("serviceNodePortRange: {text:?}"));
+    Ok(skiff_apiserver::Config {
+        identity: Identity::load(pki, "apiserver")?,
+        client_ca_pem: ca(config)?,
+        service_cluster_ip_range: config.service_cluster_ip_range,
+        node_port_range: port(first)?..=port(last)?,
+        service_account_key: ServiceAccountKey::load(pki)?,
+        service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
+        advertise_address: config.advertise_address,
+        advertise_port: config.secure_port,
+        kubelet_client: Identity::load_if_there(pki, "apiserver-kubelet-client")?,
+        kubelet_ca_pem: None,
+    })
+}
+
+fn controllers_config(config: &ServerConfiguration) -> anyhow::Result<skiff_controllers::Config> {
+    Ok(skiff_controllers::Config {
+        controllers: config.controllers.clone(),
+        cluster_cidr: vec![config.cluster_cidr],
+        node_cidr_mask_size: config.node_cidr_mask_size,
+        service_cluster_ip_range: vec![config.service_cluster_ip_range],
+        root_ca_pem: ca(config)?,
+        node_monitor_grace_period: Duration::from_secs(config.node_monitor_grace_period_seconds.into()),
+        ..skiff_controllers::Config::default()
+    })
+}
+
+fn ca(config: &ServerConfiguration) -> anyhow::Result<String> {
+    Ok(CertificateAuthority::load(&config.pki_dir, "ca")?.certificate_pem().to_owned())
+}
