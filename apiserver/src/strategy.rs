@@ -22,6 +22,7 @@ mod signing_request;
 pub use generic::Generic;
 pub use pod::{BindError, bind};
 pub use scale::Scale;
+pub(crate) use scale::selector_text;
 
 use std::fmt::Debug;
 
@@ -119,7 +120,7 @@ pub trait Strategy: Send + Sync + Debug {
 
 /// The strategy of a resource; a generic one where the kind adds nothing.
 pub fn for_resource(resource: &Resource) -> &'static dyn Strategy {
-    lookup(&resource.group, &resource.plural)
+    lookup(resource.group, resource.plural)
 }
 
 /// As [`for_resource`], by group and plural name.

@@ -71,7 +71,7 @@ fn sum(total: &mut BTreeMap<&'static str, Quantity>, list: Option<&Value>) -> us
         }
         found += 1;
         let sum = match total.remove(name) {
-            Some(before) => before.checked_add(&quantity).unwrap_or(quantity),
+            Some(before) => before.checked_add(quantity).unwrap_or(quantity),
             None => quantity,
         };
         total.insert(name, sum);

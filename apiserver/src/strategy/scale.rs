@@ -35,9 +35,11 @@ impl Scale {
             }
         }
         let number = |path| at(object, path).and_then(Value::as_i64).unwrap_or(0);
-        let selector = at(object, self.selector)
-            .map(|selector| self.selector_text(selector))
-            .unwrap_or_default();
+        let selector = match at(object, self.selector) {
+            Some(labels) if self.plain_labels => terms(Some(labels), None),
+            Some(selector) => selector_text(selector),
+            None => String::new(),
+        };
         json!({
             "apiVersion": "autoscaling/v1",
             "kind": "Scale",
@@ -63,28 +65,30 @@ impl Scale {
             metadata.insert("resourceVersion".to_owned(), version.into());
         }
     }
+}
 
-    fn selector_text(&self, selector: &Value) -> String {
-        let labels = if self.plain_labels {
-            Some(selector)
-        } else {
-            selector.get("matchLabels")
-        };
-        let mut terms: Vec<(String, String)> = labels
-            .and_then(Value::as_object)
+/// A `LabelSelector` in kubectl's notation; empty when it selects everything or nothing is given.
+pub(crate) fn selector_text(selector: &Value) -> String {
+    terms(selector.get("matchLabels"), selector.get("matchExpressions"))
+}
+
+fn terms(labels: Option<&Value>, expressions: Option<&Value>) -> String {
+    let mut terms: Vec<(String, String)> = labels
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), format!("{key}={}", value.as_str().unwrap_or_default())))
+        .collect();
+    terms.extend(
+        expressions
+            .and_then(Value::as_array)
             .into_iter()
             .flatten()
-            .map(|(key, value)| (key.clone(), format!("{key}={}", value.as_str().unwrap_or_default())))
-            .collect();
-        let expressions = selector
-            .get("matchExpressions")
-            .filter(|_| !self.plain_labels)
-            .and_then(Value::as_array);
-        terms.extend(expressions.into_iter().flatten().map(expression_text));
-        terms.sort();
-        let terms: Vec<String> = terms.into_iter().map(|(_, term)| term).collect();
-        terms.join(",")
-    }
+            .map(expression_text),
+    );
+    terms.sort();
+    let terms: Vec<String> = terms.into_iter().map(|(_, term)| term).collect();
+    terms.join(",")
 }
 
 fn expression_text(expression: &Value) -> (String, String) {
