@@ -14,6 +14,8 @@ use std::process::{Command, Output, Stdio};
 const LOCK_SECONDS: &str = "5";
 /// The exit status for "another holds the lock" and other shortages.
 const RESOURCE_PROBLEM: i32 = 4;
+/// The exit status of a listing of a chain that is not there.
+const NO_SUCH_CHAIN: i32 = 1;
 /// Chains that tell which backend a node uses; the kubelet of any version leaves one of them.
 const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
@@ -179,6 +181,30 @@ impl Iptables {
         let output = self.run(&self.save, &arguments, None)?;
         check(&self.save, &output, None)?;
         Ok(Saved::parse(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// The rules of one chain; `None` when the chain is not there. Its cost does not grow with the other chains.
+    pub fn rules(&self, table: &str, chain: &str) -> Result<Option<Vec<String>>, Error> {
+        // `iptables-nft-save` and `iptables-nft` stand side by side.
+        let name = self
+            .save
+            .file_name()
+            .map(|name| name.to_string_lossy().replace("-save", ""))
+            .unwrap_or_default();
+        let program = self.save.with_file_name(name);
+        let output = self.run(&program, &["-w", LOCK_SECONDS, "-t", table, "-S", chain], None)?;
+        if output.status.code() == Some(NO_SUCH_CHAIN) {
+            return Ok(None);
+        }
+        check(&program, &output, None)?;
+        let prefix = format!("-A {chain} ");
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(Some(
+            text.lines()
+                .filter_map(|line| line.strip_prefix(&prefix))
+                .map(str::to_owned)
+                .collect(),
+        ))
     }
 
     fn has_hint(&self) -> Result<bool, Error> {

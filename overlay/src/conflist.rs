@@ -1,0 +1,84 @@
+//! The CNI configuration of this node.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use crate::Config;
+
+/// The runtime takes the lowest name.
+pub(crate) const FILE: &str = "10-skiff.conflist";
+
+/// Writes the configuration when it differs from what is there. Returns whether it did.
+///
+/// The runtime reads the folder at any moment: the file appears whole, by a rename, and its draft has a name that the
+/// runtime does not read.
+pub(crate) fn write(config: &Config, own: &[IpNet]) -> io::Result<bool> {
+    let text = format!("{:#}\n", render(config, own));
+    let path = config.cni_config_dir.join(FILE);
+    if fs::read_to_string(&path).is_ok_and(|found| found == text) {
+        return Ok(false);
+    }
+    fs::create_dir_all(&config.cni_config_dir)?;
+    let draft = config.cni_config_dir.join(format!(".{FILE}.tmp"));
+    let mut file = File::create(&draft)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&draft, &path)?;
+    sync_folder(&config.cni_config_dir)?;
+    Ok(true)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Masquerading is not asked of the plugin: one rule for the node, made once, does it for all pods.
+fn render(config: &Config, own: &[IpNet]) -> Value {
+    let ranges: Vec<_> = own.iter().map(|range| json!([{ "subnet": range.trunc() }])).collect();
+    let routes: Vec<_> = own
+        .iter()
+        .map(|range| json!({ "dst": if range.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" } }))
+        .collect();
+    let mut bridge = json!({
+        "type": "bridge",
+        "bridge": config.bridge,
+        "isGateway": true,
+        "hairpinMode": true,
+        "ipMasq": false,
+        "ipam": { "type": "host-local", "dataDir": config.cni_data_dir, "ranges": ranges, "routes": routes },
+    });
+    if let Some(mtu) = config.mtu {
+        bridge["mtu"] = json!(mtu);
+    }
+    // Old runtimes read the first field, new ones negotiate by the second.
+    json!({ "cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "skiff", "plugins": [bridge] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_written_once_and_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::new("a");
+        config.cni_config_dir = folder.path().join("net.d");
+        let own = ["10.244.3.0/24".parse().unwrap()];
+        assert!(write(&config, &own).unwrap());
+        assert!(!write(&config, &own).unwrap());
+        let names: Vec<_> = fs::read_dir(&config.cni_config_dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, [FILE]);
+        let text = fs::read_to_string(config.cni_config_dir.join(FILE)).unwrap();
+        let written: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(written["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
+        config.mtu = Some(1400);
+        assert!(write(&config, &own).unwrap());
+    }
+}
