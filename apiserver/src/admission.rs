@@ -1,0 +1,90 @@
+//! Rules that look beyond the object itself: built-in admission plugins, one a file, in upstream's order.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::cache::Cache;
+use crate::errors::Result;
+use crate::registry::Scope;
+use crate::resources::Resources;
+
+/// What somebody is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Make a new object.
+    Create,
+    /// Change one.
+    Update,
+    /// Delete one.
+    Delete,
+    /// Reach into one (`pods/exec`).
+    Connect,
+}
+
+/// What admission judges, beside the object.
+#[derive(Debug, Clone, Copy)]
+pub struct Review<'a> {
+    /// What is done.
+    pub operation: Operation,
+    /// To which resource, where, by whom.
+    pub scope: Scope<'a>,
+    /// Through which subresource.
+    pub subresource: Option<&'a str>,
+    /// The object as it is.
+    pub old: Option<&'a Value>,
+    /// Nothing will be stored.
+    pub dry_run: bool,
+}
+
+impl Review<'_> {
+    /// Whether it is about objects of a resource themselves (no subresource).
+    pub fn is_about(&self, group: &str, plural: &str) -> bool {
+        let resource = self.scope.served.resource;
+        self.subresource.is_none() && resource.group == group && resource.plural == plural
+    }
+}
+
+/// One set of rules.
+pub trait Plugin: Send + Sync + Debug {
+    /// Completes an object, or refuses it.
+    fn mutate(&self, _review: &Review<'_>, _object: &mut Value) -> Result<()> {
+        Ok(())
+    }
+
+    /// Refuses an object that nobody will change any more.
+    fn validate(&self, _review: &Review<'_>, _object: &Value) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The plugins, in the order in which they are asked.
+#[derive(Debug, Default)]
+pub struct Admission {
+    plugins: Vec<Box<dyn Plugin>>,
+}
+
+impl Admission {
+    /// The plugins that are on by default.
+    pub fn builtin(resources: &Resources) -> Self {
+        let _cache = |group: &str, plural: &str| -> Option<Arc<Cache>> {
+            resources
+                .any_version(group, plural)
+                .map(|served| Arc::clone(&served.cache))
+        };
+        Self { plugins: Vec::new() }
+    }
+
+    /// Lets every plugin complete or refuse the object.
+    pub fn mutate(&self, review: &Review<'_>, object: &mut Value) -> Result<()> {
+        self.plugins.iter().try_for_each(|plugin| plugin.mutate(review, object))
+    }
+
+    /// Lets every plugin refuse the object.
+    pub fn validate(&self, review: &Review<'_>, object: &Value) -> Result<()> {
+        self.plugins
+            .iter()
+            .try_for_each(|plugin| plugin.validate(review, object))
+    }
+}

@@ -1,0 +1,118 @@
+//! Who sends a request: a client certificate, a bearer token, or nobody in particular.
+
+mod certificate;
+mod token;
+
+pub use certificate::Certificate;
+pub use token::{Bound, Issued, Lookup, Tokens, username};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http::{HeaderMap, header};
+use skiff_api::status::Status;
+
+use crate::errors::Result;
+
+/// Group of everybody who proved who they are.
+pub const AUTHENTICATED: &str = "system:authenticated";
+/// Group of those who did not.
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// Group that may do everything.
+pub const MASTERS: &str = "system:masters";
+
+/// Who sends a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct User {
+    /// Unique name.
+    pub name: String,
+    /// Unique over time; often empty.
+    pub uid: String,
+    /// Groups, `system:authenticated` among them.
+    pub groups: Vec<String>,
+    /// What else the authenticator knows.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// An authenticated user.
+    pub fn new(name: &str, groups: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let mut groups: Vec<String> = groups.into_iter().map(Into::into).collect();
+        if !groups.iter().any(|group| group == AUTHENTICATED) {
+            groups.push(AUTHENTICATED.to_owned());
+        }
+        Self {
+            name: name.to_owned(),
+            groups,
+            ..Self::default()
+        }
+    }
+
+    /// Nobody in particular.
+    pub fn anonymous() -> Self {
+        Self {
+            name: "system:anonymous".to_owned(),
+            groups: vec![UNAUTHENTICATED.to_owned()],
+            ..Self::default()
+        }
+    }
+
+    /// Whether the user is in a group.
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|own| own == group)
+    }
+}
+
+/// Who stands at the other end of a connection.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// Nobody known; a request may bring a token.
+    Unknown,
+    /// Somebody with a client certificate.
+    Certificate(Arc<Certificate>),
+    /// A component in this process.
+    InProcess(Arc<User>),
+}
+
+/// Tells who sends requests.
+#[derive(Debug)]
+pub struct Authenticator {
+    tokens: Arc<Tokens>,
+    anonymous: Arc<User>,
+}
+
+impl Authenticator {
+    /// An authenticator for certificates and for tokens of `tokens`.
+    pub fn new(tokens: Arc<Tokens>) -> Self {
+        Self {
+            tokens,
+            anonymous: Arc::new(User::anonymous()),
+        }
+    }
+
+    /// Who sends a request with these headers over a connection from `peer`.
+    pub fn authenticate(&self, headers: &HeaderMap, peer: &Peer) -> Result<Arc<User>> {
+        match peer {
+            Peer::InProcess(user) => return Ok(Arc::clone(user)),
+            Peer::Certificate(certificate) if certificate.is_valid_now() => return Ok(Arc::clone(&certificate.user)),
+            Peer::Certificate(_) | Peer::Unknown => {}
+        }
+        let Some(authorization) = headers.get(header::AUTHORIZATION) else {
+            return Ok(Arc::clone(&self.anonymous));
+        };
+        let token = authorization.to_str().ok().and_then(bearer);
+        match token {
+            Some(token) => self.tokens.verify(token).map_err(|error| {
+                tracing::debug!(error = skiff_daemon::error_chain(&error), "bearer token refused");
+                Status::unauthorized()
+            }),
+            None => Ok(Arc::clone(&self.anonymous)),
+        }
+    }
+}
+
+fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}

@@ -1,0 +1,414 @@
+//! Roles and bindings, compiled from the watch cache into what each user and group may do.
+//!
+//! Compiled anew when one of the four resources changed; parsed roles are kept by revision. A request then costs a few hash lookups
+//! and a walk over the rules of the user's own bindings.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use skiff_api::selector::LabelSelector;
+
+use super::Attributes;
+use crate::authentication::User;
+use crate::cache::{Cache, Object};
+
+/// One rule of a role.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rule {
+    /// What may be done.
+    pub verbs: Vec<String>,
+    /// In these API groups,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub api_groups: Vec<String>,
+    /// to these resources,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<String>,
+    /// of these names (all when empty);
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resource_names: Vec<String>,
+    /// or to these paths.
+    #[serde(rename = "nonResourceURLs", skip_serializing_if = "Vec::is_empty")]
+    pub non_resource_urls: Vec<String>,
+}
+
+/// Rules that come from one binding.
+#[derive(Debug, Clone)]
+pub struct Rules(pub Arc<[Rule]>);
+
+impl Rules {
+    /// Everything.
+    pub fn everything() -> Self {
+        let all = || vec!["*".to_owned()];
+        Self(Arc::new([
+            Rule {
+                verbs: all(),
+                api_groups: all(),
+                resources: all(),
+                ..Rule::default()
+            },
+            Rule {
+                verbs: all(),
+                non_resource_urls: all(),
+                ..Rule::default()
+            },
+        ]))
+    }
+}
+
+/// What one binding grants.
+#[derive(Debug)]
+struct Grant {
+    /// Where; `None` for everywhere.
+    namespace: Option<Box<str>>,
+    rules: Arc<[Rule]>,
+    why: Box<str>,
+}
+
+/// The four resources that roles live in.
+#[derive(Debug)]
+pub struct Sources {
+    /// `roles`
+    pub roles: Arc<Cache>,
+    /// `clusterroles`
+    pub cluster_roles: Arc<Cache>,
+    /// `rolebindings`
+    pub role_bindings: Arc<Cache>,
+    /// `clusterrolebindings`
+    pub cluster_role_bindings: Arc<Cache>,
+}
+
+#[derive(Debug, Default)]
+struct Compiled {
+    revisions: [u64; 4],
+    users: HashMap<String, Vec<Arc<Grant>>>,
+    groups: HashMap<String, Vec<Arc<Grant>>>,
+}
+
+/// Evaluates roles.
+#[derive(Debug)]
+pub struct Rbac {
+    sources: Sources,
+    compiled: ArcSwap<Compiled>,
+    parsed: Mutex<HashMap<Arc<str>, (u64, Arc<Role>)>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Role {
+    rules: Option<Vec<Rule>>,
+    aggregation_rule: Option<Aggregation>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Aggregation {
+    cluster_role_selectors: Vec<serde_json::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Binding {
+    subjects: Option<Vec<Subject>>,
+    role_ref: RoleRef,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RoleRef {
+    kind: String,
+    name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Subject {
+    kind: String,
+    name: String,
+    namespace: String,
+}
+
+impl Rbac {
+    /// Evaluates the roles in these caches.
+    pub fn new(sources: Sources) -> Self {
+        Self {
+            sources,
+            compiled: ArcSwap::default(),
+            parsed: Mutex::default(),
+        }
+    }
+
+    /// Why it is allowed; `None` when it is not.
+    pub fn allows(&self, user: &User, attributes: &Attributes<'_>) -> Option<String> {
+        let compiled = self.compiled();
+        compiled
+            .grants(user, attributes.namespace)
+            .find(|(grant, _)| grant.rules.iter().any(|rule| covers(rule, attributes)))
+            .map(|(grant, group)| match group {
+                Some(group) => format!("RBAC: allowed by {} to Group \"{group}\"", grant.why),
+                None => format!("RBAC: allowed by {} to User \"{}\"", grant.why, user.name),
+            })
+    }
+
+    /// Whether it is allowed.
+    pub fn is_allowed(&self, user: &User, attributes: &Attributes<'_>) -> bool {
+        self.compiled()
+            .grants(user, attributes.namespace)
+            .any(|(grant, _)| grant.rules.iter().any(|rule| covers(rule, attributes)))
+    }
+
+    /// All rules of a user in a namespace.
+    pub fn rules(&self, user: &User, namespace: &str) -> Vec<Rules> {
+        self.compiled()
+            .grants(user, namespace)
+            .map(|(grant, _)| Rules(Arc::clone(&grant.rules)))
+            .collect()
+    }
+
+    fn revisions(&self) -> [u64; 4] {
+        [
+            self.sources.roles.revision(),
+            self.sources.cluster_roles.revision(),
+            self.sources.role_bindings.revision(),
+            self.sources.cluster_role_bindings.revision(),
+        ]
+    }
+
+    fn compiled(&self) -> arc_swap::Guard<Arc<Compiled>> {
+        let compiled = self.compiled.load();
+        if compiled.revisions == self.revisions() {
+            return compiled;
+        }
+        let mut parsed = self.parsed.lock();
+        let revisions = self.revisions();
+        if self.compiled.load().revisions != revisions {
+            self.compiled.store(Arc::new(self.compile(revisions, &mut parsed)));
+        }
+        self.compiled.load()
+    }
+
+    fn compile(&self, revisions: [u64; 4], parsed: &mut HashMap<Arc<str>, (u64, Arc<Role>)>) -> Compiled {
+        let cluster_roles = self.sources.cluster_roles.all("");
+        let mut compiled = Compiled {
+            revisions,
+            ..Compiled::default()
+        };
+        let mut cluster_rules: HashMap<String, Arc<[Rule]>> = HashMap::new();
+        for object in &cluster_roles {
+            let rules = rules_of(object, &cluster_roles, parsed);
+            cluster_rules.insert(object.name().to_owned(), rules);
+        }
+        for object in self.sources.cluster_role_bindings.all("") {
+            let binding: Binding = parse(&object);
+            if let Some(rules) = cluster_rules.get(&binding.role_ref.name) {
+                let why = format!(
+                    "ClusterRoleBinding \"{}\" of ClusterRole \"{}\"",
+                    object.name(),
+                    binding.role_ref.name
+                );
+                compiled.add(binding, None, "", Arc::clone(rules), why);
+            }
+        }
+        for object in self.sources.role_bindings.all("") {
+            let binding: Binding = parse(&object);
+            let namespace = object.namespace();
+            let rules = match binding.role_ref.kind.as_str() {
+                "ClusterRole" => cluster_rules.get(&binding.role_ref.name).cloned(),
+                _ => self
+                    .sources
+                    .roles
+                    .get(namespace, &binding.role_ref.name)
+                    .map(|role| rules_of(&role, &[], parsed)),
+            };
+            if let Some(rules) = rules {
+                let why = format!(
+                    "RoleBinding \"{}/{namespace}\" of {} \"{}\"",
+                    object.name(),
+                    binding.role_ref.kind,
+                    binding.role_ref.name
+                );
+                compiled.add(binding, Some(namespace), namespace, rules, why);
+            }
+        }
+        compiled
+    }
+}
+
+impl Compiled {
+    fn add(&mut self, binding: Binding, scope: Option<&str>, namespace: &str, rules: Arc<[Rule]>, why: String) {
+        let grant = Arc::new(Grant {
+            namespace: scope.map(Into::into),
+            rules,
+            why: why.into(),
+        });
+        for subject in binding.subjects.into_iter().flatten() {
+            let grants = match subject.kind.as_str() {
+                "Group" => self.groups.entry(subject.name).or_default(),
+                "User" => self.users.entry(subject.name).or_default(),
+                "ServiceAccount" => {
+                    let namespace = if subject.namespace.is_empty() {
+                        namespace
+                    } else {
+                        &subject.namespace
+                    };
+                    let name = format!("system:serviceaccount:{namespace}:{}", subject.name);
+                    self.users.entry(name).or_default()
+                }
+                _ => continue,
+            };
+            grants.push(Arc::clone(&grant));
+        }
+    }
+
+    /// The grants of a user that hold in a namespace, each with the group that it was given to, if it was one.
+    fn grants<'a>(&'a self, user: &'a User, namespace: &'a str) -> impl Iterator<Item = (&'a Grant, Option<&'a str>)> {
+        let own = self
+            .users
+            .get(&user.name)
+            .into_iter()
+            .flatten()
+            .map(|grant| (grant, None));
+        let groups = user.groups.iter().flat_map(|group| {
+            self.groups
+                .get(group)
+                .into_iter()
+                .flatten()
+                .map(move |grant| (grant, Some(group.as_str())))
+        });
+        own.chain(groups)
+            .filter(move |(grant, _)| grant.namespace.as_deref().is_none_or(|scope| scope == namespace))
+            .map(|(grant, group)| (&**grant, group))
+    }
+}
+
+fn parse<T: DeserializeOwned + Default>(object: &Object) -> T {
+    serde_json::from_slice(&object.bytes).unwrap_or_default()
+}
+
+fn rules_of(
+    object: &Arc<Object>,
+    all: &[Arc<Object>],
+    parsed: &mut HashMap<Arc<str>, (u64, Arc<Role>)>,
+) -> Arc<[Rule]> {
+    let mut role = |object: &Object| -> Arc<Role> {
+        if let Some((revision, role)) = parsed.get(object.key())
+            && *revision == object.revision
+        {
+            return Arc::clone(role);
+        }
+        let role = Arc::new(parse::<Role>(object));
+        parsed.insert(Arc::clone(object.key()), (object.revision, Arc::clone(&role)));
+        role
+    };
+    let own = role(object);
+    let mut rules = own.rules.clone().unwrap_or_default();
+    let selectors = own
+        .aggregation_rule
+        .iter()
+        .flat_map(|rule| &rule.cluster_role_selectors);
+    for selector in selectors.filter_map(|selector| LabelSelector::from_label_selector(Some(selector)).ok()) {
+        for other in all.iter().filter(|other| !Arc::ptr_eq(other, object)) {
+            if selector.matches_with(|key| other.label(key)) {
+                for rule in role(other).rules.iter().flatten() {
+                    if !rules.contains(rule) {
+                        rules.push(rule.clone());
+                    }
+                }
+            }
+        }
+    }
+    rules.into()
+}
+
+fn has(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|entry| entry == "*" || entry == wanted)
+}
+
+/// Whether a rule covers what somebody wants to do.
+fn covers(rule: &Rule, attributes: &Attributes<'_>) -> bool {
+    if !has(&rule.verbs, attributes.verb) {
+        return false;
+    }
+    if !attributes.is_resource {
+        return rule.non_resource_urls.iter().any(|url| match url.strip_suffix('*') {
+            Some(prefix) => attributes.path.starts_with(prefix),
+            None => url == attributes.path,
+        });
+    }
+    has(&rule.api_groups, attributes.group)
+        && covers_resource(&rule.resources, attributes)
+        && (rule.resource_names.is_empty() || rule.resource_names.iter().any(|name| name == attributes.name))
+}
+
+fn covers_resource(resources: &[String], attributes: &Attributes<'_>) -> bool {
+    resources.iter().any(|entry| {
+        if entry == "*" {
+            return true;
+        }
+        match entry.split_once('/') {
+            None => attributes.subresource.is_empty() && entry == attributes.resource,
+            Some((resource, subresource)) => {
+                subresource == attributes.subresource && (resource == "*" || resource == attributes.resource)
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Rule, covers};
+    use crate::authorization::Attributes;
+
+    fn list(items: &[&str]) -> Vec<String> {
+        items.iter().map(|&item| item.to_owned()).collect()
+    }
+
+    #[test]
+    fn rules_cover_what_they_name() {
+        let get = |resource, subresource, name| Attributes {
+            verb: "get",
+            is_resource: true,
+            resource,
+            subresource,
+            name,
+            namespace: "n",
+            ..Attributes::default()
+        };
+        let rule = |resources: &[&str], names: &[&str]| Rule {
+            verbs: list(&["get"]),
+            api_groups: list(&[""]),
+            resources: list(resources),
+            resource_names: list(names),
+            ..Rule::default()
+        };
+        assert!(covers(&rule(&["pods"], &[]), &get("pods", "", "a")));
+        assert!(!covers(&rule(&["pods"], &[]), &get("pods", "log", "a")));
+        assert!(covers(&rule(&["pods/log"], &[]), &get("pods", "log", "a")));
+        assert!(covers(&rule(&["*/log"], &[]), &get("pods", "log", "a")));
+        assert!(covers(&rule(&["*"], &[]), &get("pods", "log", "a")));
+        assert!(covers(&rule(&["pods"], &["a"]), &get("pods", "", "a")));
+        assert!(!covers(&rule(&["pods"], &["a"]), &get("pods", "", "b")));
+        assert!(!covers(&rule(&["pods"], &["a"]), &get("pods", "", "")));
+    }
+
+    #[test]
+    fn paths_may_end_in_a_star() {
+        let rule = Rule {
+            verbs: list(&["get"]),
+            non_resource_urls: list(&["/healthz", "/openapi/*"]),
+            ..Rule::default()
+        };
+        let get = |path| Attributes {
+            verb: "get",
+            path,
+            ..Attributes::default()
+        };
+        assert!(covers(&rule, &get("/healthz")));
+        assert!(covers(&rule, &get("/openapi/v3/apis")));
+        assert!(!covers(&rule, &get("/healthz/etcd")));
+    }
+}

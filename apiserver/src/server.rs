@@ -1,0 +1,220 @@
+//! The way of a request: who, may they, what, answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, Request, Response, header, request::Parts};
+use parking_lot::Mutex;
+use skiff_api::status::Status;
+use skiff_daemon::{Context, Shutdown};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::authentication::{Authenticator, Peer, User};
+use crate::authorization::{Attributes, Authorizer};
+use crate::body::{Body, RequestBody};
+use crate::discovery::Discovery;
+use crate::errors::{self, Result};
+use crate::metrics::{Labels, Metrics};
+use crate::query::Query;
+use crate::registry::Registry;
+use crate::request::RequestInfo;
+use crate::resources::Served;
+use crate::{handlers, health, impersonation};
+
+/// How long a request may take that is neither a watch nor a stream; upstream's number.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests being worked on at once; further ones wait for a while, then are sent away.
+const READING: usize = 400;
+const WRITING: usize = 1000;
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Everything that a request may need.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) authorizer: Authorizer,
+    pub(crate) discovery: Discovery,
+    pub(crate) metrics: Metrics,
+    pub(crate) daemon: Context,
+    pub(crate) limits: Limits,
+}
+
+/// Requests being worked on.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    reading: Semaphore,
+    writing: Semaphore,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            reading: Semaphore::new(READING),
+            writing: Semaphore::new(WRITING),
+        }
+    }
+}
+
+/// A request that was let in.
+pub(crate) struct Call {
+    pub(crate) parts: Parts,
+    /// Behind a lock that is never contended: bodies are not `Sync`, a call that is shared between awaits must be.
+    pub(crate) body: Mutex<RequestBody>,
+    pub(crate) query: Query,
+    pub(crate) info: RequestInfo,
+    pub(crate) user: Arc<User>,
+    pub(crate) labels: Labels,
+}
+
+impl Call {
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.parts.headers
+    }
+}
+
+impl Server {
+    /// Answers a request.
+    pub(crate) async fn handle(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
+        let started = Instant::now();
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query());
+        let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+        let served = self
+            .registry
+            .resources
+            .get(&info.group, &info.version, &info.resource)
+            .filter(|_| info.is_resource)
+            .map(Arc::clone);
+        let labels = labels(&info, served.as_deref());
+        let long = info.is_long_running();
+        let response = match self.answer(parts, body, query, info, served, labels, &peer).await {
+            Ok(response) => response,
+            Err(status) => errors::response(&status),
+        };
+        if !long {
+            let seconds = started.elapsed().as_secs_f64();
+            self.metrics.answered(labels, response.status().as_u16(), seconds);
+        }
+        response
+    }
+
+    #[allow(clippy::too_many_arguments)] // the parts of one request, taken apart once
+    async fn answer(
+        self: &Arc<Self>,
+        parts: Parts,
+        body: RequestBody,
+        query: Query,
+        info: RequestInfo,
+        served: Option<Arc<Served>>,
+        labels: Labels,
+        peer: &Peer,
+    ) -> Result<Response<Body>> {
+        let user = self.authenticator.authenticate(&parts.headers, peer)?;
+        let user = impersonation::apply(&self.authorizer, user, &parts.headers)?;
+        self.authorizer.authorize(&user, &Attributes::of(&info))?;
+        let long = info.is_long_running();
+        let read_only = info.is_read_only();
+        let call = Call {
+            parts,
+            body: Mutex::new(body),
+            query,
+            info,
+            user,
+            labels,
+        };
+        let work = async {
+            match served {
+                Some(served) => handlers::resource(self, served, call).await,
+                None => self.other(call),
+            }
+        };
+        if long {
+            return work.await;
+        }
+        let limit = if read_only {
+            &self.limits.reading
+        } else {
+            &self.limits.writing
+        };
+        let _permit = match limit.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => match tokio::time::timeout(PATIENCE, limit.acquire()).await {
+                Ok(Ok(permit)) => permit,
+                _ => {
+                    self.metrics.rejected.inc();
+                    return Err(Status::too_many_requests(
+                        "Too many requests, please try again later.",
+                        1,
+                    ));
+                }
+            },
+        };
+        let _open = self.metrics.in_flight(!read_only);
+        match tokio::time::timeout(TIMEOUT, work).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Status::timeout("request did not complete within the allotted timeout")),
+        }
+    }
+
+    /// Paths that are no resources.
+    fn other(&self, call: Call) -> Result<Response<Body>> {
+        let path = call.info.path.as_str();
+        if call.info.is_resource || !matches!(call.info.verb, "get" | "head") {
+            return Err(Status::unknown_path());
+        }
+        if let Some(answer) = self.discovery.answer(path, call.headers()) {
+            return Ok(answer);
+        }
+        if let Some(answer) = health::answer(&self.daemon.health, path, &call.query) {
+            return Ok(answer);
+        }
+        match path {
+            "/metrics" => {
+                let mut response = health::text_response(self.daemon.metrics.encode().into());
+                response.headers_mut().insert(
+                    header::CONTENT_TYPE,
+                    http::HeaderValue::from_static(skiff_daemon::metrics::CONTENT_TYPE),
+                );
+                Ok(response)
+            }
+            _ => Err(Status::unknown_path()),
+        }
+    }
+
+    pub(crate) fn shutdown(&self) -> &Shutdown {
+        &self.daemon.shutdown
+    }
+}
+
+/// The labels under which a request is counted.
+fn labels(info: &RequestInfo, served: Option<&Served>) -> Labels {
+    let verb = match info.verb {
+        "get" | "head" => "GET",
+        "list" => "LIST",
+        "watch" => "WATCH",
+        "create" | "post" => "POST",
+        "update" | "put" => "PUT",
+        "patch" => "PATCH",
+        "delete" => "DELETE",
+        "deletecollection" => "DELETECOLLECTION",
+        _ => "OTHER",
+    };
+    match served {
+        Some(served) => Labels {
+            verb,
+            group: served.resource.group,
+            version: served.resource.version,
+            resource: served.resource.plural,
+            subresource: served
+                .resource
+                .subresource(&info.subresource)
+                .map_or("", |found| found.name),
+        },
+        None => Labels {
+            verb,
+            ..Labels::default()
+        },
+    }
+}

@@ -1,0 +1,161 @@
+//! Puts the server together.
+
+use std::sync::Arc;
+
+use skiff_daemon::{Check, Context, Shutdown};
+use skiff_store::Store;
+use tokio::net::TcpListener;
+
+use crate::admission::Admission;
+use crate::allocate::Allocator;
+use crate::authentication::{Authenticator, Lookup, Tokens, User};
+use crate::authorization::{Authorizer, Rbac, Sources};
+use crate::cache::{self, Cache, Caches};
+use crate::client::InProcess;
+use crate::config::Config;
+use crate::discovery::Discovery;
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use crate::resources::Resources;
+use crate::server::{Limits, Server};
+use crate::{bootstrap, http};
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store cannot be read.
+    #[error("fill the cache from the store")]
+    Load(#[source] cache::Error),
+    /// The certificates cannot be used.
+    #[error("set up TLS")]
+    Tls(#[source] skiff_pki::Error),
+    /// The service-account key cannot be used.
+    #[error("use the service-account key: it must be an EC P-256 key")]
+    ServiceAccountKey(#[source] jsonwebtoken::errors::Error),
+    /// A built-in resource is missing.
+    #[error("the schema has no resource {0}: the build is incomplete")]
+    Incomplete(&'static str),
+    /// What every cluster has cannot be created.
+    #[error("create {what} that every cluster has")]
+    Bootstrap {
+        /// What.
+        what: String,
+        /// Why not.
+        #[source]
+        source: skiff_api::status::Status,
+    },
+    /// A task of the server died.
+    #[error("serve connections")]
+    Serve(#[source] tokio::task::JoinError),
+}
+
+/// The API server.
+#[derive(Clone)]
+pub struct ApiServer {
+    server: Arc<Server>,
+    tls: Arc<rustls::ServerConfig>,
+    _ready: Arc<Vec<Check>>,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer").finish_non_exhaustive()
+    }
+}
+
+impl ApiServer {
+    /// Starts the server: fills its cache, follows the store, creates what every cluster has. It answers in-process clients from
+    /// then on; [`ApiServer::serve`] lets others in.
+    pub async fn start(config: Config, store: Arc<dyn Store>, daemon: Context) -> Result<Self, Error> {
+        let tls = skiff_pki::server_config(&config.identity, Some(&config.client_ca_pem)).map_err(Error::Tls)?;
+        let caches = Arc::new(Caches::new(Arc::clone(&store)));
+        let resources = Arc::new(Resources::builtin(&caches));
+        let revision = caches.load().await.map_err(Error::Load)?;
+        tokio::spawn(Arc::clone(&caches).feed(revision, daemon.shutdown.clone()));
+
+        let find = |group: &'static str, plural: &'static str| -> Result<Arc<Cache>, Error> {
+            resources
+                .any_version(group, plural)
+                .map(|served| Arc::clone(&served.cache))
+                .ok_or(Error::Incomplete(plural))
+        };
+        let tokens = Tokens::new(
+            &config.service_account_key,
+            &config.service_account_issuer,
+            Lookup {
+                service_accounts: find("", "serviceaccounts")?,
+                pods: find("", "pods")?,
+                secrets: find("", "secrets")?,
+                nodes: find("", "nodes")?,
+            },
+        )
+        .map_err(Error::ServiceAccountKey)?;
+        const RBAC: &str = "rbac.authorization.k8s.io";
+        let rbac = Rbac::new(Sources {
+            roles: find(RBAC, "roles")?,
+            cluster_roles: find(RBAC, "clusterroles")?,
+            role_bindings: find(RBAC, "rolebindings")?,
+            cluster_role_bindings: find(RBAC, "clusterrolebindings")?,
+        });
+        let allocator = Allocator::new(
+            config.service_cluster_ip_range,
+            config.node_port_range.clone(),
+            find("", "services")?,
+        );
+        let registry = Arc::new(Registry {
+            store,
+            caches,
+            admission: Admission::builtin(&resources),
+            allocator,
+            resources,
+        });
+        let address = format!("{}:{}", config.advertise_address, config.advertise_port);
+        let checks = vec![
+            daemon.health.liveness("etcd"),
+            daemon.health.readiness("poststarthook/rbac/bootstrap-roles"),
+        ];
+        let server = Arc::new(Server {
+            authenticator: Authenticator::new(Arc::new(tokens)),
+            authorizer: Authorizer::new(rbac),
+            discovery: Discovery::new(&registry.resources, &address),
+            metrics: Metrics::new(&daemon.metrics),
+            limits: Limits::default(),
+            registry,
+            daemon,
+        });
+        bootstrap::run(&server.registry, &config).await?;
+        checks.iter().for_each(Check::pass);
+        Ok(Self {
+            server,
+            tls: Arc::new(tls),
+            _ready: Arc::new(checks),
+        })
+    }
+
+    /// A client in this process that acts as `user`, a member of `groups`.
+    pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
+        let service = InProcess {
+            server: Arc::clone(&self.server),
+            user: Arc::new(User::new(user, groups.iter().copied())),
+        };
+        kube::Client::new(service, "default")
+    }
+
+    /// Serves connections on the listeners until shutdown, then drains them.
+    pub async fn serve(&self, listeners: Vec<TcpListener>) -> Result<(), Error> {
+        let shutdown: &Shutdown = self.server.shutdown();
+        let mut tasks = tokio::task::JoinSet::new();
+        for listener in listeners {
+            tasks.spawn(http::serve(
+                Arc::clone(&self.server),
+                listener,
+                Arc::clone(&self.tls),
+                shutdown.clone(),
+            ));
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(Error::Serve)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+//! The server over HTTPS on loopback, with a real SQLite store, spoken to by the real kubectl.
+
+mod cluster;
+mod kubectl;
