@@ -1,8 +1,15 @@
 //! JSON patch, JSON merge patch, strategic merge patch.
+//!
+//! Patches come from clients: work and depth are bounded here, sizes where bodies are read.
 
-use serde_json::Value;
+mod json;
+mod order;
+mod strategic;
 
-use crate::schema::Type;
+pub use json::{json_merge, json_patch};
+pub use strategic::strategic_merge;
+
+use crate::status::Status;
 
 /// Most operations in one JSON patch; upstream's cap.
 pub const MAX_OPERATIONS: usize = 10_000;
@@ -10,34 +17,28 @@ pub const MAX_OPERATIONS: usize = 10_000;
 /// Why a patch cannot be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The patch itself is malformed (400).
+    /// The patch itself is malformed.
     #[error("{0}")]
     Malformed(String),
-    /// The patch does not fit the object (422).
+    /// The patch does not fit the object.
     #[error("{0}")]
     Unprocessable(String),
-    /// The patch is too large (413).
+    /// The patch has too many operations.
     #[error("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {0}")]
     TooManyOperations(usize),
 }
 
-/// Applies a strategic merge patch.
-///
-/// # Errors
-/// When the patch is malformed or does not fit.
-pub fn strategic_merge(_kind: &Type, current: &Value, _patch: &Value) -> Result<Value, Error> {
-    Ok(current.clone())
-}
-
-/// Applies a JSON merge patch (RFC 7396).
-pub fn json_merge(current: &mut Value, patch: &Value) {
-    let _ = (current, patch);
-}
-
-/// Applies a JSON patch (RFC 6902).
-///
-/// # Errors
-/// When the patch is malformed, too long, or an operation fails.
-pub fn json_patch(_current: &mut Value, _patch: &[u8]) -> Result<(), Error> {
-    Ok(())
+impl Error {
+    /// The answer to the client.
+    pub fn to_status(&self) -> Status {
+        match self {
+            Error::Malformed(text) => Status::bad_request(text),
+            Error::Unprocessable(text) => Status::failure(
+                422,
+                "Invalid",
+                format!("the server rejected our request due to an error in our request: {text}"),
+            ),
+            Error::TooManyOperations(_) => Status::request_entity_too_large(self),
+        }
+    }
 }

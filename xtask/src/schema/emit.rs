@@ -401,7 +401,7 @@ impl Field {
         put("flags", (!self.flags.is_empty()).then(|| json!(self.flags)));
         put("default", self.default.clone());
         put("keys", (!self.keys.is_empty()).then(|| json!(self.keys)));
-        put("atomic", self.atomic.then(|| json!(true)));
+        put("atomic", self.atomic.then_some(Value::Bool(true)));
         put("patch", (!self.patch.is_empty()).then(|| json!(self.patch)));
         out.push('}');
         out
