@@ -1,1 +1,44 @@
 //! Makes this node match the pods bound to it.
+//!
+//! Level-triggered: whatever wakes a pod's worker, it looks at the runtime, plans, acts and reports, and the same code
+//! serves after a restart.
+//!
+//! Tasks and what they own:
+//! - [`config::sources`] watches the API server's pods of this node and sends updates to the dispatcher;
+//! - the dispatcher ([`pods`]) owns the set of workers; it hands on updates, the runtime's events and changed objects,
+//!   and asks the runtime for everything once a minute and after each lost connection;
+//! - one worker a pod ([`pod_worker`]) owns all memory of its pod: `observe` → [`plan`] (pure) → [`execute`] (alone touches
+//!   runtime, volumes, cgroups) → [`status`] (pure) → one patch; one task a probe ([`probes`]) reports to it;
+//! - one task a ConfigMap or Secret in use ([`objects`]), one for all Services ([`services`]);
+//! - [`node`] registers the node, keeps its conditions and its lease; [`events`] writes events; [`server`] serves :10250.
+
+pub mod config;
+
+mod agent;
+mod backoff;
+mod cgroups;
+mod dns;
+mod env;
+mod events;
+mod execute;
+mod garbage;
+mod hosts;
+mod images;
+mod labels;
+mod memory;
+mod node;
+mod objects;
+mod observed;
+mod plan;
+mod pod;
+mod pod_worker;
+mod pods;
+mod probes;
+mod run;
+mod server;
+mod services;
+mod status;
+mod volumes;
+
+pub use config::{Config, Flags, KubeletConfiguration};
+pub use run::{Error, run, run_with};

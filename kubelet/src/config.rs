@@ -1,0 +1,247 @@
+//! What the kubelet is told: its `KubeletConfiguration` file and its flags.
+
+mod configuration;
+mod duration;
+pub(crate) mod sources;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+pub use configuration::{
+    Anonymous, Authentication, Authorization, KubeletConfiguration, Taint, Webhook, WebhookAuthorization, X509,
+};
+pub use duration::GoDuration;
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the kubelet configuration {path}; check --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not YAML or JSON.
+    #[error("the kubelet configuration {path} is not valid YAML or JSON")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The parser's error.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The file is of another kind.
+    #[error("{path} holds {found}, not kubelet.config.k8s.io/v1beta1 KubeletConfiguration; check apiVersion and kind")]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// Its apiVersion and kind.
+        found: String,
+    },
+    /// A field is unknown.
+    #[error("strict decoding error: unknown field {field:?} in {path}; remove it or correct its name")]
+    UnknownField {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+    },
+    /// A field has a wrong type.
+    #[error("the kubelet configuration {path} has a wrong or unknown field")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The decoder's error.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A field has a value that cannot work.
+    #[error("invalid configuration: {field}: {detail}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        detail: String,
+    },
+}
+
+/// The kubelet's flags that are not in its configuration file.
+#[derive(Clone, Debug)]
+pub struct Flags {
+    /// `--hostname-override`: the node's name when it is not the host's name.
+    pub hostname_override: Option<String>,
+    /// `--node-ip`: the node's addresses, the first is the primary one.
+    pub node_ips: Vec<IpAddr>,
+    /// `--root-dir`: where pods' directories live.
+    pub root_dir: PathBuf,
+    /// `--container-runtime-endpoint`: overrides the file's `containerRuntimeEndpoint`.
+    pub container_runtime_endpoint: Option<String>,
+    /// `--node-labels`: labels to register the node with.
+    pub node_labels: BTreeMap<String, String>,
+    /// `--cgroup-root`: overrides the file's `cgroupRoot`.
+    pub cgroup_root: Option<String>,
+}
+
+impl Default for Flags {
+    fn default() -> Self {
+        Self {
+            hostname_override: None,
+            node_ips: Vec::new(),
+            root_dir: PathBuf::from("/var/lib/kubelet"),
+            container_runtime_endpoint: None,
+            node_labels: BTreeMap::new(),
+            cgroup_root: None,
+        }
+    }
+}
+
+/// Everything that the kubelet is told.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The configuration file, with defaults.
+    pub kubelet: KubeletConfiguration,
+    /// The flags.
+    pub flags: Flags,
+}
+
+impl Config {
+    /// Reads the configuration file (when there is one) and lays the flags over it.
+    pub fn load(path: Option<&Path>, flags: Flags) -> Result<Self, Error> {
+        let mut kubelet = match path {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+                    path: path.into(),
+                    source,
+                })?;
+                parse(path, &text)?
+            }
+            None => KubeletConfiguration::default(),
+        };
+        if let Some(endpoint) = &flags.container_runtime_endpoint {
+            kubelet.container_runtime_endpoint.clone_from(endpoint);
+        }
+        if let Some(root) = &flags.cgroup_root {
+            kubelet.cgroup_root.clone_from(root);
+        }
+        kubelet.validate()?;
+        Ok(Self { kubelet, flags })
+    }
+
+    /// The node's name: the override, or the host's name in lower case.
+    pub fn node_name(&self) -> String {
+        let name = self.flags.hostname_override.clone().unwrap_or_else(|| {
+            nix::unistd::gethostname()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default()
+        });
+        name.trim().to_lowercase()
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<KubeletConfiguration, Error> {
+    let value: Value = serde_saphyr::from_str(text).map_err(|source| Error::Syntax {
+        path: path.into(),
+        source: Box::new(source),
+    })?;
+    let found = format!(
+        "{} {}",
+        value["apiVersion"].as_str().unwrap_or("no apiVersion"),
+        value["kind"].as_str().unwrap_or("no kind")
+    );
+    if found != "kubelet.config.k8s.io/v1beta1 KubeletConfiguration" {
+        return Err(Error::Kind {
+            path: path.into(),
+            found,
+        });
+    }
+    let configuration: KubeletConfiguration = serde_json::from_value(value).map_err(|source| Error::Field {
+        path: path.into(),
+        source,
+    })?;
+    for field in configuration.other.keys() {
+        if !configuration::known_elsewhere(field) {
+            return Err(Error::UnknownField {
+                path: path.into(),
+                field: field.clone(),
+            });
+        }
+        tracing::warn!(
+            field,
+            "this kubelet does not act on this field of its configuration yet"
+        );
+    }
+    Ok(configuration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+
+    fn read(body: &str) -> Result<KubeletConfiguration, Error> {
+        parse(Path::new("config.yaml"), &format!("{HEAD}{body}"))
+    }
+
+    #[test]
+    fn defaults_are_upstreams() {
+        let config = read("").unwrap();
+        assert_eq!(config.max_pods, 110);
+        assert_eq!(config.port, 10250);
+        assert_eq!(config.node_status_update_frequency.0.as_secs(), 10);
+        assert_eq!(config.eviction_hard["memory.available"], "100Mi");
+        assert!(config.serialize_image_pulls);
+        assert_eq!(config.cgroup_driver, "cgroupfs");
+        assert!(!config.authentication.anonymous.enabled);
+        assert_eq!(config.authorization.mode, "Webhook");
+    }
+
+    #[test]
+    fn values_are_read() {
+        let config = read(
+            "maxPods: 7\ncpuCFSQuotaPeriod: 10ms\nclusterDNS: [10.96.0.10]\nregisterWithTaints:\n- key: a\n  value: b\n  effect: NoSchedule\n\
+             authentication:\n  x509:\n    clientCAFile: /ca.crt\n",
+        )
+        .unwrap();
+        assert_eq!(config.max_pods, 7);
+        assert_eq!(config.cpu_cfs_quota_period.0.as_millis(), 10);
+        assert_eq!(config.register_with_taints[0].key, "a");
+        assert_eq!(
+            config.authentication.x509.client_ca_file,
+            Some(PathBuf::from("/ca.crt"))
+        );
+        assert!(config.authentication.webhook.enabled);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_and_upstreams_others_pass() {
+        assert!(matches!(read("maxPodz: 7\n"), Err(Error::UnknownField { field, .. }) if field == "maxPodz"));
+        assert!(matches!(read("authentication: {x: 1}\n"), Err(Error::Field { .. })));
+        assert!(read("volumeStatsAggPeriod: 1m\n").is_ok());
+    }
+
+    #[test]
+    fn other_kinds_are_refused() {
+        let other = parse(Path::new("c"), "apiVersion: v1\nkind: Config\n");
+        assert!(matches!(other, Err(Error::Kind { found, .. }) if found == "v1 Config"));
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        for body in [
+            "maxPods: -1\n",
+            "cgroupDriver: x\n",
+            "port: 0\n",
+            "evictionHard: {memory.available: lots}\n",
+        ] {
+            let result = read(body).and_then(|config| config.validate());
+            assert!(matches!(result, Err(Error::Invalid { .. })), "{body}");
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! `KubeletConfiguration` of `kubelet.config.k8s.io/v1beta1`, with upstream's names and defaults.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use skiff_api::quantity::Quantity;
+
+use super::{Error, GoDuration};
+
+/// The kubelet's configuration file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)] // the fields are upstream's, documented there under the same names
+pub struct KubeletConfiguration {
+    pub api_version: String,
+    pub kind: String,
+    pub enable_server: bool,
+    pub static_pod_path: Option<PathBuf>,
+    pub pod_logs_dir: PathBuf,
+    pub sync_frequency: GoDuration,
+    pub address: String,
+    pub port: i32,
+    pub tls_cert_file: Option<PathBuf>,
+    pub tls_private_key_file: Option<PathBuf>,
+    pub authentication: Authentication,
+    pub authorization: Authorization,
+    pub enable_debugging_handlers: bool,
+    pub healthz_port: i32,
+    pub healthz_bind_address: String,
+    pub cluster_domain: String,
+    #[serde(rename = "clusterDNS")]
+    pub cluster_dns: Vec<String>,
+    pub streaming_connection_idle_timeout: GoDuration,
+    pub node_status_update_frequency: GoDuration,
+    pub node_status_report_frequency: GoDuration,
+    pub node_lease_duration_seconds: i32,
+    pub cgroup_root: String,
+    #[serde(rename = "cgroupsPerQOS")]
+    pub cgroups_per_qos: bool,
+    pub cgroup_driver: String,
+    pub runtime_request_timeout: GoDuration,
+    pub max_pods: i32,
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: String,
+    pub pod_pids_limit: i64,
+    #[serde(rename = "resolvConf")]
+    pub resolv_conf: Option<PathBuf>,
+    #[serde(rename = "cpuCFSQuota")]
+    pub cpu_cfs_quota: bool,
+    #[serde(rename = "cpuCFSQuotaPeriod")]
+    pub cpu_cfs_quota_period: GoDuration,
+    pub node_status_max_images: i32,
+    pub serialize_image_pulls: bool,
+    pub max_parallel_image_pulls: Option<i32>,
+    pub eviction_hard: BTreeMap<String, String>,
+    pub system_reserved: BTreeMap<String, String>,
+    pub kube_reserved: BTreeMap<String, String>,
+    pub enforce_node_allocatable: Vec<String>,
+    pub fail_swap_on: bool,
+    pub container_log_max_size: String,
+    pub container_log_max_files: i32,
+    pub register_with_taints: Vec<Taint>,
+    pub register_node: bool,
+    pub container_runtime_endpoint: String,
+    pub image_service_endpoint: String,
+    /// Fields of upstream's that this kubelet knows by name only.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+/// A taint to register the node with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Taint {
+    pub key: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    pub effect: String,
+}
+
+/// Who may speak to the kubelet's server.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Authentication {
+    pub x509: X509,
+    pub webhook: Webhook,
+    pub anonymous: Anonymous,
+}
+
+/// Client certificates.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct X509 {
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// Bearer tokens, asked of the API server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Webhook {
+    pub enabled: bool,
+    #[serde(rename = "cacheTTL")]
+    pub cache_ttl: GoDuration,
+}
+
+/// Requests without credentials.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Anonymous {
+    pub enabled: bool,
+}
+
+/// What those who may speak may do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Authorization {
+    pub mode: String,
+    pub webhook: WebhookAuthorization,
+}
+
+/// How long the API server's answers about rights hold.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct WebhookAuthorization {
+    #[serde(rename = "cacheAuthorizedTTL")]
+    pub cache_authorized_ttl: GoDuration,
+    #[serde(rename = "cacheUnauthorizedTTL")]
+    pub cache_unauthorized_ttl: GoDuration,
+}
+
+// === impl KubeletConfiguration ===
+
+impl Default for KubeletConfiguration {
+    fn default() -> Self {
+        Self {
+            api_version: "kubelet.config.k8s.io/v1beta1".into(),
+            kind: "KubeletConfiguration".into(),
+            enable_server: true,
+            static_pod_path: None,
+            pod_logs_dir: "/var/log/pods".into(),
+            sync_frequency: GoDuration::seconds(60),
+            address: "0.0.0.0".into(),
+            port: 10250,
+            tls_cert_file: None,
+            tls_private_key_file: None,
+            authentication: Authentication::default(),
+            authorization: Authorization::default(),
+            enable_debugging_handlers: true,
+            healthz_port: 10248,
+            healthz_bind_address: "127.0.0.1".into(),
+            cluster_domain: String::new(),
+            cluster_dns: Vec::new(),
+            streaming_connection_idle_timeout: GoDuration::seconds(4 * 3600),
+            node_status_update_frequency: GoDuration::seconds(10),
+            node_status_report_frequency: GoDuration::seconds(300),
+            node_lease_duration_seconds: 40,
+            cgroup_root: String::new(),
+            cgroups_per_qos: true,
+            cgroup_driver: "cgroupfs".into(),
+            runtime_request_timeout: GoDuration::seconds(120),
+            max_pods: 110,
+            pod_cidr: String::new(),
+            pod_pids_limit: -1,
+            resolv_conf: Some("/etc/resolv.conf".into()),
+            cpu_cfs_quota: true,
+            cpu_cfs_quota_period: GoDuration(std::time::Duration::from_millis(100)),
+            node_status_max_images: 50,
+            serialize_image_pulls: true,
+            max_parallel_image_pulls: None,
+            eviction_hard: [
+                ("memory.available", "100Mi"),
+                ("nodefs.available", "10%"),
+                ("nodefs.inodesFree", "5%"),
+                ("imagefs.available", "15%"),
+                ("imagefs.inodesFree", "5%"),
+            ]
+            .map(|(signal, threshold)| (signal.to_owned(), threshold.to_owned()))
+            .into(),
+            system_reserved: BTreeMap::new(),
+            kube_reserved: BTreeMap::new(),
+            enforce_node_allocatable: vec!["pods".into()],
+            fail_swap_on: true,
+            container_log_max_size: "10Mi".into(),
+            container_log_max_files: 5,
+            register_with_taints: Vec::new(),
+            register_node: true,
+            container_runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
+            image_service_endpoint: String::new(),
+            other: BTreeMap::new(),
+        }
+    }
+}
+
+impl KubeletConfiguration {
+    /// Refuses values that cannot work.
+    pub fn validate(&self) -> Result<(), Error> {
+        let invalid = |field, detail: String| Err(Error::Invalid { field, detail });
+        if self.max_pods < 0 {
+            return invalid(
+                "maxPods (--max-pods)",
+                format!("{} must not be a negative number", self.max_pods),
+            );
+        }
+        if !(1..=65535).contains(&self.port) {
+            return invalid(
+                "port (--port)",
+                format!("{} must be between 1 and 65535, inclusive", self.port),
+            );
+        }
+        if !matches!(self.cgroup_driver.as_str(), "cgroupfs" | "systemd") {
+            return invalid(
+                "cgroupDriver",
+                format!("{:?} must be \"cgroupfs\" or \"systemd\"", self.cgroup_driver),
+            );
+        }
+        if !matches!(self.authorization.mode.as_str(), "Webhook" | "AlwaysAllow") {
+            return invalid(
+                "authorization.mode",
+                format!("{:?} must be \"Webhook\" or \"AlwaysAllow\"", self.authorization.mode),
+            );
+        }
+        if !self.container_runtime_endpoint.starts_with("unix://") {
+            return invalid(
+                "containerRuntimeEndpoint",
+                format!(
+                    "{:?} must be a unix:// URL of the runtime's socket",
+                    self.container_runtime_endpoint
+                ),
+            );
+        }
+        if self.tls_cert_file.is_some() != self.tls_private_key_file.is_some() {
+            return invalid(
+                "tlsCertFile",
+                "tlsCertFile and tlsPrivateKeyFile go together; set both".into(),
+            );
+        }
+        for (field, thresholds) in [
+            ("evictionHard", &self.eviction_hard),
+            ("kubeReserved", &self.kube_reserved),
+            ("systemReserved", &self.system_reserved),
+        ] {
+            for (name, value) in thresholds {
+                let percent = value.strip_suffix('%').and_then(|p| p.parse::<f64>().ok());
+                if percent.is_none() && value.parse::<Quantity>().is_err() {
+                    return invalid(
+                        field,
+                        format!("{name}: {value:?} is neither a quantity nor a percentage"),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for Webhook {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            cache_ttl: GoDuration::seconds(120),
+        }
+    }
+}
+
+impl Default for Authorization {
+    fn default() -> Self {
+        Self {
+            mode: "Webhook".into(),
+            webhook: WebhookAuthorization::default(),
+        }
+    }
+}
+
+impl Default for WebhookAuthorization {
+    fn default() -> Self {
+        Self {
+            cache_authorized_ttl: GoDuration::seconds(300),
+            cache_unauthorized_ttl: GoDuration::seconds(30),
+        }
+    }
+}
+
+/// Fields that upstream's kubelet has and this one does not act on yet: they are accepted with a warning, so that a
+/// configuration written for upstream is usable, while a misspelt name is still refused.
+pub(super) fn known_elsewhere(field: &str) -> bool {
+    const KNOWN: &[&str] = &[
+        "allowedUnsafeSysctls",
+        "configMapAndSecretChangeDetectionStrategy",
+        "containerLogMaxWorkers",
+        "containerLogMonitorInterval",
+        "contentType",
+        "cpuManagerPolicy",
+        "cpuManagerPolicyOptions",
+        "cpuManagerReconcilePeriod",
+        "crashLoopBackOff",
+        "enableContentionProfiling",
+        "enableControllerAttachDetach",
+        "enableProfilingHandler",
+        "enableSystemLogHandler",
+        "enableSystemLogQuery",
+        "eventBurst",
+        "eventRecordQPS",
+        "evictionMaxPodGracePeriod",
+        "evictionMinimumReclaim",
+        "evictionPressureTransitionPeriod",
+        "evictionSoft",
+        "evictionSoftGracePeriod",
+        "featureGates",
+        "fileCheckFrequency",
+        "failCgroupV1",
+        "hairpinMode",
+        "httpCheckFrequency",
+        "imageGCHighThresholdPercent",
+        "imageGCLowThresholdPercent",
+        "imageMaximumGCAge",
+        "imageMinimumGCAge",
+        "imagePullCredentialsVerificationPolicy",
+        "iptablesDropBit",
+        "iptablesMasqueradeBit",
+        "kernelMemcgNotification",
+        "kubeAPIBurst",
+        "kubeAPIQPS",
+        "kubeReservedCgroup",
+        "kubeletCgroups",
+        "localStorageCapacityIsolation",
+        "logging",
+        "makeIPTablesUtilChains",
+        "maxOpenFiles",
+        "memoryManagerPolicy",
+        "memorySwap",
+        "memoryThrottlingFactor",
+        "mergeDefaultEvictionSettings",
+        "nodeLeaseDurationSeconds",
+        "oomScoreAdj",
+        "podsPerCore",
+        "preloadedImagesVerificationAllowlist",
+        "protectKernelDefaults",
+        "providerID",
+        "qosReserved",
+        "readOnlyPort",
+        "registryBurst",
+        "registryPullQPS",
+        "reservedMemory",
+        "reservedSystemCPUs",
+        "rotateCertificates",
+        "runOnce",
+        "seccompDefault",
+        "serverTLSBootstrap",
+        "showHiddenMetricsForVersion",
+        "shutdownGracePeriod",
+        "shutdownGracePeriodByPodPriority",
+        "shutdownGracePeriodCriticalPods",
+        "singleProcessOOMKill",
+        "staticPodURL",
+        "staticPodURLHeader",
+        "systemCgroups",
+        "systemReservedCgroup",
+        "tlsCipherSuites",
+        "tlsMinVersion",
+        "topologyManagerPolicy",
+        "topologyManagerPolicyOptions",
+        "topologyManagerScope",
+        "tracing",
+        "userNamespaces",
+        "volumePluginDir",
+        "volumeStatsAggPeriod",
+    ];
+    KNOWN.contains(&field)
+}

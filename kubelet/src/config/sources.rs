@@ -1,0 +1,74 @@
+//! Where pods come from. Today: the API server's pods of this node. Static manifests will be a second source of the same
+//! [`Update`]s.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use kube::Api;
+use kube::runtime::watcher::{self, Event, watcher};
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_daemon::Shutdown;
+use tokio::sync::mpsc;
+
+/// A change of what should run here.
+#[derive(Clone, Debug)]
+pub(crate) enum Update {
+    /// All pods of the source: what is not among them is gone.
+    All(Vec<Arc<Pod>>),
+    /// A pod is new or has changed.
+    Apply(Arc<Pod>),
+    /// A pod is gone.
+    Remove(Arc<Pod>),
+}
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// Watches the pods bound to `node` until shutdown; nothing is lost while the API server is away: it is listed again.
+pub(crate) async fn api(client: kube::Client, node: String, updates: mpsc::Sender<Update>, shutdown: Shutdown) {
+    let api: Api<Pod> = Api::all(client);
+    let mut stream = watcher(api, watcher::Config::default().fields(&format!("spec.nodeName={node}"))).boxed();
+    let mut fresh = Vec::new();
+    let mut delay = FIRST_RETRY;
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            event = stream.try_next() => event,
+        };
+        let update = match event {
+            Ok(Some(Event::Init)) => {
+                fresh.clear();
+                continue;
+            }
+            Ok(Some(Event::InitApply(pod))) => {
+                fresh.push(slim(pod));
+                continue;
+            }
+            Ok(Some(Event::InitDone)) => Update::All(std::mem::take(&mut fresh)),
+            Ok(Some(Event::Apply(pod))) => Update::Apply(slim(pod)),
+            Ok(Some(Event::Delete(pod))) => Update::Remove(slim(pod)),
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(
+                    error = skiff_daemon::error_chain(&error),
+                    "cannot watch the pods of this node"
+                );
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(LAST_RETRY);
+                continue;
+            }
+        };
+        delay = FIRST_RETRY;
+        if updates.send(update).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Without what the kubelet never reads.
+fn slim(mut pod: Pod) -> Arc<Pod> {
+    pod.metadata.managed_fields = None;
+    Arc::new(pod)
+}

@@ -1,0 +1,166 @@
+//! A pod's resolver settings, by its dnsPolicy and dnsConfig.
+
+use std::path::Path;
+
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_cri::DnsConfig;
+
+use crate::pod;
+
+/// resolv.conf's limits, as upstream keeps them.
+const MAX_SERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+
+/// The node's settings that pods' come from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Node {
+    /// `clusterDNS`.
+    pub(crate) servers: Vec<String>,
+    /// `clusterDomain`.
+    pub(crate) domain: String,
+    /// The node's own resolver settings.
+    pub(crate) host: DnsConfig,
+}
+
+/// Reads a resolv.conf; an absent one is empty.
+pub(crate) fn read(path: &Path) -> DnsConfig {
+    parse(&std::fs::read_to_string(path).unwrap_or_default())
+}
+
+fn parse(text: &str) -> DnsConfig {
+    let mut config = DnsConfig::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => config.servers.extend(words.next().map(str::to_owned)),
+            Some("search") => config.searches = words.map(|word| word.trim_end_matches('.').to_owned()).collect(),
+            Some("options") => config.options = words.map(str::to_owned).collect(),
+            _ => {}
+        }
+    }
+    config.searches.retain(|search| !search.is_empty());
+    config
+}
+
+/// The pod's settings.
+pub(crate) fn config(pod: &Pod, node: &Node) -> DnsConfig {
+    let spec = pod::spec(pod);
+    let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
+    let cluster = match policy {
+        "ClusterFirst" => !pod::host_network(pod),
+        "ClusterFirstWithHostNet" => true,
+        _ => false,
+    };
+    let mut config = match policy {
+        "None" => DnsConfig::default(),
+        _ if cluster && !node.servers.is_empty() => cluster_first(pod, node),
+        _ => node.host.clone(),
+    };
+    if let Some(extra) = &spec.dns_config {
+        config.servers.extend(extra.nameservers.iter().flatten().cloned());
+        config.searches.extend(extra.searches.iter().flatten().cloned());
+        for option in extra.options.iter().flatten() {
+            let name = option.name.clone().unwrap_or_default();
+            config
+                .options
+                .retain(|known| known.split(':').next() != Some(name.as_str()));
+            config.options.push(match &option.value {
+                Some(value) => format!("{name}:{value}"),
+                None => name,
+            });
+        }
+    }
+    dedupe(&mut config.servers);
+    dedupe(&mut config.searches);
+    config.servers.truncate(MAX_SERVERS);
+    config.searches.truncate(MAX_SEARCHES);
+    config
+}
+
+fn cluster_first(pod: &Pod, node: &Node) -> DnsConfig {
+    let mut searches = Vec::new();
+    if !node.domain.is_empty() {
+        searches = vec![
+            format!("{}.svc.{}", pod::namespace(pod), node.domain),
+            format!("svc.{}", node.domain),
+            node.domain.clone(),
+        ];
+    }
+    searches.extend(node.host.searches.iter().cloned());
+    DnsConfig {
+        servers: node.servers.clone(),
+        searches,
+        options: vec!["ndots:5".into()],
+    }
+}
+
+fn dedupe(list: &mut Vec<String>) {
+    let mut seen = std::collections::HashSet::new();
+    list.retain(|item| seen.insert(item.clone()));
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::tests::pod;
+
+    fn node() -> Node {
+        Node {
+            servers: vec!["10.96.0.10".into()],
+            domain: "cluster.local".into(),
+            host: parse("nameserver 1.1.1.1\nsearch corp.test.\noptions rotate\n# x\n"),
+        }
+    }
+
+    #[test]
+    fn policies() {
+        let cluster = [
+            "ns.svc.cluster.local",
+            "svc.cluster.local",
+            "cluster.local",
+            "corp.test",
+        ];
+        let cases = [
+            (json!({}), "10.96.0.10", cluster.to_vec(), vec!["ndots:5"]),
+            (
+                json!({"hostNetwork": true}),
+                "1.1.1.1",
+                vec!["corp.test"],
+                vec!["rotate"],
+            ),
+            (
+                json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}),
+                "10.96.0.10",
+                cluster.to_vec(),
+                vec!["ndots:5"],
+            ),
+            (
+                json!({"dnsPolicy": "Default"}),
+                "1.1.1.1",
+                vec!["corp.test"],
+                vec!["rotate"],
+            ),
+            (
+                json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["9.9.9.9"], "searches": ["x"],
+                       "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}),
+                "9.9.9.9",
+                vec!["x"],
+                vec!["ndots:2", "edns0"],
+            ),
+            (
+                json!({"dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}}),
+                "10.96.0.10",
+                cluster.to_vec(),
+                vec!["ndots:1"],
+            ),
+        ];
+        for (spec, server, searches, options) in cases {
+            let config = config(&pod(&spec), &node());
+            assert_eq!(config.servers, [server], "{spec}");
+            assert_eq!(config.searches, searches, "{spec}");
+            assert_eq!(config.options, options, "{spec}");
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Events about pods and the node, aggregated: what repeats is counted, not written again.
+//!
+//! One task writes; callers never wait for it. When the API server is away, the newest events win.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+use skiff_api::k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
+use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use skiff_daemon::Shutdown;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::pod::{self, Role};
+
+/// Events waiting to be written; beyond that they are dropped.
+const QUEUE: usize = 1000;
+/// Different events remembered, to count repetitions.
+const REMEMBERED: usize = 1000;
+/// How long a repetition counts as one.
+const WINDOW: Duration = Duration::from_secs(600);
+/// Upstream's spam filter: so many events at once for one object, then one in five minutes.
+const BURST: u32 = 25;
+const REFILL: Duration = Duration::from_secs(300);
+
+/// Severity of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Severity {
+    /// All is well.
+    Normal,
+    /// Somebody should look.
+    Warning,
+}
+
+/// Records events; clones share one queue.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorder {
+    queue: mpsc::Sender<Note>,
+    node: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Note {
+    object: ObjectReference,
+    severity: Severity,
+    reason: &'static str,
+    message: String,
+    at: Timestamp,
+}
+
+/// The end of the queue, to be given to [`Writer::run`].
+#[derive(Debug)]
+pub(crate) struct Writer {
+    queue: mpsc::Receiver<Note>,
+    node: String,
+    known: HashMap<Key, Known>,
+    budgets: HashMap<String, Budget>,
+}
+
+type Key = (
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Severity,
+    &'static str,
+    String,
+);
+
+#[derive(Debug)]
+struct Known {
+    namespace: String,
+    name: String,
+    count: i32,
+    seen: Instant,
+}
+
+#[derive(Debug)]
+struct Budget {
+    left: u32,
+    refilled: Instant,
+}
+
+/// A recorder and the writer behind it.
+pub(crate) fn recorder(node: &str) -> (Recorder, Writer) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let writer = Writer {
+        queue: receiver,
+        node: node.to_owned(),
+        known: HashMap::new(),
+        budgets: HashMap::new(),
+    };
+    (
+        Recorder {
+            queue: sender,
+            node: node.to_owned(),
+        },
+        writer,
+    )
+}
+
+// === impl Recorder ===
+
+impl Recorder {
+    /// An event about a pod.
+    pub(crate) fn pod(&self, pod: &Pod, severity: Severity, reason: &'static str, message: String) {
+        self.send(pod_reference(pod, None), severity, reason, message);
+    }
+
+    /// An event about one container of a pod.
+    pub(crate) fn container(
+        &self,
+        pod: &Pod,
+        (role, container): (Role, &str),
+        severity: Severity,
+        reason: &'static str,
+        message: String,
+    ) {
+        self.send(
+            pod_reference(pod, Some(pod::field_path(role, container))),
+            severity,
+            reason,
+            message,
+        );
+    }
+
+    /// An event about this node.
+    pub(crate) fn node(&self, severity: Severity, reason: &'static str, message: String) {
+        let object = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(self.node.clone()),
+            uid: Some(self.node.clone()),
+            ..ObjectReference::default()
+        };
+        self.send(object, severity, reason, message);
+    }
+
+    fn send(&self, object: ObjectReference, severity: Severity, reason: &'static str, message: String) {
+        let note = Note {
+            object,
+            severity,
+            reason,
+            message,
+            at: Timestamp::now(),
+        };
+        if let Err(error) = self.queue.try_send(note) {
+            tracing::debug!(%error, "event dropped");
+        }
+    }
+}
+
+fn pod_reference(pod: &Pod, field_path: Option<String>) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(pod::namespace(pod).into()),
+        name: Some(pod::name(pod).into()),
+        uid: Some(pod::uid(pod).into()),
+        resource_version: pod.metadata.resource_version.clone(),
+        field_path,
+    }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// Writes events until shutdown.
+    pub(crate) async fn run(mut self, client: kube::Client, shutdown: Shutdown) {
+        loop {
+            let note = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                note = self.queue.recv() => note,
+            };
+            let Some(note) = note else { return };
+            if !self.within_budget(&note) {
+                continue;
+            }
+            if let Err(error) = self.write(&client, note).await {
+                tracing::debug!(error = skiff_daemon::error_chain(&error), "cannot write an event");
+            }
+        }
+    }
+
+    fn within_budget(&mut self, note: &Note) -> bool {
+        let now = Instant::now();
+        if self.budgets.len() > REMEMBERED {
+            self.budgets.retain(|_, budget| now - budget.refilled < REFILL);
+        }
+        let budget = self
+            .budgets
+            .entry(note.object.uid.clone().unwrap_or_default())
+            .or_insert(Budget {
+                left: BURST,
+                refilled: now,
+            });
+        let periods = (now - budget.refilled).as_secs() / REFILL.as_secs();
+        if periods > 0 {
+            budget.left = BURST.min(budget.left.saturating_add(u32::try_from(periods).unwrap_or(BURST)));
+            budget.refilled = now;
+        }
+        budget.left = match budget.left {
+            0 => return false,
+            left => left - 1,
+        };
+        true
+    }
+
+    async fn write(&mut self, client: &kube::Client, note: Note) -> kube::Result<()> {
+        let key = (
+            note.object.uid.clone(),
+            note.object.name.clone(),
+            note.object.field_path.clone(),
+            note.severity,
+            note.reason,
+            note.message.clone(),
+        );
+        let now = Instant::now();
+        if let Some(known) = self.known.get_mut(&key).filter(|known| now - known.seen < WINDOW) {
+            known.count += 1;
+            known.seen = now;
+            let api: Api<Event> = Api::namespaced(client.clone(), &known.namespace);
+            let patch = json!({"count": known.count, "lastTimestamp": Time(note.at), "message": note.message});
+            match api
+                .patch(&known.name, &PatchParams::default(), &Patch::Strategic(patch))
+                .await
+            {
+                Err(error) if is_not_found(&error) => {}
+                other => return other.map(|_| ()),
+            }
+        }
+        if self.known.len() >= REMEMBERED {
+            self.known.retain(|_, known| now - known.seen < WINDOW / 10);
+        }
+        let event = event(&self.node, note);
+        let (namespace, name) = (
+            event.metadata.namespace.clone().unwrap_or_default(),
+            event.metadata.name.clone().unwrap_or_default(),
+        );
+        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+        api.create(&PostParams::default(), &event).await?;
+        self.known.insert(
+            key,
+            Known {
+                namespace,
+                name,
+                count: 1,
+                seen: now,
+            },
+        );
+        Ok(())
+    }
+}
+
+fn event(node: &str, note: Note) -> Event {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let serial = note.at.as_nanosecond() + i128::from(SERIAL.fetch_add(1, Ordering::Relaxed));
+    let namespace = note.object.namespace.clone().unwrap_or_else(|| "default".into());
+    let mut event = Event {
+        reason: Some(note.reason.into()),
+        message: Some(note.message),
+        type_: Some(
+            if note.severity == Severity::Normal {
+                "Normal"
+            } else {
+                "Warning"
+            }
+            .into(),
+        ),
+        source: Some(EventSource {
+            component: Some("kubelet".into()),
+            host: Some(node.into()),
+        }),
+        reporting_component: Some("kubelet".into()),
+        reporting_instance: Some(node.into()),
+        first_timestamp: Some(Time(note.at)),
+        last_timestamp: Some(Time(note.at)),
+        count: Some(1),
+        ..Event::default()
+    };
+    event.metadata.name = Some(format!(
+        "{}.{serial:x}",
+        note.object.name.as_deref().unwrap_or_default()
+    ));
+    event.metadata.namespace = Some(namespace);
+    event.involved_object = note.object;
+    event
+}
+
+pub(crate) fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::tests::pod;
+
+    #[test]
+    fn an_event_says_who_what_and_where() {
+        let pod = pod(&json!({}));
+        let note = Note {
+            object: pod_reference(&pod, Some("spec.containers{c}".into())),
+            severity: Severity::Warning,
+            reason: "BackOff",
+            message: "m".into(),
+            at: Timestamp::from_second(5).unwrap(),
+        };
+        let value = serde_json::to_value(event("node-1", note)).unwrap();
+        assert!(value["metadata"]["name"].as_str().unwrap().starts_with("p."));
+        assert_eq!(value["metadata"]["namespace"], "ns");
+        assert_eq!(value["involvedObject"]["fieldPath"], "spec.containers{c}");
+        assert_eq!(value["source"], json!({"component": "kubelet", "host": "node-1"}));
+        assert_eq!(value["type"], "Warning");
+        assert_eq!(value["firstTimestamp"], "1970-01-01T00:00:05Z");
+    }
+
+    #[tokio::test]
+    async fn an_object_gets_a_burst_and_no_more() {
+        let (recorder, mut writer) = recorder("node-1");
+        for _ in 0..=BURST {
+            recorder.node(Severity::Normal, "NodeReady", String::new());
+        }
+        let mut written = 0;
+        while let Ok(note) = writer.queue.try_recv() {
+            written += u32::from(writer.within_budget(&note));
+        }
+        assert_eq!(written, BURST);
+    }
+}

@@ -1,0 +1,197 @@
+//! A pod's volumes, cgroup and sandbox.
+
+use std::collections::BTreeMap;
+
+use skiff_api::k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
+use skiff_cri::{
+    NamespaceMode, NamespaceOptions, PortMapping, Protocol, SandboxConfig, SandboxMetadata, SandboxSecurity,
+    SelinuxOptions,
+};
+use skiff_daemon::error_chain;
+
+use super::{Context, Outcome, container};
+use crate::agent::Agent;
+use crate::events::Severity;
+use crate::{dns, hosts, labels, pod};
+
+pub(super) async fn prepare_volumes(context: &Context) -> Outcome {
+    let agent = &context.agent;
+    let ips = context
+        .sandbox
+        .as_ref()
+        .map(|sandbox| sandbox.ips.clone())
+        .unwrap_or_default();
+    let facts = agent.facts(&ips, pod::host_network(&context.pod));
+    match agent.volumes.prepare(&context.pod, &facts).await {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Failed {
+            reason: "FailedMount",
+            message: error_chain(&error),
+        },
+    }
+}
+
+/// Makes the cgroup, then the sandbox in it.
+pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
+    let (agent, pod) = (&context.agent, &context.pod);
+    let failed = |message: String| {
+        let message = format!("Failed to create pod sandbox: {message}");
+        agent
+            .events
+            .pod(pod, Severity::Warning, "FailedCreatePodSandBox", message.clone());
+        Outcome::Failed {
+            reason: "FailedCreatePodSandBox",
+            message,
+        }
+    };
+    if attempt > 0 && !context.observed.sandboxes.is_empty() {
+        let message = "Pod sandbox changed, it will be killed and re-created.".into();
+        agent.events.pod(pod, Severity::Normal, "SandboxChanged", message);
+        for sandbox in &context.observed.sandboxes {
+            if let Err(error) = agent.runtime.stop_sandbox(&sandbox.id).await {
+                return failed(error.rpc_text());
+            }
+        }
+    }
+    if let Err(error) = agent.cgroups.create_pod(pod, &agent.rules) {
+        let message = error_chain(&error);
+        agent
+            .events
+            .pod(pod, Severity::Warning, "FailedToCreateContainer", message.clone());
+        return failed(message);
+    }
+    let log_dir = agent.log_dir(pod);
+    if let Err(error) = tokio::fs::create_dir_all(&log_dir).await {
+        return failed(format!("cannot create {}: {error}", log_dir.display()));
+    }
+    let config = config(agent, pod, attempt);
+    let handler = pod::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
+    match agent.runtime.run_sandbox(&config, handler).await {
+        Ok(id) => {
+            agent.ids.insert(&id, pod::uid(pod));
+            Outcome::Done
+        }
+        Err(error) => failed(error.rpc_text()),
+    }
+}
+
+pub(super) async fn stop(context: &Context, id: &str) -> Outcome {
+    match context.agent.runtime.stop_sandbox(id).await {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Failed {
+            reason: "FailedKillPod",
+            message: error.rpc_text(),
+        },
+    }
+}
+
+/// All that the pod's sandbox is made from.
+pub(super) fn config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
+    let host = pod::host_network(pod);
+    let hostname = if host {
+        String::new()
+    } else {
+        hosts::hostname(pod, &agent.config.kubelet.cluster_domain).0
+    };
+    SandboxConfig {
+        metadata: SandboxMetadata {
+            name: pod::name(pod).into(),
+            uid: pod::uid(pod).into(),
+            namespace: pod::namespace(pod).into(),
+            attempt,
+        },
+        hostname,
+        log_directory: agent.log_dir(pod).to_string_lossy().into_owned(),
+        dns: Some(dns::config(pod, &agent.dns)),
+        port_mappings: if host { Vec::new() } else { port_mappings(pod) },
+        labels: labels::sandbox(pod),
+        annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+        cgroup_parent: agent.cgroups.parent(pod),
+        security: security(agent, pod),
+        sysctls: sysctls(pod),
+    }
+}
+
+fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
+    let ports = pod::main_containers(pod)
+        .iter()
+        .flat_map(|container| container.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            Some(PortMapping {
+                protocol: match port.protocol.as_deref() {
+                    Some("UDP") => Protocol::Udp,
+                    Some("SCTP") => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                },
+                container_port: u16::try_from(port.container_port).ok()?,
+                host_port: u16::try_from(port.host_port?).ok().filter(|port| *port > 0)?,
+                host_ip: port.host_ip.clone().unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+fn sysctls(pod: &Pod) -> BTreeMap<String, String> {
+    let context = pod::spec(pod).security_context.as_ref();
+    let list = context
+        .and_then(|context| context.sysctls.as_deref())
+        .unwrap_or_default();
+    list.iter()
+        .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
+        .collect()
+}
+
+fn security(agent: &Agent, pod: &Pod) -> SandboxSecurity {
+    let empty = PodSecurityContext::default();
+    let context = pod::spec(pod).security_context.as_ref().unwrap_or(&empty);
+    let privileged = pod::containers(pod).any(|(_, container)| {
+        container
+            .security_context
+            .as_ref()
+            .and_then(|context| context.privileged)
+            .unwrap_or(false)
+    });
+    SandboxSecurity {
+        namespaces: namespaces(pod),
+        selinux: context.se_linux_options.as_ref().map(|options| SelinuxOptions {
+            user: options.user.clone().unwrap_or_default(),
+            role: options.role.clone().unwrap_or_default(),
+            kind: options.type_.clone().unwrap_or_default(),
+            level: options.level.clone().unwrap_or_default(),
+        }),
+        run_as_user: context.run_as_user,
+        run_as_group: context.run_as_user.and(context.run_as_group),
+        supplemental_groups: container::groups(context),
+        readonly_rootfs: false,
+        privileged,
+        seccomp: Some(container::seccomp(
+            agent,
+            context.seccomp_profile.as_ref(),
+            None,
+            privileged,
+        )),
+    }
+}
+
+/// The namespaces that a pod's containers share with each other or with the node.
+pub(super) fn namespaces(pod: &Pod) -> NamespaceOptions {
+    let spec = pod::spec(pod);
+    let of = |host: Option<bool>| {
+        if host.unwrap_or(false) {
+            NamespaceMode::Node
+        } else {
+            NamespaceMode::Pod
+        }
+    };
+    NamespaceOptions {
+        network: of(spec.host_network),
+        ipc: of(spec.host_ipc),
+        pid: match (spec.host_pid, spec.share_process_namespace) {
+            (Some(true), _) => NamespaceMode::Node,
+            (_, Some(true)) => NamespaceMode::Pod,
+            _ => NamespaceMode::Container,
+        },
+        target: String::new(),
+    }
+}

@@ -1,0 +1,51 @@
+//! What pods that are gone have left: directories, cgroups, logs. Dead containers and sandboxes of living pods are the
+//! plan's business.
+
+use std::collections::HashSet;
+
+use crate::agent::Agent;
+
+/// Removes what belongs to no wanted pod.
+pub(crate) fn orphans(agent: &Agent, wanted: &HashSet<String>) {
+    for uid in agent.volumes.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
+        match agent.volumes.remove_pod(&uid) {
+            Ok(()) => tracing::info!(uid, "removed the directory of a pod that is gone"),
+            Err(error) => {
+                tracing::warn!(
+                    uid,
+                    error = skiff_daemon::error_chain(&error),
+                    "cannot remove the directory of a pod that is gone"
+                );
+            }
+        }
+    }
+    for uid in agent.cgroups.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
+        if let Err(error) = agent.cgroups.remove_pod(&uid) {
+            tracing::warn!(
+                uid,
+                error = skiff_daemon::error_chain(&error),
+                "cannot remove the cgroup of a pod that is gone"
+            );
+        }
+    }
+    logs(agent, wanted);
+}
+
+/// Log directories are named `<namespace>_<name>_<uid>`; others are not ours.
+fn logs(agent: &Agent, wanted: &HashSet<String>) {
+    let entries = std::fs::read_dir(&agent.config.kubelet.pod_logs_dir)
+        .into_iter()
+        .flatten();
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some((rest, uid)) = name.rsplit_once('_') else {
+            continue;
+        };
+        if rest.contains('_')
+            && !wanted.contains(uid)
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(%error, path = %entry.path().display(), "cannot remove the logs of a pod that is gone");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! A pod's host name and its `/etc/hosts`.
+
+use std::fmt::Write as _;
+
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+
+use crate::pod;
+
+/// The kernel's limit for a host name.
+const MAX_NAME: usize = 63;
+
+/// The pod's host name, and its domain when it has a subdomain.
+pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, String) {
+    let spec = pod::spec(pod);
+    if let Some(name) = spec.hostname_override.as_deref().filter(|name| !name.is_empty()) {
+        return (name.to_owned(), String::new());
+    }
+    let mut name = spec
+        .hostname
+        .clone()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| pod::name(pod).to_owned());
+    name.truncate(MAX_NAME);
+    let name = name.trim_end_matches(['-', '.']).to_owned();
+    match spec.subdomain.as_deref().filter(|subdomain| !subdomain.is_empty()) {
+        Some(subdomain) => {
+            let domain = format!("{subdomain}.{}.svc.{cluster_domain}", pod::namespace(pod));
+            if spec.set_hostname_as_fqdn.unwrap_or(false) {
+                (format!("{name}.{domain}"), domain)
+            } else {
+                (name, domain)
+            }
+        }
+        None => (name, String::new()),
+    }
+}
+
+/// The text of the pod's `/etc/hosts`; with the node's network it begins with the node's own.
+pub(crate) fn file(pod: &Pod, ips: &[String], cluster_domain: &str, node_hosts: Option<&str>) -> String {
+    let mut text = String::new();
+    if let Some(hosts) = node_hosts {
+        text.push_str("# Kubernetes-managed hosts file (host network).\n");
+        text.push_str(hosts);
+    } else {
+        text.push_str(
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
+        );
+        let (name, domain) = hostname(pod, cluster_domain);
+        let name = name.split('.').next().unwrap_or_default();
+        for ip in ips {
+            if domain.is_empty() {
+                writeln!(text, "{ip}\t{name}").ok();
+            } else {
+                writeln!(text, "{ip}\t{name}.{domain}\t{name}").ok();
+            }
+        }
+    }
+    let aliases = pod::spec(pod).host_aliases.as_deref().unwrap_or_default();
+    if !aliases.is_empty() {
+        text.push_str("\n# Entries added by HostAliases.\n");
+        for alias in aliases {
+            let names = alias.hostnames.as_deref().unwrap_or_default().join("\t");
+            writeln!(text, "{}\t{names}", alias.ip).ok();
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::tests::pod;
+
+    #[test]
+    fn host_names() {
+        let cases = [
+            (json!({}), "p", ""),
+            (json!({"hostname": "h"}), "h", ""),
+            (
+                json!({"hostname": "h", "subdomain": "s"}),
+                "h",
+                "s.ns.svc.cluster.local",
+            ),
+            (
+                json!({"hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true}),
+                "h.s.ns.svc.cluster.local",
+                "s.ns.svc.cluster.local",
+            ),
+        ];
+        for (spec, name, domain) in cases {
+            assert_eq!(
+                hostname(&pod(&spec), "cluster.local"),
+                (name.into(), domain.into()),
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn hosts_files() {
+        let p = pod(&json!({"subdomain": "s", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}));
+        let text = file(&p, &["10.0.0.1".into()], "cluster.local", None);
+        assert!(text.contains("10.0.0.1\tp.s.ns.svc.cluster.local\tp\n"), "{text}");
+        assert!(
+            text.ends_with("\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"),
+            "{text}"
+        );
+        let host = file(&pod(&json!({"hostNetwork": true})), &[], "x", Some("127.0.0.1 me\n"));
+        assert_eq!(host, "# Kubernetes-managed hosts file (host network).\n127.0.0.1 me\n");
+    }
+}

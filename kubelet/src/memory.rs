@@ -1,0 +1,158 @@
+//! What a pod's worker remembers between two looks at the runtime. Losing it (a restart of the kubelet) costs nothing but
+//! back-off time: everything else is read back from the runtime and the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::backoff::{self, Backoff};
+
+/// A pod's memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory {
+    /// When this kubelet first saw the pod; `status.startTime` wins.
+    pub(crate) seen: Option<Timestamp>,
+    /// How far the volumes are.
+    pub(crate) volumes: Volumes,
+    /// Why there is no sandbox yet.
+    pub(crate) sandbox: Option<Failure>,
+    /// Why a container could not be started, by name.
+    pub(crate) starts: BTreeMap<String, Failure>,
+    /// Restart back-off, by container name.
+    pub(crate) restarts: BTreeMap<String, Backoff>,
+    /// Containers that must die, by id: a probe failed.
+    pub(crate) doomed: BTreeMap<String, Doom>,
+    /// What the probes say, by container id.
+    pub(crate) health: BTreeMap<String, Health>,
+    /// Containers whose preStop hook has run, by id.
+    pub(crate) stopped_once: BTreeSet<String>,
+    /// Why the pod failed as a whole, where the kubelet decided so.
+    pub(crate) verdict: Option<Finish>,
+    /// Whether a finished pod's volumes, network and cgroup are given back.
+    pub(crate) released: bool,
+    /// Whether nothing is left of a pod that had to go.
+    pub(crate) cleaned: bool,
+    /// Why the last attempt to clean up failed.
+    pub(crate) cleanup: Option<Failure>,
+}
+
+/// How far a pod's volumes are.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Volumes {
+    /// Not looked at yet.
+    #[default]
+    Pending,
+    /// All there, as of the last look at what they are made from.
+    Ready {
+        /// When to look at that again.
+        refresh: Option<Timestamp>,
+    },
+    /// Something is missing.
+    Failed(Failure),
+}
+
+/// A failed step, to be tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// The reason that the status shows.
+    pub(crate) reason: String,
+    /// Its message.
+    pub(crate) message: String,
+    /// Set for pulls: the image, since a pull that waits shows as `ImagePullBackOff`.
+    pub(crate) pull: Option<String>,
+    /// When it failed.
+    pub(crate) since: Timestamp,
+    /// How long it waits.
+    pub(crate) delay: Duration,
+}
+
+/// Why a container must die.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Doom {
+    /// Text for the event, upstream's.
+    pub(crate) message: String,
+    /// A probe's own grace period.
+    pub(crate) grace: Option<i64>,
+}
+
+/// What the probes say of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Health {
+    /// The startup probe has succeeded, or there is none.
+    pub(crate) started: bool,
+    /// The readiness probe succeeds, or there is none.
+    pub(crate) ready: bool,
+}
+
+/// The end of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finish {
+    /// `Succeeded` or `Failed`.
+    pub(crate) phase: String,
+    /// Reason, where it is not just the containers' exit codes.
+    pub(crate) reason: Option<String>,
+    /// Message.
+    pub(crate) message: Option<String>,
+}
+
+/// How long a failed pull shows as `ErrImagePull` before it shows as `ImagePullBackOff`.
+const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
+
+// === impl Failure ===
+
+impl Failure {
+    /// A failure that is tried again after ten seconds at first, later after longer.
+    pub(crate) fn growing(last: Option<&Self>, reason: &str, message: String, now: Timestamp) -> Self {
+        let delay = backoff::grow(last.filter(|last| last.reason == reason).map(|last| last.delay));
+        Self {
+            reason: reason.into(),
+            message,
+            pull: None,
+            since: now,
+            delay,
+        }
+    }
+
+    /// A failure that is tried again soon, always after the same time.
+    pub(crate) fn steady(reason: &str, message: String, delay: Duration, now: Timestamp) -> Self {
+        Self {
+            reason: reason.into(),
+            message,
+            pull: None,
+            since: now,
+            delay,
+        }
+    }
+
+    /// When to try again.
+    pub(crate) fn retry_at(&self) -> Timestamp {
+        backoff::after(self.since, self.delay)
+    }
+
+    /// Reason and message to show, and when they change by themselves.
+    pub(crate) fn shown(&self, now: Timestamp) -> (String, String, Option<Timestamp>) {
+        let flip = backoff::after(self.since, PULL_ERROR_SHOWN);
+        match &self.pull {
+            Some(_) if now < flip => (self.reason.clone(), self.message.clone(), Some(flip)),
+            Some(image) => (
+                "ImagePullBackOff".into(),
+                format!("Back-off pulling image \"{image}\": {}: {}", self.reason, self.message),
+                None,
+            ),
+            None => (self.reason.clone(), self.message.clone(), None),
+        }
+    }
+}
+
+// === impl Finish ===
+
+impl Finish {
+    pub(crate) fn failed(reason: &str, message: &str) -> Self {
+        Self {
+            phase: "Failed".into(),
+            reason: Some(reason.into()),
+            message: Some(message.into()),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! This node in the API: registration, status, lease.
+//!
+//! One task: it patches the node's status the moment that something of it changes, and otherwise as often as upstream does;
+//! a second one renews the lease. While the runtime or its network is not ready it asks the runtime again every few
+//! milliseconds, so that the node is ready as soon as its network is.
+
+pub(crate) mod facts;
+mod lease;
+mod status;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use skiff_api::k8s_openapi::api::core::v1::{Node, NodeStatus, Taint};
+use skiff_api::k8s_openapi::jiff::Timestamp;
+use skiff_cri::Runtime;
+use skiff_daemon::{Shutdown, error_chain};
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::events::{Recorder, Severity};
+use facts::Facts;
+pub(crate) use status::allocatable;
+
+/// The version that this kubelet says it is: that of the Kubernetes API whose behaviour it has.
+pub(crate) const VERSION: &str = "v1.36.0";
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(7);
+
+/// What the node's task needs.
+#[derive(Clone)]
+pub(crate) struct NodeTask {
+    pub(crate) client: kube::Client,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) events: Recorder,
+    pub(crate) config: Config,
+    pub(crate) name: String,
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) facts: Facts,
+}
+
+/// What the API was last told.
+struct Told {
+    status: NodeStatus,
+    at: Instant,
+}
+
+impl NodeTask {
+    /// Keeps the node in the API until shutdown.
+    pub(crate) async fn run(self, ready: skiff_daemon::Check, shutdown: Shutdown) {
+        let work = async {
+            let node = self.register().await;
+            ready.pass();
+            tokio::join!(self.keep_status(node), lease::keep(&self));
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Creates the node, or brings the labels of an existing one up to date; tries until the API server answers.
+    async fn register(&self) -> Node {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let mut delay = FIRST_RETRY;
+        loop {
+            let status = self.status(&NodeStatus::default()).await;
+            match self.try_register(&api, status).await {
+                Ok(node) => {
+                    tracing::info!(node = self.name, "registered this node");
+                    self.events
+                        .node(Severity::Normal, "Starting", "Starting kubelet.".into());
+                    return node;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "cannot register this node; it is tried again"
+                    );
+                }
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(LAST_RETRY);
+        }
+    }
+
+    async fn try_register(&self, api: &Api<Node>, status: NodeStatus) -> kube::Result<Node> {
+        let labels = self.labels();
+        if self.config.kubelet.register_node {
+            let mut node = Node::default();
+            node.metadata.name = Some(self.name.clone());
+            node.metadata.labels = Some(labels.clone());
+            node.metadata.annotations = Some(
+                [(
+                    "volumes.kubernetes.io/controller-managed-attach-detach".into(),
+                    "true".into(),
+                )]
+                .into(),
+            );
+            let mut spec = skiff_api::k8s_openapi::api::core::v1::NodeSpec::default();
+            let taints = self.config.kubelet.register_with_taints.iter().map(|taint| Taint {
+                key: taint.key.clone(),
+                value: Some(taint.value.clone()).filter(|value| !value.is_empty()),
+                effect: taint.effect.clone(),
+                time_added: None,
+            });
+            spec.taints = Some(taints.collect::<Vec<_>>()).filter(|taints| !taints.is_empty());
+            node.spec = Some(spec);
+            node.status = Some(status);
+            match api.create(&PostParams::default(), &node).await {
+                Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+                created => return created,
+            }
+        }
+        let node = api.get(&self.name).await?;
+        let known = node.metadata.labels.clone().unwrap_or_default();
+        if labels.iter().all(|(key, value)| known.get(key) == Some(value)) {
+            return Ok(node);
+        }
+        api.patch(
+            &self.name,
+            &PatchParams::default(),
+            &Patch::Strategic(json!({"metadata": {"labels": labels}})),
+        )
+        .await
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.config.flags.node_labels.clone();
+        let arch = facts::architecture();
+        for (key, value) in [
+            ("kubernetes.io/hostname", self.name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", arch),
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", arch),
+        ] {
+            labels.insert(key.into(), value.into());
+        }
+        labels
+    }
+
+    /// Patches the status whenever it changes, and at least every `nodeStatusReportFrequency`.
+    async fn keep_status(&self, node: Node) {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let report = self.config.kubelet.node_status_report_frequency.0;
+        let mut told = Told {
+            status: node.status.unwrap_or_default(),
+            at: Instant::now(),
+        };
+        let mut delay = FIRST_RETRY;
+        let began = Instant::now();
+        let mut first = true;
+        loop {
+            let status = self.status(&told.status).await;
+            let change = status::diff(&told.status, &status, first || told.at.elapsed() >= report);
+            first = false;
+            if let Some(change) = change {
+                match self.send(&api, change).await {
+                    Ok(node) => {
+                        self.tell(&told.status, &status);
+                        told = Told {
+                            status: node.status.unwrap_or(status),
+                            at: Instant::now(),
+                        };
+                        delay = FIRST_RETRY;
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            error = error_chain(&error),
+                            "cannot patch this node's status; it is tried again"
+                        );
+                        tokio::time::sleep(delay).await;
+                        delay = (delay * 2).min(LAST_RETRY);
+                        continue;
+                    }
+                }
+            }
+            tokio::time::sleep(self.pause(&told.status, began)).await;
+        }
+    }
+
+    async fn send(&self, api: &Api<Node>, change: Value) -> kube::Result<Node> {
+        match api
+            .patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(change))
+            .await
+        {
+            Err(kube::Error::Api(answer)) if answer.code == 404 => {
+                // Somebody deleted the node while this kubelet ran: it comes back.
+                let status = self.status(&NodeStatus::default()).await;
+                self.try_register(api, status).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Short while the node waits for its network, upstream's otherwise.
+    fn pause(&self, status: &NodeStatus, began: Instant) -> Duration {
+        if status::is_ready(status) {
+            return self.config.kubelet.node_status_update_frequency.0;
+        }
+        match began.elapsed().as_secs() {
+            0..60 => Duration::from_millis(25),
+            60..600 => Duration::from_millis(250),
+            _ => Duration::from_secs(1),
+        }
+    }
+
+    /// Events for conditions that have changed.
+    fn tell(&self, old: &NodeStatus, new: &NodeStatus) {
+        let of = |status: &NodeStatus, kind: &str| {
+            status
+                .conditions
+                .iter()
+                .flatten()
+                .find(|c| c.type_ == kind)
+                .map(|c| c.status == "True")
+        };
+        for (kind, yes, no) in [
+            ("Ready", "NodeReady", "NodeNotReady"),
+            ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+            ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+            ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+        ] {
+            let Some(now) = of(new, kind) else { continue };
+            if of(old, kind) != Some(now) {
+                let reason = if now { yes } else { no };
+                self.events.node(
+                    Severity::Normal,
+                    reason,
+                    format!("Node {} status is now: {reason}", self.name),
+                );
+            }
+        }
+    }
+
+    async fn status(&self, last: &NodeStatus) -> NodeStatus {
+        let (runtime, images, version) = tokio::join!(
+            self.runtime.status(),
+            self.runtime.list_images(),
+            self.runtime.version()
+        );
+        let input = status::Input {
+            config: &self.config,
+            facts: &self.facts,
+            name: &self.name,
+            ips: &self.ips,
+            runtime: runtime.as_ref().map_err(skiff_cri::Error::rpc_text),
+            version: version.ok(),
+            images: images.unwrap_or_default(),
+            pressure: facts::pressure(&self.config),
+            last,
+            now: Timestamp::now(),
+        };
+        status::generate(input)
+    }
+}

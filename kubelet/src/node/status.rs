@@ -1,0 +1,393 @@
+//! The node's status: a pure function of what was read and asked.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+use skiff_api::k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+};
+use skiff_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
+use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use skiff_api::k8s_openapi::jiff::Timestamp;
+use skiff_api::quantity::Quantity;
+use skiff_cri::{Image, RuntimeStatus, RuntimeVersion};
+
+use super::facts::{self, Facts, Pressure};
+use crate::config::Config;
+
+/// Names shown of one image.
+const NAMES: usize = 5;
+
+/// All that a node's status depends on.
+pub(super) struct Input<'a> {
+    pub(super) config: &'a Config,
+    pub(super) facts: &'a Facts,
+    pub(super) name: &'a str,
+    pub(super) ips: &'a [IpAddr],
+    /// The runtime's conditions, or why it does not tell them.
+    pub(super) runtime: Result<&'a RuntimeStatus, String>,
+    pub(super) version: Option<RuntimeVersion>,
+    pub(super) images: Vec<Image>,
+    pub(super) pressure: Pressure,
+    pub(super) last: &'a NodeStatus,
+    pub(super) now: Timestamp,
+}
+
+/// The node's status.
+pub(super) fn generate(input: Input<'_>) -> NodeStatus {
+    let mut addresses: Vec<_> = input
+        .ips
+        .iter()
+        .map(|ip| NodeAddress {
+            type_: "InternalIP".into(),
+            address: ip.to_string(),
+        })
+        .collect();
+    addresses.push(NodeAddress {
+        type_: "Hostname".into(),
+        address: input.name.into(),
+    });
+    NodeStatus {
+        addresses: Some(addresses),
+        capacity: Some(raw(&capacity(input.config, input.facts))),
+        allocatable: Some(raw(&allocatable(input.config, input.facts))),
+        conditions: Some(conditions(&input)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: input.config.kubelet.port,
+            }),
+        }),
+        images: Some(images(&input)).filter(|images| !images.is_empty()),
+        node_info: Some(node_info(&input)),
+        ..NodeStatus::default()
+    }
+}
+
+fn node_info(input: &Input<'_>) -> NodeSystemInfo {
+    let last = input
+        .last
+        .node_info
+        .as_ref()
+        .map(|info| info.container_runtime_version.clone());
+    let version = input
+        .version
+        .as_ref()
+        .map(|version| format!("{}://{}", version.name, version.version));
+    NodeSystemInfo {
+        architecture: facts::architecture().into(),
+        boot_id: input.facts.boot_id.clone(),
+        container_runtime_version: version.or(last).unwrap_or_default(),
+        kernel_version: input.facts.kernel.clone(),
+        kube_proxy_version: String::new(),
+        kubelet_version: super::VERSION.into(),
+        machine_id: input.facts.machine_id.clone(),
+        operating_system: "linux".into(),
+        os_image: input.facts.os_image.clone(),
+        swap: None,
+        system_uuid: input.facts.system_uuid.clone(),
+    }
+}
+
+fn images(input: &Input<'_>) -> Vec<ContainerImage> {
+    let mut images: Vec<_> = input.images.iter().collect();
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    let limit = usize::try_from(input.config.kubelet.node_status_max_images).unwrap_or(usize::MAX);
+    let names = |image: &Image| {
+        image
+            .repo_digests
+            .iter()
+            .chain(&image.repo_tags)
+            .take(NAMES)
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    images
+        .into_iter()
+        .take(limit)
+        .map(|image| ContainerImage {
+            names: Some(names(image)).filter(|names| !names.is_empty()),
+            size_bytes: i64::try_from(image.size).ok(),
+        })
+        .collect()
+}
+
+/// What the machine has.
+pub(crate) fn capacity(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
+    let mut capacity = BTreeMap::from([
+        ("cpu".to_owned(), Quantity::from_value(facts.cpus)),
+        ("memory".to_owned(), kibi(facts.memory)),
+        ("ephemeral-storage".to_owned(), kibi(facts.storage)),
+        (
+            "pods".to_owned(),
+            Quantity::from_value(i64::from(config.kubelet.max_pods)),
+        ),
+    ]);
+    for (size, bytes) in &facts.hugepages {
+        capacity.insert(format!("hugepages-{size}"), kibi(*bytes));
+    }
+    capacity
+}
+
+fn kibi(bytes: i64) -> Quantity {
+    format!("{}Ki", bytes / 1024).parse().unwrap_or(Quantity::ZERO)
+}
+
+/// What pods may have of it: less what is reserved and what eviction keeps free.
+pub(crate) fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Quantity> {
+    let mut allocatable = capacity(config, facts);
+    for (resource, left) in &mut allocatable {
+        let mut take = |quantity: Option<Quantity>| {
+            if let Some(less) = quantity.and_then(|quantity| left.checked_sub(quantity)) {
+                *left = if less < Quantity::ZERO { Quantity::ZERO } else { less };
+            }
+        };
+        for reserved in [&config.kubelet.kube_reserved, &config.kubelet.system_reserved] {
+            take(reserved.get(resource).and_then(|text| text.parse().ok()));
+        }
+        let kept = match resource.as_str() {
+            "memory" => facts::threshold(config, "memory.available", facts.memory),
+            "ephemeral-storage" => facts::threshold(config, "nodefs.available", facts.storage),
+            _ => 0,
+        };
+        take((kept > 0).then(|| kibi(kept)));
+    }
+    allocatable
+}
+
+fn raw(list: &BTreeMap<String, Quantity>) -> BTreeMap<String, RawQuantity> {
+    list.iter()
+        .map(|(name, quantity)| (name.clone(), RawQuantity(quantity.to_string())))
+        .collect()
+}
+
+fn conditions(input: &Input<'_>) -> Vec<NodeCondition> {
+    let pressure = |holds: bool, yes: (&str, &str), no: (&str, &str)| {
+        let (reason, message) = if holds { yes } else { no };
+        (holds, reason.to_owned(), message.to_owned())
+    };
+    let memory = pressure(
+        input.pressure.memory,
+        (
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available",
+        ),
+        ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+    );
+    let disk = pressure(
+        input.pressure.disk,
+        ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+        ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    );
+    let pids = pressure(
+        input.pressure.pids,
+        ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+        ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+    );
+    let all = [
+        ("MemoryPressure", memory),
+        ("DiskPressure", disk),
+        ("PIDPressure", pids),
+        ("Ready", ready(input)),
+    ];
+    all.into_iter()
+        .map(|(kind, (holds, reason, message))| condition(input, kind, holds, reason, message))
+        .collect()
+}
+
+fn ready(input: &Input<'_>) -> (bool, String, String) {
+    let mut problems = Vec::new();
+    match &input.runtime {
+        Err(error) => problems.push(format!("container runtime is down: {error}")),
+        Ok(status) => {
+            for (word, condition) in [("", status.runtime_ready()), ("network ", status.network_ready())] {
+                let name = if word.is_empty() {
+                    "RuntimeReady"
+                } else {
+                    "NetworkReady"
+                };
+                match condition {
+                    Some(condition) if condition.status => {}
+                    Some(condition) => problems.push(format!(
+                        "container runtime {word}not ready: {name}=false reason:{} message:{}",
+                        condition.reason, condition.message
+                    )),
+                    None => problems.push(format!("container runtime {word}not ready: {name} is not reported")),
+                }
+            }
+        }
+    }
+    match problems.as_slice() {
+        [] => (true, "KubeletReady".into(), "kubelet is posting ready status".into()),
+        [one] => (false, "KubeletNotReady".into(), one.clone()),
+        many => (false, "KubeletNotReady".into(), format!("[{}]", many.join(", "))),
+    }
+}
+
+fn condition(input: &Input<'_>, kind: &str, holds: bool, reason: String, message: String) -> NodeCondition {
+    let status = if holds { "True" } else { "False" };
+    let known = input
+        .last
+        .conditions
+        .iter()
+        .flatten()
+        .find(|known| known.type_ == kind && known.status == status);
+    let now = Time(Timestamp::from_second(input.now.as_second()).unwrap_or(input.now));
+    NodeCondition {
+        type_: kind.into(),
+        status: status.into(),
+        reason: Some(reason),
+        message: Some(message),
+        last_transition_time: known
+            .and_then(|known| known.last_transition_time.clone())
+            .or_else(|| Some(now.clone())),
+        last_heartbeat_time: Some(now),
+    }
+}
+
+pub(super) fn is_ready(status: &NodeStatus) -> bool {
+    status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// The patch from `old` to `new`: conditions when one of them differs in more than its heartbeat (or `heartbeat` asks for
+/// it), and every other field that differs.
+pub(super) fn diff(old: &NodeStatus, new: &NodeStatus, heartbeat: bool) -> Option<Value> {
+    let (old, new) = (serde_json::to_value(old).ok()?, serde_json::to_value(new).ok()?);
+    let mut changes = Map::new();
+    let bare = |status: &Value| {
+        let mut conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.retain(|condition| condition["type"] != "NetworkUnavailable");
+        conditions
+            .iter_mut()
+            .filter_map(Value::as_object_mut)
+            .for_each(|condition| {
+                condition.remove("lastHeartbeatTime");
+            });
+        conditions
+    };
+    if heartbeat || bare(&old) != bare(&new) {
+        changes.insert("conditions".into(), new["conditions"].clone());
+    }
+    for field in ["capacity", "allocatable", "daemonEndpoints", "images", "nodeInfo"] {
+        if old[field] != new[field] && !new[field].is_null() {
+            changes.insert(field.into(), new[field].clone());
+        }
+    }
+    if old["addresses"] != new["addresses"] {
+        let mut list = vec![json!({"$patch": "replace"})];
+        list.extend(new["addresses"].as_array().into_iter().flatten().cloned());
+        changes.insert("addresses".into(), list.into());
+    }
+    (!changes.is_empty()).then(|| json!({"status": changes}))
+}
+
+#[cfg(test)]
+mod tests {
+    use skiff_cri::RuntimeCondition;
+
+    use super::*;
+
+    fn runtime(network: bool) -> RuntimeStatus {
+        let condition = |kind: &str, status: bool| RuntimeCondition {
+            kind: kind.into(),
+            status,
+            reason: if status { "" } else { "NetworkPluginNotReady" }.into(),
+            message: if status { "" } else { "cni plugin not initialized" }.into(),
+        };
+        let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", network)];
+        RuntimeStatus {
+            conditions,
+            ..RuntimeStatus::default()
+        }
+    }
+
+    fn status(config: &Config, runtime: Result<&RuntimeStatus, String>, last: &NodeStatus, second: i64) -> NodeStatus {
+        let facts = Facts {
+            cpus: 2,
+            memory: 4 << 30,
+            storage: 100 << 30,
+            ..Facts::default()
+        };
+        generate(Input {
+            config,
+            facts: &facts,
+            name: "node-1",
+            ips: &["172.30.0.1".parse().unwrap()],
+            runtime,
+            version: Some(RuntimeVersion {
+                name: "containerd".into(),
+                version: "1.6.20".into(),
+                api_version: "v1".into(),
+            }),
+            images: Vec::new(),
+            pressure: Pressure::default(),
+            last,
+            now: Timestamp::from_second(second).unwrap(),
+        })
+    }
+
+    #[test]
+    fn readiness_in_upstreams_words() {
+        let config = Config::default();
+        let message = |runtime: Result<&RuntimeStatus, String>| {
+            let status = status(&config, runtime, &NodeStatus::default(), 1);
+            let ready = status
+                .conditions
+                .unwrap()
+                .into_iter()
+                .find(|c| c.type_ == "Ready")
+                .unwrap();
+            (ready.status, ready.reason.unwrap(), ready.message.unwrap())
+        };
+        let expect = |status: &str, reason: &str, text: &str| (status.to_owned(), reason.to_owned(), text.to_owned());
+        assert_eq!(
+            message(Ok(&runtime(true))),
+            expect("True", "KubeletReady", "kubelet is posting ready status")
+        );
+        assert_eq!(
+            message(Ok(&runtime(false))),
+            expect(
+                "False",
+                "KubeletNotReady",
+                "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:cni plugin not initialized"
+            )
+        );
+        assert_eq!(message(Err("x".into())).2, "container runtime is down: x");
+    }
+
+    #[test]
+    fn resources() {
+        let mut config = Config::default();
+        config.kubelet.kube_reserved = BTreeMap::from([("cpu".into(), "500m".into())]);
+        let status = status(&config, Ok(&runtime(true)), &NodeStatus::default(), 1);
+        let value = serde_json::to_value(&status).unwrap();
+        assert_eq!(
+            value["capacity"],
+            json!({"cpu": "2", "memory": "4Gi", "ephemeral-storage": "100Gi", "pods": "110"})
+        );
+        assert_eq!(
+            value["allocatable"],
+            json!({"cpu": "1500m", "memory": "3996Mi", "ephemeral-storage": "90Gi", "pods": "110"})
+        );
+        assert_eq!(value["nodeInfo"]["containerRuntimeVersion"], "containerd://1.6.20");
+    }
+
+    #[test]
+    fn only_changes_are_sent_and_transitions_keep_their_time() {
+        let config = Config::default();
+        let first = status(&config, Ok(&runtime(false)), &NodeStatus::default(), 1);
+        let same = status(&config, Ok(&runtime(false)), &first, 2);
+        assert_eq!(diff(&first, &same, false), None);
+        let heartbeat = diff(&first, &same, true).unwrap();
+        assert_eq!(heartbeat["status"].as_object().unwrap().len(), 1);
+        let ready = status(&config, Ok(&runtime(true)), &same, 3);
+        let conditions = diff(&same, &ready, false).unwrap()["status"]["conditions"].clone();
+        assert_eq!(conditions[3]["lastTransitionTime"], "1970-01-01T00:00:03Z");
+        assert_eq!(conditions[0]["lastTransitionTime"], "1970-01-01T00:00:01Z");
+        assert_eq!(conditions[0]["lastHeartbeatTime"], "1970-01-01T00:00:03Z");
+    }
+}

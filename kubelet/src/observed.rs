@@ -1,0 +1,379 @@
+//! What the runtime says about one pod.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use skiff_cri::{self as cri, ContainerFilter, ContainerState, Runtime, SandboxFilter, SandboxState};
+
+use crate::labels;
+
+/// Sandboxes and containers of one pod, newest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Observed {
+    /// Sandboxes, newest first.
+    pub(crate) sandboxes: Vec<Sandbox>,
+    /// Containers, newest first.
+    pub(crate) containers: Vec<Container>,
+}
+
+/// A sandbox.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Sandbox {
+    /// The runtime's id.
+    pub(crate) id: String,
+    /// Which attempt of the pod's.
+    pub(crate) attempt: u32,
+    /// Whether it works.
+    pub(crate) ready: bool,
+    /// When it was made.
+    pub(crate) created: Timestamp,
+    /// Addresses; empty with the node's network.
+    pub(crate) ips: Vec<String>,
+}
+
+/// A container.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Container {
+    /// The runtime's id.
+    pub(crate) id: String,
+    /// Name in the pod.
+    pub(crate) name: String,
+    /// How often it was restarted before.
+    pub(crate) attempt: u32,
+    /// Its sandbox.
+    pub(crate) sandbox: String,
+    /// When it was made.
+    pub(crate) created: Timestamp,
+    /// State.
+    pub(crate) state: State,
+    /// The hash of the spec that it was made from.
+    pub(crate) hash: Option<String>,
+    /// Image name.
+    pub(crate) image: String,
+    /// Image by digest.
+    pub(crate) image_ref: String,
+    /// Its log file.
+    pub(crate) log_path: String,
+    /// File on the node that is mounted at the termination message path.
+    pub(crate) message_file: Option<String>,
+}
+
+/// State of a container.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum State {
+    /// Made, not started.
+    Created,
+    /// Running since then.
+    Running(Timestamp),
+    /// Ended.
+    Exited(Exit),
+    /// The runtime cannot tell.
+    Unknown,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Exit {
+    /// Start.
+    pub(crate) started: Option<Timestamp>,
+    /// End.
+    pub(crate) finished: Timestamp,
+    /// Exit code.
+    pub(crate) code: i32,
+    /// `Completed`, `Error`, `OOMKilled` ...
+    pub(crate) reason: String,
+    /// The runtime's message, or the termination message.
+    pub(crate) message: String,
+}
+
+// === impl Observed ===
+
+impl Observed {
+    /// The newest sandbox.
+    pub(crate) fn sandbox(&self) -> Option<&Sandbox> {
+        self.sandboxes.first()
+    }
+
+    /// The newest sandbox if it works.
+    pub(crate) fn ready_sandbox(&self) -> Option<&Sandbox> {
+        self.sandbox().filter(|sandbox| sandbox.ready)
+    }
+
+    /// The newest container of a name.
+    pub(crate) fn latest(&self, name: &str) -> Option<&Container> {
+        self.containers.iter().find(|container| container.name == name)
+    }
+
+    /// The one before it.
+    pub(crate) fn previous(&self, name: &str) -> Option<&Container> {
+        self.containers.iter().filter(|container| container.name == name).nth(1)
+    }
+
+    /// Containers whose process lives.
+    pub(crate) fn running(&self) -> impl Iterator<Item = &Container> {
+        self.containers.iter().filter(|container| container.is_running())
+    }
+}
+
+impl Container {
+    /// Whether its process lives, or may live.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running(_) | State::Unknown)
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn exit(&self) -> Option<&Exit> {
+        match &self.state {
+            State::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+}
+
+/// Asks the runtime about one pod; what `known` already tells of ended containers and sandboxes is not asked again.
+pub(crate) async fn observe(runtime: &Arc<dyn Runtime>, uid: &str, known: &Observed) -> cri::Result<Observed> {
+    let labels = BTreeMap::from([(labels::POD_UID.to_owned(), uid.to_owned())]);
+    let sandbox_filter = SandboxFilter {
+        labels: labels.clone(),
+        ..SandboxFilter::default()
+    };
+    let container_filter = ContainerFilter {
+        labels,
+        ..ContainerFilter::default()
+    };
+    let (sandboxes, containers) = tokio::try_join!(
+        runtime.list_sandboxes(&sandbox_filter),
+        runtime.list_containers(&container_filter)
+    )?;
+    let mut observed = Observed::default();
+    for sandbox in sandboxes {
+        observed
+            .sandboxes
+            .extend(observe_sandbox(runtime, sandbox, known).await?);
+    }
+    for container in containers {
+        observed
+            .containers
+            .extend(observe_container(runtime, container, known).await?);
+    }
+    observed
+        .sandboxes
+        .sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created)));
+    observed
+        .containers
+        .sort_by_key(|container| std::cmp::Reverse((container.created, container.attempt)));
+    Ok(observed)
+}
+
+async fn observe_sandbox(
+    runtime: &Arc<dyn Runtime>,
+    listed: cri::Sandbox,
+    known: &Observed,
+) -> cri::Result<Option<Sandbox>> {
+    let ready = listed.state == SandboxState::Ready;
+    if let Some(same) = known
+        .sandboxes
+        .iter()
+        .find(|sandbox| sandbox.id == listed.id && sandbox.ready == ready)
+    {
+        return Ok(Some(same.clone()));
+    }
+    match runtime.sandbox_status(&listed.id).await {
+        Ok(status) => Ok(Some(Sandbox {
+            id: listed.id,
+            attempt: listed.metadata.attempt,
+            ready: status.state == SandboxState::Ready,
+            created: listed.created_at,
+            ips: status.ips,
+        })),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn observe_container(
+    runtime: &Arc<dyn Runtime>,
+    listed: cri::Container,
+    known: &Observed,
+) -> cri::Result<Option<Container>> {
+    if let Some(same) = known.containers.iter().find(|container| container.id == listed.id) {
+        let unchanged = match same.state {
+            State::Created => listed.state == ContainerState::Created,
+            State::Running(_) => listed.state == ContainerState::Running,
+            State::Exited(_) => true,
+            State::Unknown => false,
+        };
+        if unchanged {
+            return Ok(Some(same.clone()));
+        }
+    }
+    match runtime.container_status(&listed.id).await {
+        Ok(status) => Ok(Some(from_status(listed.sandbox_id, status))),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn from_status(sandbox: String, status: cri::ContainerStatus) -> Container {
+    let message_path = status.annotations.get(labels::TERMINATION_MESSAGE_PATH);
+    let message_file = message_path
+        .and_then(|path| status.mounts.iter().find(|mount| mount.container_path == *path))
+        .map(|mount| mount.host_path.clone());
+    let state = match status.state {
+        ContainerState::Created => State::Created,
+        ContainerState::Running => State::Running(status.started_at.unwrap_or(status.created_at)),
+        ContainerState::Unknown => State::Unknown,
+        ContainerState::Exited => State::Exited(Exit {
+            started: status.started_at,
+            finished: status.finished_at.unwrap_or_else(Timestamp::now),
+            code: status.exit_code,
+            reason: status.reason.clone(),
+            message: termination_message(&status, message_file.as_deref()),
+        }),
+    };
+    Container {
+        id: status.id,
+        name: status
+            .labels
+            .get(labels::CONTAINER_NAME)
+            .cloned()
+            .unwrap_or(status.metadata.name),
+        attempt: status.metadata.attempt,
+        sandbox,
+        created: status.created_at,
+        state,
+        hash: status.annotations.get(labels::CONTAINER_HASH).cloned(),
+        image: status.image,
+        image_ref: status.image_ref,
+        log_path: status.log_path,
+        message_file,
+    }
+}
+
+/// What the container left in its termination message file (4 KiB at most), or the end of its log where the pod asks for
+/// that and the container failed, or what the runtime says.
+fn termination_message(status: &cri::ContainerStatus, file: Option<&str>) -> String {
+    const FILE_LIMIT: usize = 4096;
+    let written = file.and_then(|file| read_head(file, FILE_LIMIT)).unwrap_or_default();
+    if !written.is_empty() {
+        return if status.message.is_empty() {
+            written
+        } else {
+            format!("{}: {written}", status.message)
+        };
+    }
+    let policy = status
+        .annotations
+        .get(labels::TERMINATION_MESSAGE_POLICY)
+        .map(String::as_str);
+    if policy == Some("FallbackToLogsOnError") && (status.exit_code != 0 || status.reason == "OOMKilled") {
+        return log_tail(&status.log_path).unwrap_or_default();
+    }
+    status.message.clone()
+}
+
+fn read_head(path: &str, limit: usize) -> Option<String> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).ok()?;
+    file.take(limit as u64).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The last 80 lines, 2 KiB at most, of a CRI log file, without its time stamps.
+fn log_tail(path: &str) -> Option<String> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    const LIMIT: usize = 2048;
+    let mut file = std::fs::File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(64 * 1024))).ok()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    let joined = lines[lines.len().saturating_sub(80)..]
+        .iter()
+        .map(|line| format!("{line}\n"))
+        .collect::<String>();
+    let mut start = joined.len().saturating_sub(LIMIT);
+    while !joined.is_char_boundary(start) {
+        start += 1;
+    }
+    Some(joined[start..].to_owned())
+}
+
+/// Everything that the runtime holds, grouped by pod UID, as far as it matters to find pods that nobody wants.
+pub(crate) async fn pods(runtime: &Arc<dyn Runtime>) -> cri::Result<HashMap<String, PodIds>> {
+    let (sandbox_filter, container_filter) = (SandboxFilter::default(), ContainerFilter::default());
+    let (sandboxes, containers) = tokio::try_join!(
+        runtime.list_sandboxes(&sandbox_filter),
+        runtime.list_containers(&container_filter)
+    )?;
+    let mut pods: HashMap<String, PodIds> = HashMap::new();
+    for sandbox in sandboxes {
+        let Some(uid) = sandbox.labels.get(labels::POD_UID) else {
+            continue;
+        };
+        let pod = pods.entry(uid.clone()).or_default();
+        pod.name.clone_from(&sandbox.metadata.name);
+        pod.namespace.clone_from(&sandbox.metadata.namespace);
+        pod.ids.push((sandbox.id, sandbox.state == SandboxState::Ready));
+    }
+    for container in containers {
+        let Some(uid) = container.labels.get(labels::POD_UID) else {
+            continue;
+        };
+        let pod = pods.entry(uid.clone()).or_default();
+        let label = |key: &str| container.labels.get(key).cloned().unwrap_or_default();
+        pod.name = label(labels::POD_NAME);
+        pod.namespace = label(labels::POD_NAMESPACE);
+        pod.ids
+            .push((container.id.clone(), container.state == ContainerState::Running));
+    }
+    for pod in pods.values_mut() {
+        pod.ids.sort();
+    }
+    Ok(pods)
+}
+
+/// A pod as the runtime knows it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct PodIds {
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    /// Ids of sandboxes and containers, each with whether it runs.
+    pub(crate) ids: Vec<(String, bool)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn termination_messages() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("message");
+        std::fs::write(&file, "why").unwrap();
+        let log = dir.path().join("0.log");
+        std::fs::write(
+            &log,
+            "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:00Z stderr F two\n",
+        )
+        .unwrap();
+        let mut status = cri::ContainerStatus {
+            exit_code: 1,
+            log_path: log.to_string_lossy().into_owned(),
+            ..cri::ContainerStatus::default()
+        };
+        assert_eq!(termination_message(&status, file.to_str()), "why");
+        assert_eq!(termination_message(&status, None), "");
+        status.annotations.insert(
+            labels::TERMINATION_MESSAGE_POLICY.into(),
+            "FallbackToLogsOnError".into(),
+        );
+        assert_eq!(termination_message(&status, None), "one\ntwo\n");
+        status.exit_code = 0;
+        assert_eq!(termination_message(&status, None), "");
+    }
+}

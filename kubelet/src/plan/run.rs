@@ -1,0 +1,423 @@
+//! Planning for a pod that shall run.
+
+use std::time::Duration;
+
+use skiff_api::k8s_openapi::api::core::v1::Container as Spec;
+
+use super::{Action, Input, Plan, Task};
+use crate::backoff;
+use crate::labels;
+use crate::memory::{Failure, Finish, Volumes};
+use crate::observed::{Container, Sandbox, State};
+use crate::pod::{self, Role};
+
+/// Dead containers kept of each name, beside the newest: `kubectl logs --previous` reads them.
+const DEAD_KEPT: usize = 1;
+
+/// How the pod has ended, if it has.
+pub(super) fn verdict(input: &Input<'_>, plan: &mut Plan) -> Option<Finish> {
+    let status = pod::status(input.pod);
+    if matches!(pod::phase(input.pod), "Succeeded" | "Failed") {
+        return Some(Finish {
+            phase: pod::phase(input.pod).into(),
+            reason: status.reason.clone(),
+            message: status.message.clone(),
+        });
+    }
+    if let Some(verdict) = &input.memory.verdict {
+        return Some(verdict.clone());
+    }
+    deadline(input, plan).or_else(|| exits(input))
+}
+
+fn deadline(input: &Input<'_>, plan: &mut Plan) -> Option<Finish> {
+    let seconds = pod::spec(input.pod).active_deadline_seconds?;
+    let start = pod::status(input.pod)
+        .start_time
+        .as_ref()
+        .map(|time| time.0)
+        .or(input.memory.seen)?;
+    let end = backoff::after(start, Duration::from_secs(seconds.unsigned_abs()));
+    if input.now < end {
+        plan.wake_at(end);
+        return None;
+    }
+    Some(Finish::failed(
+        "DeadlineExceeded",
+        "Pod was active on the node longer than the specified deadline",
+    ))
+}
+
+/// Whether every container has ended and none starts again.
+fn exits(input: &Input<'_>) -> Option<Finish> {
+    let policy = pod::restart_policy(input.pod);
+    let ended = |success: bool| {
+        Some(Finish {
+            phase: if success { "Succeeded" } else { "Failed" }.into(),
+            reason: None,
+            message: None,
+        })
+    };
+    if policy == "Always" || input.any_container_busy() {
+        return None;
+    }
+    let main = pod::main_containers(input.pod);
+    let latest: Vec<_> = main.iter().map(|spec| input.observed.latest(&spec.name)).collect();
+    if latest.iter().all(Option::is_none) {
+        let failed_init = pod::init_containers(input.pod)
+            .iter()
+            .filter(|spec| !pod::is_sidecar(spec))
+            .any(|spec| {
+                let exit = input.observed.latest(&spec.name).and_then(Container::exit);
+                policy == "Never" && exit.is_some_and(|exit| exit.code != 0)
+            });
+        return if failed_init { ended(false) } else { None };
+    }
+    // A sandbox that died takes the containers that never started with it: with `Never` the pod cannot go on.
+    let lost = policy == "Never" && input.observed.sandbox().is_none_or(|sandbox| !sandbox.ready);
+    let mut success = true;
+    for container in latest {
+        match container {
+            Some(container) => match container.exit() {
+                Some(exit) if exit.code == 0 => {}
+                Some(_) if policy == "Never" => success = false,
+                _ => return None,
+            },
+            None if lost => success = false,
+            None => return None,
+        }
+    }
+    ended(success)
+}
+
+/// Plans for a pod that goes on.
+pub(super) fn plan(input: &Input<'_>, plan: &mut Plan) {
+    prune(input, plan);
+    let volumes = volumes(input, plan);
+    let Some(sandbox) = sandbox(input, plan) else {
+        return show_failed_starts(input, plan);
+    };
+    kill_strays(input, plan, sandbox);
+    if !volumes {
+        return show_failed_starts(input, plan);
+    }
+    let mut starter = Starter {
+        input,
+        plan,
+        sandbox,
+        hook_pending: false,
+    };
+    if starter.init_containers() {
+        for spec in pod::main_containers(input.pod) {
+            starter.main_container(spec);
+        }
+    }
+    starter.ephemeral_containers();
+}
+
+/// Whether the volumes are ready; asks for them when they are not.
+fn volumes(input: &Input<'_>, plan: &mut Plan) -> bool {
+    match &input.memory.volumes {
+        Volumes::Ready { refresh } => {
+            match refresh {
+                Some(at) if *at > input.now => plan.wake_at(*at),
+                Some(_) => plan.act(input, Action::PrepareVolumes),
+                None => {}
+            }
+            return true;
+        }
+        Volumes::Failed(failure) if failure.retry_at() > input.now => plan.wake_at(failure.retry_at()),
+        Volumes::Pending | Volumes::Failed(_) => plan.act(input, Action::PrepareVolumes),
+    }
+    false
+}
+
+/// The sandbox to start containers in; asks for one when there is none.
+fn sandbox<'a>(input: &Input<'a>, plan: &mut Plan) -> Option<&'a Sandbox> {
+    if let Some(sandbox) = input.observed.ready_sandbox() {
+        return Some(sandbox);
+    }
+    // Nothing may outlive its sandbox: the processes of a dead one lost their network.
+    for container in input.observed.running() {
+        kill(
+            input,
+            plan,
+            container,
+            "Pod sandbox changed, it will be killed and re-created.".into(),
+            None,
+        );
+    }
+    if input.is_busy(&Task::Sandbox) || input.any_container_busy() || !plan.actions_are_harmless() {
+        return None;
+    }
+    if let Some(failure) = &input.memory.sandbox
+        && failure.retry_at() > input.now
+    {
+        plan.wake_at(failure.retry_at());
+        return None;
+    }
+    let attempt = input.observed.sandbox().map_or(0, |sandbox| sandbox.attempt + 1);
+    plan.act(input, Action::CreateSandbox { attempt });
+    None
+}
+
+impl Plan {
+    fn actions_are_harmless(&self) -> bool {
+        !self
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::KillContainer { .. }))
+    }
+}
+
+fn show_failed_starts(input: &Input<'_>, plan: &mut Plan) {
+    for (name, failure) in &input.memory.starts {
+        show(input, plan, name, failure);
+    }
+}
+
+fn show(input: &Input<'_>, plan: &mut Plan, name: &str, failure: &Failure) {
+    let (reason, message, flip) = failure.shown(input.now);
+    plan.waiting.insert(name.to_owned(), (reason, message));
+    if let Some(flip) = flip {
+        plan.wake_at(flip);
+    }
+}
+
+/// Containers that run in an older sandbox, or that the pod no longer names.
+fn kill_strays(input: &Input<'_>, plan: &mut Plan, sandbox: &Sandbox) {
+    for container in input.observed.running() {
+        if container.sandbox != sandbox.id || pod::container(input.pod, &container.name).is_none() {
+            kill(
+                input,
+                plan,
+                container,
+                format!("Stopping container {}", container.name),
+                None,
+            );
+        }
+    }
+}
+
+pub(super) fn kill(input: &Input<'_>, plan: &mut Plan, container: &Container, message: String, grace: Option<i64>) {
+    let grace = grace.unwrap_or_else(|| pod::grace_period(input.pod));
+    let (id, name) = (container.id.clone(), container.name.clone());
+    plan.act(
+        input,
+        Action::KillContainer {
+            id,
+            name,
+            grace,
+            message,
+        },
+    );
+}
+
+fn prune(input: &Input<'_>, plan: &mut Plan) {
+    let mut containers = Vec::new();
+    let mut seen: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    for container in &input.observed.containers {
+        let newer = seen.entry(&container.name).or_default();
+        if *newer > DEAD_KEPT && !container.is_running() {
+            containers.push(container.id.clone());
+        }
+        *newer += 1;
+    }
+    let kept = |sandbox: &Sandbox| {
+        input
+            .observed
+            .containers
+            .iter()
+            .any(|c| c.sandbox == sandbox.id && !containers.contains(&c.id))
+    };
+    let old = input.observed.sandboxes.iter().skip(1);
+    let sandboxes: Vec<_> = old
+        .filter(|sandbox| !kept(sandbox))
+        .map(|sandbox| sandbox.id.clone())
+        .collect();
+    if !(containers.is_empty() && sandboxes.is_empty()) {
+        plan.act(input, Action::Prune { containers, sandboxes });
+    }
+}
+
+/// Walks a pod's containers in order and starts what is due.
+struct Starter<'a, 'b> {
+    input: &'a Input<'a>,
+    plan: &'b mut Plan,
+    sandbox: &'a Sandbox,
+    /// A container with a postStart hook is starting: upstream starts the next only after it.
+    hook_pending: bool,
+}
+
+impl Starter<'_, '_> {
+    fn in_sandbox(&self, name: &str) -> Option<&Container> {
+        self.input
+            .observed
+            .latest(name)
+            .filter(|container| container.sandbox == self.sandbox.id)
+    }
+
+    /// Starts the init containers in order; true when the main ones may start.
+    fn init_containers(&mut self) -> bool {
+        let main_exists = pod::main_containers(self.input.pod)
+            .iter()
+            .any(|spec| self.in_sandbox(&spec.name).is_some());
+        let init = pod::init_containers(self.input.pod);
+        for (index, spec) in init.iter().enumerate() {
+            let later_exists = main_exists
+                || init[index + 1..]
+                    .iter()
+                    .any(|later| self.in_sandbox(&later.name).is_some());
+            let done = if pod::is_sidecar(spec) {
+                self.sidecar(spec) || main_exists
+            } else {
+                later_exists || self.init_container(spec)
+            };
+            if !done {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn init_container(&mut self, spec: &Spec) -> bool {
+        match self.in_sandbox(&spec.name).map(|container| container.state.clone()) {
+            Some(State::Exited(exit)) if exit.code == 0 => return true,
+            Some(State::Running(_) | State::Unknown) => {}
+            Some(State::Exited(exit)) => {
+                if pod::restart_policy(self.input.pod) != "Never" {
+                    self.start(spec, Some(&exit));
+                }
+            }
+            Some(State::Created) | None => self.start(spec, None),
+        }
+        false
+    }
+
+    /// True once the sidecar has started, so that what comes after it may start.
+    fn sidecar(&mut self, spec: &Spec) -> bool {
+        match self.in_sandbox(&spec.name).cloned() {
+            Some(container) if container.is_running() => {
+                self.replace(spec, &container);
+                let health = self.input.memory.health.get(&container.id);
+                health.is_some_and(|health| health.started) && !self.input.container_busy(&spec.name)
+            }
+            Some(Container {
+                state: State::Exited(exit),
+                ..
+            }) => {
+                self.start(spec, Some(&exit));
+                false
+            }
+            _ => {
+                self.start(spec, None);
+                false
+            }
+        }
+    }
+
+    fn main_container(&mut self, spec: &Spec) {
+        let policy = pod::restart_policy(self.input.pod);
+        match self.input.observed.latest(&spec.name).cloned() {
+            Some(container) if container.is_running() => {
+                if container.sandbox == self.sandbox.id {
+                    self.replace(spec, &container);
+                }
+            }
+            Some(Container {
+                state: State::Exited(exit),
+                ..
+            }) => {
+                if policy == "Always" || (policy == "OnFailure" && exit.code != 0) {
+                    self.start(spec, Some(&exit));
+                }
+            }
+            _ => self.start(spec, None),
+        }
+        let has_hook = spec
+            .lifecycle
+            .as_ref()
+            .is_some_and(|lifecycle| lifecycle.post_start.is_some());
+        let starting = self
+            .plan
+            .actions
+            .iter()
+            .any(|action| action.task() == Task::Container(spec.name.clone()));
+        self.hook_pending |= has_hook && (starting || self.input.container_busy(&spec.name));
+    }
+
+    fn ephemeral_containers(&mut self) {
+        for (role, spec) in pod::containers(self.input.pod) {
+            if role == Role::Ephemeral && self.input.observed.latest(&spec.name).is_none() {
+                self.start(&spec, None);
+            }
+        }
+    }
+
+    /// Kills a running container whose probe failed or whose image was changed; it starts again once it is dead.
+    fn replace(&mut self, spec: &Spec, container: &Container) {
+        if let Some(doom) = self.input.memory.doomed.get(&container.id) {
+            kill(self.input, self.plan, container, doom.message.clone(), doom.grace);
+        } else if container
+            .hash
+            .as_ref()
+            .is_some_and(|hash| *hash != labels::container_hash(spec))
+        {
+            let message = format!("Container {} definition changed, will be restarted", spec.name);
+            kill(self.input, self.plan, container, message, None);
+        }
+    }
+
+    fn start(&mut self, spec: &Spec, exit: Option<&crate::observed::Exit>) {
+        if let Some(failure) = self.input.memory.starts.get(&spec.name) {
+            show(self.input, self.plan, &spec.name, failure);
+            if failure.retry_at() > self.input.now {
+                self.plan.wake_at(failure.retry_at());
+                return;
+            }
+        }
+        if let (Some(exit), Some(backoff)) = (exit, self.input.memory.restarts.get(&spec.name)) {
+            let until = backoff.until(exit.finished);
+            if until > self.input.now {
+                let message = format!(
+                    "back-off {} restarting failed container={} pod={}",
+                    backoff::text(backoff.delay()),
+                    spec.name,
+                    pod::full_name(self.input.pod)
+                );
+                self.plan
+                    .waiting
+                    .insert(spec.name.clone(), ("CrashLoopBackOff".into(), message));
+                self.plan.wake_at(until);
+                return;
+            }
+        }
+        if self.hook_pending {
+            return;
+        }
+        let attempt = self.next_attempt(&spec.name);
+        let action = Action::StartContainer {
+            name: spec.name.clone(),
+            attempt,
+            ended: exit.map(|exit| exit.finished),
+        };
+        self.plan.act(self.input, action);
+    }
+
+    /// One more than the runtime or, where its records are gone, the API remembers.
+    fn next_attempt(&self, name: &str) -> u32 {
+        if let Some(container) = self.input.observed.latest(name) {
+            return container.attempt + 1;
+        }
+        let status = pod::status(self.input.pod);
+        let lists = [
+            &status.init_container_statuses,
+            &status.container_statuses,
+            &status.ephemeral_container_statuses,
+        ];
+        let known = lists.into_iter().flatten().flatten().find(|status| status.name == name);
+        known
+            .filter(|status| status.container_id.as_deref().is_some_and(|id| !id.is_empty()))
+            .map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0) + 1)
+    }
+}

@@ -1,0 +1,537 @@
+//! One task a pod: look, plan, act, report, wait.
+//!
+//! The task owns all that is remembered of its pod. It wakes when the pod changes in the API, when a container changes, when
+//! an action ends, when a probe's verdict changes, when an object that the pod names changes, or at the time that the last
+//! plan named; why it woke does not matter. Actions run beside it, each on its own [`Task`].
+
+mod report;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+use crate::backoff::{self, Backoff};
+use crate::events::Severity;
+use crate::execute::{self, Outcome, StartError};
+use crate::memory::{Doom, Failure, Health, Memory, Volumes};
+use crate::observed::{self, Observed, State};
+use crate::plan::{self, Action, Goal, Plan, Task};
+use crate::pod;
+use crate::probes::{self, Probes, Report};
+use report::Reporter;
+
+/// What the API wants of a pod.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) pod: Arc<Pod>,
+    /// The API no longer has the pod.
+    pub(crate) gone: bool,
+}
+
+/// How others reach a worker.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) wish: watch::Sender<Wish>,
+    wake: Arc<Wake>,
+    /// What the runtime says, for the server on :10250.
+    pub(crate) view: watch::Receiver<Arc<Observed>>,
+}
+
+/// Why a worker should look again.
+#[derive(Debug, Default)]
+struct Wake {
+    notify: Notify,
+    /// Containers and sandboxes that have ended, as the runtime's events say: its records follow a moment later.
+    ended: Mutex<HashSet<String>>,
+    /// An object that the pod names has changed.
+    objects: AtomicBool,
+}
+
+impl Handle {
+    /// Something of the pod has changed at the runtime.
+    pub(crate) fn look(&self) {
+        self.wake.notify.notify_one();
+    }
+
+    /// A container or sandbox of the pod has ended.
+    pub(crate) fn ended(&self, id: &str) {
+        self.wake.ended.lock().insert(id.to_owned());
+        self.wake.notify.notify_one();
+    }
+
+    /// A ConfigMap or Secret that the pod names has changed.
+    pub(crate) fn objects_changed(&self) {
+        self.wake.objects.store(true, Ordering::Release);
+        self.wake.notify.notify_one();
+    }
+}
+
+/// How long a failed look at the runtime waits.
+const RUNTIME_RETRY: Duration = Duration::from_secs(1);
+/// Looks that follow an event which the runtime does not show yet: the first after this, then twice that ...
+const SETTLE: Duration = Duration::from_millis(4);
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+
+/// When volumes that cannot be brought up to date are tried again.
+const REFRESH_RETRY: Duration = Duration::from_secs(10);
+
+struct Worker {
+    agent: Arc<Agent>,
+    wish: watch::Receiver<Wish>,
+    wake: Arc<Wake>,
+    pod: Arc<Pod>,
+    observed: Arc<Observed>,
+    view: watch::Sender<Arc<Observed>>,
+    memory: Memory,
+    stop: Option<(i64, Timestamp)>,
+    busy: HashMap<Task, Busy>,
+    running: JoinSet<(Action, Outcome)>,
+    probes: Probes,
+    reports: mpsc::UnboundedReceiver<Report>,
+    reporter: Reporter,
+    /// Whether the runtime may have changed since the last look.
+    dirty: bool,
+    /// When to look again for what an event told and the runtime does not show yet.
+    settle: Option<Duration>,
+    /// The status is final: what the runtime forgets now must not change it.
+    frozen: bool,
+    adopted: bool,
+}
+
+/// An action under way.
+struct Busy {
+    cancel: CancellationToken,
+    killing: bool,
+}
+
+/// Starts a pod's worker; `done` gets the UID when nothing of the pod is left.
+pub(crate) fn spawn(agent: Arc<Agent>, wish: Wish, done: mpsc::UnboundedSender<String>) -> Handle {
+    let pod = wish.pod.clone();
+    let uid = pod::uid(&pod).to_owned();
+    let (sender, receiver) = watch::channel(wish);
+    let (view, seen) = watch::channel(Arc::default());
+    let wake = Arc::new(Wake::default());
+    let (report_sender, reports) = mpsc::unbounded_channel();
+    let worker = Worker {
+        reporter: Reporter::new(agent.clone()),
+        agent,
+        wish: receiver,
+        wake: wake.clone(),
+        pod,
+        observed: Arc::default(),
+        view,
+        memory: Memory::default(),
+        stop: None,
+        busy: HashMap::new(),
+        running: JoinSet::new(),
+        probes: Probes::new(report_sender),
+        reports,
+        dirty: true,
+        settle: None,
+        frozen: false,
+        adopted: false,
+    };
+    tokio::spawn(async move {
+        worker.run().await;
+        done.send(uid).ok();
+    });
+    Handle {
+        wish: sender,
+        wake,
+        view: seen,
+    }
+}
+
+impl Worker {
+    async fn run(mut self) {
+        self.memory.seen = Some(Timestamp::now());
+        loop {
+            self.take_wish();
+            let looked = !self.dirty || self.look().await;
+            let mut next = None;
+            if looked {
+                let plan = self.plan();
+                self.probes.sync(
+                    &self.agent,
+                    &self.pod,
+                    &self.observed,
+                    &self.memory,
+                    self.stop.is_some(),
+                );
+                for action in &plan.actions {
+                    self.act(action.clone());
+                }
+                let gone = self.wish.borrow().gone;
+                if self.memory.cleaned && (gone || self.reporter.is_deleted()) {
+                    return;
+                }
+                self.report(&plan);
+                next = plan.wake;
+            }
+            if !self.wait(looked, next).await {
+                return;
+            }
+        }
+    }
+
+    fn take_wish(&mut self) {
+        let wish = self.wish.borrow_and_update().clone();
+        let meta = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
+        if meta(&self.pod) != meta(&wish.pod) {
+            // downwardAPI files may show them.
+            self.refresh_volumes();
+        }
+        self.pod = wish.pod;
+        let deleted = pod::deletion_time(&self.pod).is_some();
+        if !(deleted || wish.gone) {
+            return;
+        }
+        let grace = pod::grace_period(&self.pod);
+        let (before, since) = self.stop.unwrap_or((i64::MAX, Timestamp::now()));
+        if grace < before {
+            let shortened = self.stop.is_some();
+            self.stop = Some((grace, since));
+            for (task, busy) in &self.busy {
+                // What is being started is given up; what is being stopped slowly is stopped anew, faster.
+                if matches!(task, Task::Container(_)) && (shortened || !busy.killing) {
+                    busy.cancel.cancel();
+                }
+            }
+        }
+    }
+
+    /// Asks the runtime; false when it does not answer.
+    async fn look(&mut self) -> bool {
+        let uid = pod::uid(&self.pod).to_owned();
+        match observed::observe(&self.agent.runtime, &uid, &self.observed).await {
+            Ok(observed) => {
+                if *self.observed != observed {
+                    self.observed = Arc::new(observed);
+                    self.view.send_replace(self.observed.clone());
+                    self.index(&uid);
+                }
+                self.update_health();
+                self.dirty = false;
+                self.settle();
+                true
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = skiff_daemon::error_chain(&error),
+                    pod = pod::full_name(&self.pod),
+                    "cannot ask the runtime"
+                );
+                false
+            }
+        }
+    }
+
+    /// Looks again soon while an event told of an end that the runtime does not show yet.
+    fn settle(&mut self) {
+        let mut ended = self.wake.ended.lock();
+        ended.retain(|id| {
+            self.observed.running().any(|container| container.id == *id)
+                || self
+                    .observed
+                    .sandboxes
+                    .iter()
+                    .any(|sandbox| sandbox.id == *id && sandbox.ready)
+        });
+        if ended.is_empty() {
+            self.settle = None;
+            return;
+        }
+        let next = self.settle.map_or(SETTLE, |last| last * 2);
+        self.settle = (next < SETTLE_LIMIT).then_some(next);
+        if self.settle.is_none() {
+            ended.clear();
+        }
+    }
+
+    fn index(&self, uid: &str) {
+        let ids = self.observed.containers.iter().map(|container| &container.id);
+        for id in ids.chain(self.observed.sandboxes.iter().map(|sandbox| &sandbox.id)) {
+            self.agent.ids.insert(id, uid);
+        }
+        if self.busy.is_empty() {
+            self.agent.ids.retain(uid, |id| {
+                self.observed.containers.iter().any(|container| container.id == id)
+                    || self.observed.sandboxes.iter().any(|sandbox| sandbox.id == id)
+            });
+        }
+    }
+
+    /// A container without a probe is well as soon as it runs; one that an earlier kubelet found ready stays ready until
+    /// its probe says otherwise.
+    fn update_health(&mut self) {
+        let known: Vec<String> = self
+            .observed
+            .containers
+            .iter()
+            .map(|container| container.id.clone())
+            .collect();
+        self.memory.health.retain(|id, _| known.contains(id));
+        self.memory.doomed.retain(|id, _| known.contains(id));
+        self.memory.stopped_once.retain(|id| known.contains(id));
+        for container in &self.observed.containers {
+            if !matches!(container.state, State::Running(_)) || self.memory.health.contains_key(&container.id) {
+                continue;
+            }
+            let Some((_, spec)) = pod::container(&self.pod, &container.name) else {
+                continue;
+            };
+            let before = if self.adopted { None } else { self.before(&container.id) };
+            let health = Health {
+                started: spec.startup_probe.is_none() || before.is_some_and(|(started, _)| started),
+                ready: spec.readiness_probe.is_none() || before.is_some_and(|(_, ready)| ready),
+            };
+            self.memory.health.insert(container.id.clone(), health);
+        }
+        self.adopted = true;
+    }
+
+    /// What the API says of a running container: started, ready.
+    fn before(&self, id: &str) -> Option<(bool, bool)> {
+        let status = pod::status(&self.pod);
+        let lists = [&status.init_container_statuses, &status.container_statuses];
+        let id = format!("{}://{id}", self.agent.runtime_name);
+        let found = lists
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find(|s| s.container_id.as_ref() == Some(&id))?;
+        Some((found.started == Some(true), found.ready))
+    }
+
+    fn plan(&self) -> Plan {
+        let now = Timestamp::now();
+        let busy: BTreeSet<Task> = self.busy.keys().cloned().collect();
+        let goal = self
+            .stop
+            .map_or(Goal::Run, |(grace, since)| Goal::Stop { grace, since });
+        let input = plan::Input {
+            pod: &self.pod,
+            goal,
+            observed: &self.observed,
+            memory: &self.memory,
+            busy: &busy,
+            now,
+        };
+        plan::plan(&input)
+    }
+
+    fn act(&mut self, action: Action) {
+        let now = Timestamp::now();
+        let mut hook = false;
+        match &action {
+            Action::StartContainer {
+                name,
+                ended: Some(ended),
+                ..
+            } => {
+                let next = Backoff::next(self.memory.restarts.get(name).copied(), *ended, now);
+                self.memory.restarts.insert(name.clone(), next);
+            }
+            Action::KillContainer { id, .. } => hook = self.memory.stopped_once.insert(id.clone()),
+            _ => {}
+        }
+        let cancel = CancellationToken::new();
+        let killing = matches!(action, Action::KillContainer { .. });
+        self.busy.insert(
+            action.task(),
+            Busy {
+                cancel: cancel.clone(),
+                killing,
+            },
+        );
+        let context = execute::Context {
+            agent: self.agent.clone(),
+            pod: self.pod.clone(),
+            sandbox: self.observed.ready_sandbox().cloned(),
+            observed: self.observed.clone(),
+            hook,
+            cancel,
+        };
+        self.running.spawn(async move {
+            let outcome = tokio::select! {
+                biased;
+                outcome = execute::execute(&context, &action) => outcome,
+                () = context.cancel.cancelled(), if killing => Outcome::Cancelled,
+            };
+            (action, outcome)
+        });
+    }
+
+    /// Takes an action's end to memory.
+    fn finished(&mut self, action: &Action, outcome: Outcome) {
+        self.busy.remove(&action.task());
+        let now = Timestamp::now();
+        match (action, outcome) {
+            (Action::PrepareVolumes, Outcome::Done) => {
+                let refresh = self.agent.volumes.refresh_at(pod::uid(&self.pod));
+                self.memory.volumes = Volumes::Ready { refresh };
+            }
+            (Action::PrepareVolumes, Outcome::Failed { reason, message }) => {
+                let text = format!("MountVolume.SetUp failed: {message}");
+                self.agent
+                    .events
+                    .pod(&self.pod, Severity::Warning, reason, text.clone());
+                let last = match &self.memory.volumes {
+                    Volumes::Failed(failure) => Some(failure.clone()),
+                    Volumes::Ready { .. } => {
+                        let refresh = Some(backoff::after(now, REFRESH_RETRY));
+                        self.memory.volumes = Volumes::Ready { refresh };
+                        return;
+                    }
+                    Volumes::Pending => None,
+                };
+                let delay = last.map_or(Duration::from_millis(500), |last| {
+                    (last.delay * 2).min(Duration::from_secs(122))
+                });
+                self.memory.volumes = Volumes::Failed(Failure::steady(reason, text, delay, now));
+            }
+            (Action::CreateSandbox { .. }, Outcome::Done) => self.memory.sandbox = None,
+            (Action::CreateSandbox { .. }, Outcome::Failed { reason, message }) => {
+                let last = self.memory.sandbox.as_ref().map(|last| last.delay);
+                let delay = last.map_or(Duration::from_secs(1), |delay| (delay * 2).min(Duration::from_secs(30)));
+                self.memory.sandbox = Some(Failure::steady(reason, message, delay, now));
+            }
+            (Action::StartContainer { name, .. }, Outcome::Done) => {
+                self.memory.starts.remove(name);
+            }
+            (Action::StartContainer { name, .. }, Outcome::Doomed { id, doom }) => {
+                self.memory.starts.remove(name);
+                self.memory.doomed.insert(id, doom);
+            }
+            (Action::StartContainer { name, .. }, Outcome::NotStarted(error)) => self.not_started(name, error, now),
+            (Action::Release, Outcome::Done) => (self.memory.released, self.memory.cleanup) = (true, None),
+            (Action::Cleanup, Outcome::Done) => (self.memory.cleaned, self.memory.cleanup) = (true, None),
+            (Action::KillContainer { id, .. }, Outcome::Failed { message, .. }) => {
+                tracing::warn!(id, message, "cannot stop a container");
+                self.memory.cleanup = Some(Failure::growing(
+                    self.memory.cleanup.as_ref(),
+                    "FailedKillPod",
+                    message,
+                    now,
+                ));
+            }
+            (_, Outcome::Failed { reason, message }) => {
+                tracing::warn!(
+                    reason,
+                    message,
+                    pod = pod::full_name(&self.pod),
+                    "a step failed; it will be tried again"
+                );
+                self.memory.cleanup = Some(Failure::growing(self.memory.cleanup.as_ref(), reason, message, now));
+            }
+            _ => {}
+        }
+    }
+
+    fn not_started(&mut self, name: &str, error: StartError, now: Timestamp) {
+        if error.ran {
+            // The runtime holds a dead container for it: the restart back-off governs, and `lastState` tells why.
+            self.memory.starts.remove(name);
+            return;
+        }
+        let last = self.memory.starts.get(name);
+        let mut failure = Failure::growing(last, error.reason, error.message, now);
+        if error.reason == "CreateContainerConfigError" {
+            failure.delay = Duration::from_secs(10);
+        }
+        failure.pull = error.pull;
+        self.memory.starts.insert(name.to_owned(), failure);
+    }
+
+    /// Takes a probe's verdict to memory.
+    fn probed(&mut self, report: &Report) {
+        let Some(health) = self.memory.health.get_mut(&report.id) else {
+            return;
+        };
+        let doom = |word: &str| Doom {
+            message: format!("Container {} failed {word} probe, will be restarted", report.name),
+            grace: report.grace,
+        };
+        match (report.kind, report.success) {
+            (probes::Kind::Readiness, success) => health.ready = success,
+            (probes::Kind::Startup, true) => health.started = true,
+            (probes::Kind::Startup, false) => {
+                self.memory.doomed.insert(report.id.clone(), doom("startup"));
+            }
+            (probes::Kind::Liveness, false) => {
+                self.memory.doomed.insert(report.id.clone(), doom("liveness"));
+            }
+            (probes::Kind::Liveness, true) => {}
+        }
+    }
+
+    fn report(&mut self, plan: &Plan) {
+        let wish = self.wish.borrow().clone();
+        if !self.frozen {
+            self.reporter.update(&self.pod, &self.observed, &self.memory, plan);
+            self.frozen = self.stop.is_some() && self.busy.contains_key(&Task::Cleanup);
+        }
+        self.reporter.send(&self.pod, wish.gone, self.memory.cleaned);
+    }
+
+    /// Waits for a reason to look again; false when there will be none.
+    async fn wait(&mut self, looked: bool, next: Option<Timestamp>) -> bool {
+        let planned = next.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO));
+        let mut timer = if looked { planned } else { Some(RUNTIME_RETRY) };
+        if let Some(settle) = self.settle {
+            timer = Some(timer.map_or(settle, |timer| timer.min(settle)));
+        }
+        // Every arm is cancel-safe: nothing is taken from a channel unless its arm is chosen.
+        tokio::select! {
+            Some(ended) = self.running.join_next() => {
+                self.dirty = true;
+                match ended {
+                    Ok((action, outcome)) => self.finished(&action, outcome),
+                    Err(error) => {
+                        tracing::error!(%error, pod = pod::full_name(&self.pod), "an action panicked");
+                        return false;
+                    }
+                }
+            }
+            changed = self.wish.changed() => return changed.is_ok(),
+            () = self.wake.notify.notified() => {
+                self.dirty = true;
+                if self.wake.objects.swap(false, Ordering::AcqRel) {
+                    self.refresh_volumes();
+                }
+            }
+            Some(report) = self.reports.recv() => self.probed(&report),
+            () = self.reporter.next() => {}
+            () = sleep(timer) => self.dirty |= self.settle.is_some(),
+        }
+        true
+    }
+
+    /// What the volumes and the environment are made from has changed.
+    fn refresh_volumes(&mut self) {
+        let now = Timestamp::now();
+        self.memory
+            .starts
+            .retain(|_, failure| failure.reason != "CreateContainerConfigError");
+        match &mut self.memory.volumes {
+            Volumes::Ready { refresh } => *refresh = Some(now),
+            volumes => *volumes = Volumes::Pending,
+        }
+    }
+}
+
+async fn sleep(timer: Option<Duration>) {
+    match timer {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}

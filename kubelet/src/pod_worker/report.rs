@@ -1,0 +1,214 @@
+//! Telling the API what a pod does: one patch at a time, of what has changed since the last one; in the end, the deletion.
+//!
+//! It outlives an API server that is away: the newest status is sent when it is back, older ones never.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::Value;
+use skiff_api::k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::agent::Agent;
+use crate::events::Severity;
+use crate::memory::Memory;
+use crate::observed::Observed;
+use crate::plan::Plan;
+use crate::pod;
+use crate::status::{self, patch};
+
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// How one call to the API ended.
+enum Answer {
+    Patched(Box<Pod>),
+    Deleted,
+    /// The API has no such pod.
+    Missing,
+    Failed(String),
+}
+
+/// What one pod's worker tells the API.
+pub(super) struct Reporter {
+    agent: Arc<Agent>,
+    /// The newest status that the API is known to have.
+    last: PodStatus,
+    version: u64,
+    wanted: Option<Value>,
+    call: Option<JoinHandle<Answer>>,
+    retry: Option<(Instant, Duration)>,
+    missing: bool,
+    deleted: bool,
+    waiting: BTreeMap<String, String>,
+}
+
+impl Reporter {
+    pub(super) fn new(agent: Arc<Agent>) -> Self {
+        Self {
+            agent,
+            last: PodStatus::default(),
+            version: 0,
+            wanted: None,
+            call: None,
+            retry: None,
+            missing: false,
+            deleted: false,
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the API has let go of the pod.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.deleted || self.missing
+    }
+
+    /// Works out the status to report.
+    pub(super) fn update(&mut self, pod: &Pod, observed: &Observed, memory: &Memory, plan: &Plan) {
+        let version = version(pod);
+        if version > self.version {
+            self.last = pod::status(pod).clone();
+            self.version = version;
+        }
+        let input = status::Input {
+            pod,
+            last: &self.last,
+            observed,
+            memory,
+            plan,
+            runtime: &self.agent.runtime_name,
+            node_ips: &self.agent.node_ips,
+            now: Timestamp::now(),
+        };
+        self.wanted = Some(patch::json(&status::generate(&input)));
+        self.tell_of_back_off(pod, plan);
+    }
+
+    /// Sends what is to be sent, unless a call is under way.
+    pub(super) fn send(&mut self, pod: &Pod, gone: bool, cleaned: bool) {
+        let waits = self.retry.is_some_and(|(at, _)| at > Instant::now());
+        if gone || waits || self.call.is_some() || self.is_deleted() {
+            return;
+        }
+        let api: Api<Pod> = Api::namespaced(self.agent.client.clone(), pod::namespace(pod));
+        let name = pod::name(pod).to_owned();
+        let change = self
+            .wanted
+            .as_ref()
+            .and_then(|wanted| patch::diff(pod::uid(pod), &patch::json(&self.last), wanted));
+        if let Some(change) = change {
+            self.call = Some(tokio::spawn(async move {
+                let patch = Patch::Strategic(change);
+                match api.patch_status(&name, &PatchParams::default(), &patch).await {
+                    Ok(pod) => Answer::Patched(Box::new(pod)),
+                    Err(error) => refused(&error),
+                }
+            }));
+        } else if cleaned && pod::deletion_time(pod).is_some() {
+            let uid = Some(pod::uid(pod).to_owned());
+            self.call = Some(tokio::spawn(async move {
+                let precondition = Preconditions {
+                    uid,
+                    resource_version: None,
+                };
+                let parameters = DeleteParams::default().grace_period(0).preconditions(precondition);
+                match api.delete(&name, &parameters).await {
+                    Ok(_) => Answer::Deleted,
+                    Err(error) => refused(&error),
+                }
+            }));
+        }
+    }
+
+    /// Waits until there is something to send, or a call has ended. Cancel-safe.
+    pub(super) async fn next(&mut self) {
+        if let Some(call) = &mut self.call {
+            let answer = call.await.unwrap_or_else(|error| Answer::Failed(error.to_string()));
+            self.call = None;
+            self.answered(answer);
+        } else if let Some((at, _)) = self.retry {
+            if at <= Instant::now() {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep_until(at).await;
+        } else {
+            std::future::pending().await
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Patched(pod) => {
+                self.retry = None;
+                let version = version(&pod);
+                if version > self.version {
+                    self.last = pod.status.unwrap_or_default();
+                    self.version = version;
+                }
+            }
+            Answer::Deleted => self.deleted = true,
+            Answer::Missing => self.missing = true,
+            Answer::Failed(error) => {
+                tracing::debug!(error, "cannot report a pod's status; it is tried again");
+                let delay = self.retry.map_or(FIRST_RETRY, |(_, delay)| (delay * 2).min(LAST_RETRY));
+                self.retry = Some((Instant::now() + delay, delay));
+            }
+        }
+    }
+
+    /// Events for containers that have begun to wait.
+    fn tell_of_back_off(&mut self, pod: &Pod, plan: &Plan) {
+        let events = &self.agent.events;
+        for (name, (reason, _)) in &plan.waiting {
+            if self.waiting.get(name) == Some(reason) {
+                continue;
+            }
+            let Some((role, container)) = pod::container(pod, name) else {
+                continue;
+            };
+            let who = (role, name.as_str());
+            match reason.as_str() {
+                "CrashLoopBackOff" => {
+                    let text = format!(
+                        "Back-off restarting failed container {name} in pod {}",
+                        pod::full_name(pod)
+                    );
+                    events.container(pod, who, Severity::Warning, "BackOff", text);
+                }
+                "ImagePullBackOff" => {
+                    let image = container.image.as_deref().unwrap_or_default();
+                    let text = format!("Back-off pulling image {image:?}");
+                    events.container(pod, who, Severity::Normal, "BackOff", text);
+                    events.container(pod, who, Severity::Warning, "Failed", format!("Error: {reason}"));
+                }
+                _ => {}
+            }
+        }
+        self.waiting = plan
+            .waiting
+            .iter()
+            .map(|(name, (reason, _))| (name.clone(), reason.clone()))
+            .collect();
+    }
+}
+
+fn refused(error: &kube::Error) -> Answer {
+    match error {
+        // 409 is the UID precondition: another pod of that name is there.
+        kube::Error::Api(status) if matches!(status.code, 404 | 409) => Answer::Missing,
+        other => Answer::Failed(skiff_daemon::error_chain(other)),
+    }
+}
+
+/// Resource versions are ordered numbers.
+fn version(pod: &Pod) -> u64 {
+    pod.metadata
+        .resource_version
+        .as_deref()
+        .and_then(|version| version.parse().ok())
+        .unwrap_or(0)
+}

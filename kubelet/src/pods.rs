@@ -1,0 +1,277 @@
+//! All pods of this node: one task that hands what sources, runtime and objects say to the pods' workers.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use parking_lot::RwLock;
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_cri::events::{EventKind, Notice};
+use skiff_daemon::Shutdown;
+use tokio::sync::{mpsc, watch};
+
+use crate::agent::Agent;
+use crate::config::sources::Update;
+use crate::garbage;
+use crate::observed::{self, Observed, PodIds};
+use crate::pod;
+use crate::pod_worker::{self, Handle, Wish};
+
+/// How often the runtime is asked for everything, in case an event was missed.
+const RELIST: Duration = Duration::from_secs(60);
+/// UIDs of ended pods remembered, so that a late word about one does not run it again.
+const ENDED: usize = 4096;
+
+/// The pods as others may see them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Directory {
+    handles: Arc<RwLock<HashMap<String, Handle>>>,
+}
+
+/// A pod and what the runtime says of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) observed: Arc<Observed>,
+    /// What the runtime says from now on.
+    pub(crate) view: watch::Receiver<Arc<Observed>>,
+}
+
+impl Directory {
+    /// All pods.
+    pub(crate) fn all(&self) -> Vec<Entry> {
+        self.handles.read().values().map(entry).collect()
+    }
+
+    /// A pod by name; with `uid` only if it is that one.
+    pub(crate) fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Option<Entry> {
+        let handles = self.handles.read();
+        let matches = |pod: &Pod| {
+            pod::namespace(pod) == namespace && pod::name(pod) == name && uid.is_none_or(|uid| pod::uid(pod) == uid)
+        };
+        handles
+            .values()
+            .find(|handle| matches(&handle.wish.borrow().pod))
+            .map(entry)
+    }
+}
+
+fn entry(handle: &Handle) -> Entry {
+    Entry {
+        pod: handle.wish.borrow().pod.clone(),
+        observed: handle.view.borrow().clone(),
+        view: handle.view.clone(),
+    }
+}
+
+/// What the dispatcher listens to.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    pub(crate) updates: mpsc::Receiver<Update>,
+    /// UIDs of pods whose objects changed.
+    pub(crate) objects: mpsc::UnboundedReceiver<String>,
+}
+
+struct Dispatcher {
+    agent: Arc<Agent>,
+    directory: Directory,
+    done: mpsc::UnboundedSender<String>,
+    ended: HashSet<String>,
+    ended_order: VecDeque<String>,
+    /// Whether a source has told all its pods: before, a container without a pod is no orphan.
+    synced: bool,
+    listed: HashMap<String, PodIds>,
+}
+
+/// Runs all pods until shutdown. Workers end with the runtime: pods go on without their kubelet.
+pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inputs, shutdown: Shutdown) {
+    let mut events = agent.runtime.events();
+    let (done, mut finished) = mpsc::unbounded_channel();
+    let mut dispatcher = Dispatcher {
+        agent,
+        directory,
+        done,
+        ended: HashSet::new(),
+        ended_order: VecDeque::new(),
+        synced: false,
+        listed: HashMap::new(),
+    };
+    let mut relist = tokio::time::interval(RELIST);
+    relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            Some(uid) = finished.recv() => dispatcher.finished(uid),
+            Some(update) = inputs.updates.recv() => {
+                let first = !dispatcher.synced;
+                dispatcher.update(update);
+                if first && dispatcher.synced {
+                    dispatcher.relist().await;
+                }
+            }
+            Some(uid) = inputs.objects.recv() => dispatcher.with(&uid, Handle::objects_changed),
+            Some(notice) = events.next() => dispatcher.notice(notice).await,
+            _ = relist.tick() => dispatcher.relist().await,
+        }
+    }
+}
+
+impl Dispatcher {
+    fn with(&self, uid: &str, act: impl FnOnce(&Handle)) {
+        if let Some(handle) = self.directory.handles.read().get(uid) {
+            act(handle);
+        }
+    }
+
+    fn update(&mut self, update: Update) {
+        match update {
+            Update::Apply(pod) => self.wish(Wish { pod, gone: false }),
+            Update::Remove(pod) => self.remove(pod),
+            Update::All(pods) => {
+                self.synced = true;
+                let present: HashSet<String> = pods.iter().map(|pod| pod::uid(pod).to_owned()).collect();
+                for handle in self.directory.handles.read().values() {
+                    if !present.contains(pod::uid(&handle.wish.borrow().pod)) {
+                        handle.wish.send_modify(|wish| wish.gone = true);
+                    }
+                }
+                for pod in pods {
+                    self.wish(Wish { pod, gone: false });
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, pod: Arc<Pod>) {
+        self.with(pod::uid(&pod), |handle| {
+            handle.wish.send_modify(|wish| {
+                *wish = Wish {
+                    pod: pod.clone(),
+                    gone: true,
+                }
+            });
+        });
+        self.remember(pod::uid(&pod).to_owned());
+    }
+
+    fn wish(&mut self, wish: Wish) {
+        let uid = pod::uid(&wish.pod).to_owned();
+        if let Some(handle) = self.directory.handles.read().get(&uid) {
+            let changed = |known: &Wish| {
+                known.pod.metadata.resource_version != wish.pod.metadata.resource_version || known.gone != wish.gone
+            };
+            handle.wish.send_if_modified(|known| {
+                // A pod that was gone never comes back under the same UID.
+                let news = !known.gone && changed(known);
+                if news {
+                    *known = wish.clone();
+                }
+                news
+            });
+            return;
+        }
+        if self.ended.contains(&uid) {
+            return;
+        }
+        let handle = pod_worker::spawn(self.agent.clone(), wish, self.done.clone());
+        self.directory.handles.write().insert(uid, handle);
+    }
+
+    fn finished(&mut self, uid: String) {
+        self.directory.handles.write().remove(&uid);
+        self.agent.ids.forget(&uid);
+        self.agent.objects.release(&uid);
+        self.remember(uid);
+    }
+
+    fn remember(&mut self, uid: String) {
+        if !self.ended.insert(uid.clone()) {
+            return;
+        }
+        self.ended_order.push_back(uid);
+        if self.ended_order.len() > ENDED
+            && let Some(oldest) = self.ended_order.pop_front()
+        {
+            self.ended.remove(&oldest);
+        }
+    }
+
+    async fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Connected => self.relist().await,
+            Notice::Lost { reason } => {
+                tracing::warn!(reason, "the runtime's events are lost; they are asked for again")
+            }
+            Notice::Event(event) => {
+                let Some(uid) = self.agent.ids.pod(&event.id) else {
+                    return;
+                };
+                match event.kind {
+                    EventKind::Exited { .. } => self.with(&uid, |handle| handle.ended(&event.id)),
+                    EventKind::Deleted => self.with(&uid, Handle::look),
+                    // Starts are the workers' own doing, and an exit follows when memory ran out.
+                    EventKind::Started { .. } | EventKind::OutOfMemory => {}
+                }
+            }
+        }
+    }
+
+    /// Asks the runtime for everything: pods that changed unseen are looked at, pods that nobody wants are ended.
+    async fn relist(&mut self) {
+        let pods = match observed::pods(&self.agent.runtime).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                tracing::warn!(
+                    error = skiff_daemon::error_chain(&error),
+                    "cannot list the runtime's containers"
+                );
+                return;
+            }
+        };
+        for (uid, ids) in &pods {
+            if self.listed.get(uid) != Some(ids) {
+                self.with(uid, Handle::look);
+            }
+        }
+        for uid in self.listed.keys().filter(|uid| !pods.contains_key(*uid)) {
+            self.with(uid, Handle::look);
+        }
+        if self.synced {
+            for (uid, ids) in &pods {
+                if !self.directory.handles.read().contains_key(uid) {
+                    self.end_orphan(uid, ids);
+                }
+            }
+            let wanted: HashSet<String> = self.directory.handles.read().keys().cloned().collect();
+            garbage::orphans(&self.agent, &wanted);
+        }
+        self.listed = pods;
+    }
+
+    /// A pod that only the runtime knows gets a worker whose one aim is its end.
+    fn end_orphan(&self, uid: &str, ids: &PodIds) {
+        tracing::info!(
+            uid,
+            name = ids.name,
+            namespace = ids.namespace,
+            "ending a pod that the API server does not have"
+        );
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some(uid.to_owned());
+        pod.metadata.name = Some(ids.name.clone());
+        pod.metadata.namespace = Some(ids.namespace.clone());
+        // Nobody can say how long it may take: upstream gives a second.
+        pod.metadata.deletion_grace_period_seconds = Some(1);
+        let handle = pod_worker::spawn(
+            self.agent.clone(),
+            Wish {
+                pod: Arc::new(pod),
+                gone: true,
+            },
+            self.done.clone(),
+        );
+        self.directory.handles.write().insert(uid.to_owned(), handle);
+    }
+}

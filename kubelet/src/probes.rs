@@ -1,0 +1,401 @@
+//! Probes: one task a probe of a running container; it reports only what changes.
+//!
+//! The worker owns [`Probes`]; a report comes back over its channel. A readiness probe runs at once when its container has
+//! started, then every period.
+
+mod grpc;
+pub(crate) mod http;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use skiff_api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::agent::Agent;
+use crate::events::Severity;
+use crate::memory::Memory;
+use crate::observed::{Observed, State};
+use crate::pod::{self, Role};
+
+/// Which probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// Holds back the other two until it succeeds.
+    Startup,
+    /// Takes the pod in and out of Services.
+    Readiness,
+    /// Restarts the container.
+    Liveness,
+}
+
+/// A probe's verdict has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) success: bool,
+    pub(crate) grace: Option<i64>,
+}
+
+/// The probes of one pod.
+#[derive(Debug)]
+pub(crate) struct Probes {
+    tasks: HashMap<(String, Kind), AbortHandle>,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+/// What one attempt found.
+enum Finding {
+    Success,
+    Failure(String),
+    /// Nothing can be said; it counts neither way.
+    Unknown(String),
+}
+
+struct Prober {
+    agent: Arc<Agent>,
+    pod: Arc<Pod>,
+    role: Role,
+    container: Container,
+    id: String,
+    address: Option<String>,
+    kind: Kind,
+    probe: Probe,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Readiness => "Readiness",
+            Self::Liveness => "Liveness",
+        }
+    }
+
+    fn of(self, container: &Container) -> Option<&Probe> {
+        match self {
+            Self::Startup => container.startup_probe.as_ref(),
+            Self::Readiness => container.readiness_probe.as_ref(),
+            Self::Liveness => container.liveness_probe.as_ref(),
+        }
+    }
+}
+
+// === impl Probes ===
+
+impl Probes {
+    pub(crate) fn new(reports: mpsc::UnboundedSender<Report>) -> Self {
+        Self {
+            tasks: HashMap::new(),
+            reports,
+        }
+    }
+
+    /// Starts what is due and ends what is not. With `stopping`, only readiness probes go on, as upstream's do.
+    pub(crate) fn sync(
+        &mut self,
+        agent: &Arc<Agent>,
+        pod: &Arc<Pod>,
+        observed: &Observed,
+        memory: &Memory,
+        stopping: bool,
+    ) {
+        let mut wanted = Vec::new();
+        let sandbox = observed.ready_sandbox();
+        for (role, container) in pod::containers(pod) {
+            let Some(running) = observed.latest(&container.name) else {
+                continue;
+            };
+            let State::Running(since) = running.state else { continue };
+            if memory.doomed.contains_key(&running.id) {
+                continue;
+            }
+            let started = memory.health.get(&running.id).is_some_and(|health| health.started);
+            let kinds: &[Kind] = match (started, stopping) {
+                (_, true) => &[Kind::Readiness],
+                (true, _) => &[Kind::Readiness, Kind::Liveness],
+                (false, _) => &[Kind::Startup],
+            };
+            for kind in kinds {
+                if let Some(probe) = kind.of(&container) {
+                    wanted.push((*kind, role, container.clone(), probe.clone(), running.id.clone(), since));
+                }
+            }
+        }
+        self.tasks.retain(|(id, kind), task| {
+            let keep = wanted
+                .iter()
+                .any(|(k, _, _, _, wanted_id, _)| k == kind && wanted_id == id);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for (kind, role, container, probe, id, since) in wanted {
+            let address = if pod::host_network(pod) {
+                agent.node_ips.first().map(ToString::to_string)
+            } else {
+                sandbox.and_then(|sandbox| sandbox.ips.first().cloned())
+            };
+            self.tasks.entry((id.clone(), kind)).or_insert_with(|| {
+                let prober = Prober {
+                    agent: agent.clone(),
+                    pod: pod.clone(),
+                    role,
+                    container: container.into_owned(),
+                    id,
+                    address,
+                    kind,
+                    probe,
+                    reports: self.reports.clone(),
+                };
+                let initially = memory.health.get(&prober.id).is_some_and(|health| health.ready);
+                tokio::spawn(prober.run(since, initially)).abort_handle()
+            });
+        }
+    }
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        for task in self.tasks.values() {
+            task.abort();
+        }
+    }
+}
+
+// === impl Prober ===
+
+impl Prober {
+    async fn run(self, since: Timestamp, initially_ready: bool) {
+        let seconds = |value: Option<i32>, default: u32| {
+            Duration::from_secs(u64::from(value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default)))
+        };
+        let period = seconds(self.probe.period_seconds, 10).max(Duration::from_secs(1));
+        let timeout = seconds(self.probe.timeout_seconds, 1).max(Duration::from_secs(1));
+        let delay = seconds(self.probe.initial_delay_seconds, 0);
+        let age = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
+        if age < delay {
+            tokio::time::sleep(delay - age).await;
+        } else if age > delay + period {
+            // Taken over from an earlier kubelet: not all probes of a node at once.
+            tokio::time::sleep(spread(&self.id, period)).await;
+        }
+        let threshold = |value: Option<i32>, default: i32| value.unwrap_or(default).max(1);
+        let success_threshold = threshold(self.probe.success_threshold, 1);
+        let failure_threshold = threshold(self.probe.failure_threshold, 3);
+        let mut verdict = match self.kind {
+            Kind::Liveness => Some(true),
+            Kind::Readiness => Some(initially_ready),
+            Kind::Startup => None,
+        };
+        let mut streak = (true, 0);
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let success = match self.probe_once(timeout).await {
+                Finding::Success => true,
+                Finding::Failure(output) => {
+                    self.warn(format!("{} probe failed: {output}", self.kind.word()));
+                    false
+                }
+                Finding::Unknown(error) => {
+                    self.warn(format!(
+                        "{} probe errored and resulted in unknown state: {error}",
+                        self.kind.word()
+                    ));
+                    continue;
+                }
+            };
+            streak = if streak.0 == success {
+                (success, streak.1 + 1)
+            } else {
+                (success, 1)
+            };
+            let reached = streak.1 >= if success { success_threshold } else { failure_threshold };
+            if !reached || verdict == Some(success) {
+                continue;
+            }
+            verdict = Some(success);
+            let grace = self.probe.termination_grace_period_seconds;
+            let report = Report {
+                id: self.id.clone(),
+                name: self.container.name.clone(),
+                kind: self.kind,
+                success,
+                grace,
+            };
+            if self.reports.send(report).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn warn(&self, message: String) {
+        self.agent.events.container(
+            &self.pod,
+            (self.role, &self.container.name),
+            Severity::Warning,
+            "Unhealthy",
+            message,
+        );
+    }
+
+    async fn probe_once(&self, timeout: Duration) -> Finding {
+        if let Some(exec) = &self.probe.exec {
+            return self.exec(exec.command.as_deref().unwrap_or_default(), timeout).await;
+        }
+        let address = self.address.as_deref();
+        if let Some(action) = &self.probe.http_get {
+            return match http::Target::new(action, &self.container, address) {
+                Ok(target) => http_finding(&target, timeout).await,
+                Err(error) => Finding::Unknown(error),
+            };
+        }
+        if let Some(action) = &self.probe.tcp_socket {
+            let host = action
+                .host
+                .as_deref()
+                .filter(|host| !host.is_empty())
+                .or(address)
+                .unwrap_or_default();
+            return match port(&action.port, &self.container) {
+                Ok(port) => tcp(host, port, timeout).await,
+                Err(error) => Finding::Unknown(error),
+            };
+        }
+        if let Some(action) = &self.probe.grpc {
+            let port = u16::try_from(action.port).unwrap_or_default();
+            let service = action.service.as_deref().unwrap_or_default();
+            return match tokio::time::timeout(timeout, grpc::check(address.unwrap_or_default(), port, service)).await {
+                Ok(Ok(())) => Finding::Success,
+                Ok(Err(error)) => Finding::Failure(error),
+                Err(_) => Finding::Failure(format!(
+                    "timeout: failed to connect service \"{}:{port}\" within {}s: context deadline exceeded",
+                    address.unwrap_or_default(),
+                    timeout.as_secs()
+                )),
+            };
+        }
+        Finding::Unknown("missing probe handler".into())
+    }
+
+    async fn exec(&self, command: &[String], timeout: Duration) -> Finding {
+        match self.agent.runtime.exec_sync(&self.id, command, timeout).await {
+            Ok(output) if output.exit_code == 0 => Finding::Success,
+            Ok(output) => {
+                let mut text = output.stdout;
+                text.extend(output.stderr);
+                text.truncate(10 * 1024);
+                Finding::Failure(String::from_utf8_lossy(&text).into_owned())
+            }
+            Err(skiff_cri::Error::DeadlineExceeded { .. }) => Finding::Failure(format!(
+                "command {:?} timed out after {}s",
+                command.join(" "),
+                timeout.as_secs()
+            )),
+            Err(error) => Finding::Unknown(error.rpc_text()),
+        }
+    }
+}
+
+async fn http_finding(target: &http::Target, timeout: Duration) -> Finding {
+    match http::get(target, timeout).await {
+        Ok(answer) if (200..400).contains(&answer.status) => Finding::Success,
+        Ok(answer) => Finding::Failure(format!("HTTP probe failed with statuscode: {}", answer.status)),
+        Err(error) => Finding::Failure(error),
+    }
+}
+
+async fn tcp(host: &str, port: u16, timeout: Duration) -> Finding {
+    match tokio::time::timeout(timeout, tokio::net::TcpStream::connect((host, port))).await {
+        Ok(Ok(_)) => Finding::Success,
+        Ok(Err(error)) => Finding::Failure(dial_error(host, port, &error)),
+        Err(_) => Finding::Failure(format!("dial tcp {host}:{port}: i/o timeout")),
+    }
+}
+
+/// A failed connection in upstream's words.
+fn dial_error(host: &str, port: u16, error: &std::io::Error) -> String {
+    let text = match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+        std::io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        _ => error.to_string(),
+    };
+    format!("dial tcp {host}:{port}: {text}")
+}
+
+/// A port by number, or by the name of a port of the container.
+pub(crate) fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => {
+            let named = container
+                .ports
+                .iter()
+                .flatten()
+                .find(|port| port.name.as_deref() == Some(name));
+            named.map(|port| port.container_port).or_else(|| name.parse().ok())
+        }
+    };
+    let valid = number
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|port| *port > 0);
+    valid.ok_or_else(|| format!("invalid port: {port:?}"))
+}
+
+/// A part of `period` that depends on `id`.
+fn spread(id: &str, period: Duration) -> Duration {
+    let sum = id
+        .bytes()
+        .fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
+    period * (sum % 1000) / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ports() {
+        let container: Container =
+            serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]})).unwrap();
+        let cases = [
+            (IntOrString::Int(80), Some(80)),
+            (IntOrString::String("web".into()), Some(8080)),
+            (IntOrString::String("81".into()), Some(81)),
+            (IntOrString::String("x".into()), None),
+            (IntOrString::Int(0), None),
+            (IntOrString::Int(70000), None),
+        ];
+        for (given, found) in cases {
+            assert_eq!(port(&given, &container).ok(), found, "{given:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_reads_as_upstreams() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(matches!(
+            tcp("127.0.0.1", port, Duration::from_secs(1)).await,
+            Finding::Success
+        ));
+        drop(listener);
+        let Finding::Failure(text) = tcp("127.0.0.1", port, Duration::from_secs(1)).await else {
+            panic!()
+        };
+        assert_eq!(text, format!("dial tcp 127.0.0.1:{port}: connect: connection refused"));
+    }
+}

@@ -1,0 +1,264 @@
+//! HTTP and HTTPS requests of probes and hooks. Certificates are not checked: a probe asks whether a server answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Uri};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use skiff_api::k8s_openapi::api::core::v1::{Container, HTTPGetAction};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::{dial_error, port};
+
+const REDIRECTS: usize = 10;
+
+/// What to ask.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    https: bool,
+    host: String,
+    port: u16,
+    path: String,
+    headers: Vec<(String, String)>,
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    location: Option<String>,
+}
+
+impl Target {
+    /// The target of an action; `address` is the pod's.
+    pub(crate) fn new(action: &HTTPGetAction, container: &Container, address: Option<&str>) -> Result<Self, String> {
+        let host = action
+            .host
+            .as_deref()
+            .filter(|host| !host.is_empty())
+            .or(address)
+            .unwrap_or_default();
+        let path = action.path.as_deref().unwrap_or_default();
+        let headers = action.http_headers.iter().flatten();
+        Ok(Self {
+            https: action
+                .scheme
+                .as_deref()
+                .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
+            host: host.to_owned(),
+            port: port(&action.port, container)?,
+            path: format!("/{}", path.trim_start_matches('/')),
+            headers: headers
+                .map(|header| (header.name.clone(), header.value.clone()))
+                .collect(),
+        })
+    }
+
+    fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    fn url(&self) -> String {
+        format!(
+            "{}://{}{}",
+            if self.https { "https" } else { "http" },
+            self.authority(),
+            self.path
+        )
+    }
+
+    /// Where a redirect leads, if it stays on this host.
+    fn redirected(&self, location: &str) -> Option<Self> {
+        if location.starts_with('/') {
+            return Some(Self {
+                path: location.to_owned(),
+                ..self.clone()
+            });
+        }
+        let uri: Uri = location.parse().ok()?;
+        if uri.host()? != self.host {
+            return None;
+        }
+        let https = uri.scheme_str() == Some("https");
+        Some(Self {
+            https,
+            port: uri.port_u16().unwrap_or(if https { 443 } else { 80 }),
+            path: uri
+                .path_and_query()
+                .map(ToString::to_string)
+                .unwrap_or_else(|| "/".into()),
+            ..self.clone()
+        })
+    }
+}
+
+/// Sends the request and follows redirects on the same host; one that leads elsewhere counts as an answer.
+pub(crate) async fn get(target: &Target, timeout: Duration) -> Result<Answer, String> {
+    let all = async {
+        let mut target = target.clone();
+        for _ in 0..=REDIRECTS {
+            let answer = once(&target).await?;
+            let next = answer
+                .location
+                .as_deref()
+                .filter(|_| (300..400).contains(&answer.status));
+            match next.and_then(|location| target.redirected(location)) {
+                Some(next) => target = next,
+                None => return Ok(answer),
+            }
+        }
+        Err(format!("Get {:?}: stopped after {REDIRECTS} redirects", target.url()))
+    };
+    tokio::time::timeout(timeout, all).await.unwrap_or_else(|_| {
+        Err(format!(
+            "Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
+            target.url()
+        ))
+    })
+}
+
+async fn once(target: &Target) -> Result<Answer, String> {
+    let failed = |text: String| format!("Get {:?}: {text}", target.url());
+    let stream = TcpStream::connect((target.host.as_str(), target.port))
+        .await
+        .map_err(|error| failed(dial_error(&target.host, target.port, &error)))?;
+    if !target.https {
+        return send(target, stream).await.map_err(failed);
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| failed(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    let name =
+        rustls::pki_types::ServerName::try_from(target.host.clone()).map_err(|error| failed(error.to_string()))?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = connector
+        .connect(name, stream)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    send(target, stream).await.map_err(failed)
+}
+
+async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    target: &Target,
+    stream: S,
+) -> Result<Answer, String> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    let driver = tokio::spawn(connection);
+    let mut request = Request::get(&target.path)
+        .header("Host", target.authority())
+        .header("User-Agent", "kube-probe/1.36")
+        .header("Accept", "*/*")
+        .header("Connection", "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    for (name, value) in &target.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            request.headers_mut().insert(name, value);
+        }
+    }
+    let response = sender.send_request(request).await;
+    driver.abort();
+    let response = response.map_err(|error| skiff_daemon::error_chain(&error))?;
+    let location = response
+        .headers()
+        .get("location")
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    Ok(Answer {
+        status: response.status().as_u16(),
+        location,
+    })
+}
+
+/// Accepts any certificate: upstream's probes do not verify either.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &rustls::pki_types::CertificateDer<'_>,
+        _intermediates: &[rustls::pki_types::CertificateDer<'_>],
+        _server_name: &rustls::pki_types::ServerName<'_>,
+        _ocsp: &[u8],
+        _now: rustls::pki_types::UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &rustls::pki_types::CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &rustls::pki_types::CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn follows_redirects_and_sends_headers() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let mut seen = Vec::new();
+            for answer in ["302 Found\r\nLocation: /b", "500 Oops"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 1024];
+                let length = stream.read(&mut buffer).await.unwrap();
+                seen.push(String::from_utf8_lossy(&buffer[..length]).to_lowercase());
+                let text = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+                stream.write_all(text.as_bytes()).await.unwrap();
+            }
+            seen
+        });
+        let target = Target {
+            https: false,
+            host: "127.0.0.1".into(),
+            port,
+            path: "/a".into(),
+            headers: vec![("X-Token".into(), "t".into())],
+        };
+        assert_eq!(get(&target, Duration::from_secs(5)).await.unwrap().status, 500);
+        let seen = server.await.unwrap();
+        assert!(
+            seen[0].starts_with("get /a ") && seen[0].contains("x-token: t"),
+            "{seen:?}"
+        );
+        assert!(seen[1].starts_with("get /b "), "{seen:?}");
+    }
+}

@@ -1,0 +1,238 @@
+//! Putting the kubelet together.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use skiff_cri::Runtime;
+use skiff_daemon::{Context, error_chain};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::agent::{Agent, Ids};
+use crate::cgroups::{self, Cgroups, Driver, Rules};
+use crate::config::{Config, sources};
+use crate::images::Images;
+use crate::node::{NodeTask, facts};
+use crate::objects::Objects;
+use crate::pods::{self, Directory, Inputs};
+use crate::services::Services;
+use crate::volumes::{Tokens, Volumes};
+use crate::{dns, events, node, server};
+
+const UPDATES: usize = 256;
+const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+
+/// Why the kubelet cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory of its own cannot be made.
+    #[error("cannot create the kubelet's directory {path}; check --root-dir")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// cgroups do not work.
+    #[error("cannot set up the cgroups of pods; check cgroupRoot and that cgroups are mounted writable")]
+    Cgroups(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The server's address is taken.
+    #[error("cannot listen on {address}: is another kubelet running here?")]
+    Listen {
+        /// Address and port.
+        address: String,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The server's certificates do not work.
+    #[error("cannot set up the kubelet's server")]
+    Server(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The node has no address.
+    #[error("cannot find an address of this node; give one with --node-ip")]
+    NoAddress,
+    /// The node has no name.
+    #[error("this node has no name; give one with --hostname-override")]
+    NoName,
+}
+
+/// Runs the kubelet against the configured container runtime until shutdown.
+pub async fn run(config: Config, client: kube::Client, daemon: Context) -> Result<(), Error> {
+    let endpoint = config.kubelet.container_runtime_endpoint.clone();
+    let timeout = config.kubelet.runtime_request_timeout.0;
+    let runtime = Arc::new(skiff_cri::Client::new(&endpoint).with_timeout(timeout));
+    run_with(config, client, runtime, daemon).await
+}
+
+/// Runs the kubelet against a given runtime.
+pub async fn run_with(
+    config: Config,
+    client: kube::Client,
+    runtime: Arc<dyn Runtime>,
+    daemon: Context,
+) -> Result<(), Error> {
+    let name = config.node_name();
+    if name.is_empty() {
+        return Err(Error::NoName);
+    }
+    for dir in [
+        &config.flags.root_dir,
+        &config.flags.root_dir.join("pods"),
+        &config.kubelet.pod_logs_dir,
+    ] {
+        make_dir(dir)?;
+    }
+    let mut ips = config.flags.node_ips.clone();
+    if ips.is_empty() {
+        ips.push(facts::default_ip().ok_or(Error::NoAddress)?);
+    }
+    let facts = facts::read(&config.flags.root_dir);
+    let cgroups = open_cgroups(&config)?;
+    let runtime_name = runtime_name(&runtime, &daemon).await;
+    let shutdown = daemon.shutdown.clone();
+    let (recorder, writer) = events::recorder(&name);
+    let (object_sender, objects_changed) = mpsc::unbounded_channel();
+    let objects = Objects::new(client.clone(), object_sender);
+    let services = Services::new();
+    let kubelet = &config.kubelet;
+    let images = Images::new(
+        runtime.clone(),
+        recorder.clone(),
+        kubelet.serialize_image_pulls,
+        kubelet.max_parallel_image_pulls,
+    );
+    let agent = Arc::new(Agent {
+        node_name: name.clone(),
+        node_ips: ips.clone(),
+        runtime: runtime.clone(),
+        runtime_name,
+        client: client.clone(),
+        events: recorder.clone(),
+        images,
+        volumes: Volumes::new(&config.flags.root_dir, objects.clone(), Tokens::new(client.clone())),
+        objects,
+        services: services.clone(),
+        cgroups,
+        rules: rules(&config, &facts),
+        dns: dns_node(&config),
+        allocatable: node::allocatable(&config, &facts),
+        ids: Ids::default(),
+        config: config.clone(),
+    });
+    let directory = Directory::default();
+    let mut tasks = JoinSet::new();
+    if kubelet.enable_server {
+        let listener = listen(&config).await?;
+        let server = server::Server::new(agent.clone(), directory.clone(), &daemon)
+            .map_err(|error| Error::Server(Box::new(error)))?;
+        tasks.spawn(server.run(listener, shutdown.clone()));
+    }
+    let (updates, received) = mpsc::channel(UPDATES);
+    tasks.spawn(sources::api(client.clone(), name.clone(), updates, shutdown.clone()));
+    tasks.spawn(writer.run(client.clone(), shutdown.clone()));
+    tasks.spawn(services.run(client.clone(), shutdown.clone()));
+    let task = NodeTask {
+        client,
+        runtime,
+        events: recorder,
+        config,
+        name,
+        ips,
+        facts,
+    };
+    tasks.spawn(task.run(daemon.health.readiness("node-registered"), shutdown.clone()));
+    let inputs = Inputs {
+        updates: received,
+        objects: objects_changed,
+    };
+    tasks.spawn(pods::run(agent, directory, inputs, shutdown.clone()));
+    skiff_daemon::notify_ready();
+    shutdown.cancelled().await;
+    // Pods live on without their kubelet; its own tasks get a moment to end.
+    tokio::time::timeout(Duration::from_secs(2), async {
+        while tasks.join_next().await.is_some() {}
+    })
+    .await
+    .ok();
+    Ok(())
+}
+
+fn make_dir(path: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(path).map_err(|source| Error::Directory {
+        path: path.into(),
+        source,
+    })
+}
+
+fn open_cgroups(config: &Config) -> Result<Cgroups, Error> {
+    let driver = if config.kubelet.cgroup_driver == "systemd" {
+        Driver::Systemd
+    } else {
+        Driver::Cgroupfs
+    };
+    let opened: Result<Cgroups, cgroups::Error> =
+        Cgroups::open(Path::new(CGROUP_MOUNT), &config.kubelet.cgroup_root, driver);
+    opened.map_err(|error| Error::Cgroups(Box::new(error)))
+}
+
+/// Asks the runtime for its name; waits for it to come up, since nothing can run without it.
+async fn runtime_name(runtime: &Arc<dyn Runtime>, daemon: &Context) -> String {
+    let check = daemon.health.readiness("container-runtime");
+    let mut told = false;
+    loop {
+        match runtime.version().await {
+            Ok(version) => return version.name,
+            Err(error) => {
+                check.fail(error_chain(&error));
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!(
+                        error = error_chain(&error),
+                        "the container runtime does not answer; waiting for it"
+                    );
+                }
+            }
+        }
+        tokio::select! {
+            () = daemon.shutdown.cancelled() => return String::new(),
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+}
+
+fn rules(config: &Config, facts: &facts::Facts) -> Rules {
+    Rules {
+        quota: config.kubelet.cpu_cfs_quota,
+        period: config.kubelet.cpu_cfs_quota_period.0,
+        pids: config.kubelet.pod_pids_limit,
+        memory_capacity: facts.memory,
+    }
+}
+
+fn dns_node(config: &Config) -> dns::Node {
+    let kubelet = &config.kubelet;
+    let host = kubelet
+        .resolv_conf
+        .as_deref()
+        .filter(|path| !path.as_os_str().is_empty());
+    dns::Node {
+        servers: kubelet.cluster_dns.clone(),
+        domain: kubelet.cluster_domain.clone(),
+        host: host.map(dns::read).unwrap_or_default(),
+    }
+}
+
+async fn listen(config: &Config) -> Result<TcpListener, Error> {
+    let address = &config.kubelet.address;
+    let host = if address.contains(':') {
+        format!("[{address}]")
+    } else {
+        address.clone()
+    };
+    let address = format!("{host}:{}", config.kubelet.port);
+    TcpListener::bind(&address)
+        .await
+        .map_err(|source| Error::Listen { address, source })
+}

@@ -1,0 +1,364 @@
+//! The kubelet's HTTPS server on :10250: logs, exec, attach, port-forward, pods, metrics.
+//!
+//! Every path asks who (a client certificate of the trusted authority, or a bearer token that the API server knows) and
+//! whether they may (a SubjectAccessReview), health included. One task a connection.
+
+mod auth;
+mod logs;
+mod streams;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
+use skiff_daemon::{Context, Metrics, Shutdown, error_chain};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::agent::Agent;
+use crate::pods::{Directory, Entry};
+use auth::{Access, User};
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Why the server cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Certificates.
+    #[error("cannot use the server's certificate or the clients' authority; check tlsCertFile and clientCAFile")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The authority's file.
+    #[error("cannot read the clients' authority {path}; check authentication.x509.clientCAFile")]
+    Authority {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The server.
+pub(crate) struct Server {
+    agent: Arc<Agent>,
+    directory: Directory,
+    access: Access,
+    tls: TlsAcceptor,
+    metrics: Metrics,
+}
+
+/// A request's answer when it is refused.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            text: text.into(),
+        }
+    }
+
+    fn not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, text)
+    }
+
+    fn bad_request(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    fn internal(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    pub(crate) fn new(agent: Arc<Agent>, directory: Directory, daemon: &Context) -> Result<Self, Error> {
+        let kubelet = &agent.config.kubelet;
+        let identity = identity(&agent).map_err(|error| Error::Tls(Box::new(error)))?;
+        let authority = match &kubelet.authentication.x509.client_ca_file {
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|source| Error::Authority {
+                path: path.clone(),
+                source,
+            })?),
+            None => None,
+        };
+        let tls =
+            skiff_pki::server_config(&identity, authority.as_deref()).map_err(|error| Error::Tls(Box::new(error)))?;
+        Ok(Self {
+            access: Access::new(agent.client.clone(), kubelet, &agent.node_name),
+            tls: TlsAcceptor::from(Arc::new(tls)),
+            metrics: daemon.metrics.clone(),
+            directory,
+            agent,
+        })
+    }
+
+    /// Serves until shutdown.
+    pub(crate) async fn run(self, listener: TcpListener, shutdown: Shutdown) {
+        let server = Arc::new(self);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let connection = server.clone().connection(stream);
+                    let shutdown = shutdown.clone();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = shutdown.cancelled() => {}
+                            () = connection => {}
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: what is open may close.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream) {
+        stream.set_nodelay(true).ok();
+        let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, self.tls.accept(stream)).await else {
+            return;
+        };
+        let certificates = stream.get_ref().1.peer_certificates();
+        let peer = certificates
+            .and_then(|list| list.first())
+            .and_then(|leaf| skiff_pki::peer_identity(leaf).ok());
+        let peer = peer.map(|peer| User {
+            name: peer.common_name,
+            uid: String::new(),
+            groups: peer.organizations,
+        });
+        let service = service_fn(move |request| {
+            let (server, peer) = (self.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(server.respond(request, peer).await) }
+        });
+        let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        if let Err(error) = connection.await {
+            tracing::debug!(error = %error, "a connection ended early");
+        }
+    }
+
+    async fn respond(&self, request: Request<Incoming>, peer: Option<User>) -> Response<Body> {
+        let wants_upgrade = request.headers().contains_key("upgrade");
+        match self.route(request, peer).await {
+            Ok(response) => response,
+            // A refused upgrade is shown by clients if it is a Status.
+            Err(refusal) if wants_upgrade => json_response(
+                refusal.status,
+                &json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                    "message": refusal.text, "code": refusal.status.as_u16(),
+                }),
+            ),
+            Err(refusal) => text_response(refusal.status, refusal.text),
+        }
+    }
+
+    async fn route(&self, request: Request<Incoming>, peer: Option<User>) -> Result<Response<Body>, Refusal> {
+        let path = request.uri().path().to_owned();
+        self.access.check(&request, peer, &path).await?;
+        let query = query(request.uri().query().unwrap_or_default());
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let get = request.method() == Method::GET || request.method() == Method::HEAD;
+        match parts.as_slice() {
+            ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] if get => Ok(text_response(StatusCode::OK, "ok")),
+            ["pods"] if get => Ok(self.pods()),
+            ["metrics"] if get => Ok(self.scrape()),
+            ["configz"] if get => Ok(json_response(
+                StatusCode::OK,
+                &json!({"kubeletconfig": self.agent.config.kubelet}),
+            )),
+            ["containerLogs", namespace, pod, container] if get => {
+                let entry = self.find(namespace, pod, None)?;
+                logs::serve(&entry, container, &query)
+            }
+            [kind @ ("exec" | "attach"), namespace, pod, rest @ ..] => {
+                let (uid, container) = match rest {
+                    [container] => (None, *container),
+                    [uid, container] => (Some(*uid), *container),
+                    _ => return Err(not_found()),
+                };
+                let entry = self.find(namespace, pod, uid)?;
+                let id = running(&entry, container)?;
+                let url = if *kind == "exec" {
+                    streams::exec(&self.agent, id, &query).await?
+                } else {
+                    streams::attach(&self.agent, &entry, container, id, &query).await?
+                };
+                streams::proxy(request, &url).await
+            }
+            ["run", namespace, pod, container] if request.method() == Method::POST => {
+                let entry = self.find(namespace, pod, None)?;
+                streams::run(&self.agent, running(&entry, container)?, &query).await
+            }
+            ["portForward", namespace, pod, rest @ ..] if rest.len() <= 1 => {
+                let entry = self.find(namespace, pod, rest.first().copied())?;
+                let sandbox = entry.observed.ready_sandbox();
+                let sandbox =
+                    sandbox.ok_or_else(|| Refusal::internal(format!("pod {pod:?} has no running sandbox")))?;
+                let url = streams::port_forward(&self.agent, &sandbox.id, &query).await?;
+                streams::proxy(request, &url).await
+            }
+            _ => Err(not_found()),
+        }
+    }
+
+    fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Result<Entry, Refusal> {
+        self.directory
+            .find(namespace, name, uid)
+            .ok_or_else(|| Refusal::not_found(format!("pod {name:?} not found in namespace {namespace:?}")))
+    }
+
+    fn pods(&self) -> Response<Body> {
+        let pods: Vec<_> = self.directory.all().into_iter().map(|entry| entry.pod).collect();
+        let items: Vec<_> = pods
+            .iter()
+            .map(|pod| serde_json::to_value(&**pod).unwrap_or_default())
+            .collect();
+        json_response(
+            StatusCode::OK,
+            &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}),
+        )
+    }
+
+    fn scrape(&self) -> Response<Body> {
+        let mut response = text_response(StatusCode::OK, self.metrics.encode());
+        let kind = http::HeaderValue::from_static(skiff_daemon::metrics::CONTENT_TYPE);
+        response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+        response
+    }
+}
+
+/// The configured certificate, or one of our own making, kept below the root directory as upstream keeps its own.
+fn identity(agent: &Agent) -> Result<skiff_pki::Identity, skiff_pki::Error> {
+    let kubelet = &agent.config.kubelet;
+    if let (Some(certificate), Some(key)) = (&kubelet.tls_cert_file, &kubelet.tls_private_key_file) {
+        return skiff_pki::Identity::load_files(certificate, key);
+    }
+    let dir = agent.config.flags.root_dir.join("pki");
+    self_signed(&dir, &agent.node_name, &agent.node_ips)
+}
+
+fn self_signed(dir: &Path, name: &str, ips: &[std::net::IpAddr]) -> Result<skiff_pki::Identity, skiff_pki::Error> {
+    let authority = skiff_pki::CertificateAuthority::load_or_generate(dir, "kubelet-ca", &format!("{name}-ca"))?;
+    authority.load_or_issue(dir, "kubelet", &skiff_pki::Request::server(name, &[name], ips))
+}
+
+fn not_found() -> Refusal {
+    Refusal::not_found("404 page not found\n")
+}
+
+/// The id of a container that runs.
+fn running<'a>(entry: &'a Entry, container: &str) -> Result<&'a str, Refusal> {
+    let pod = crate::pod::name(&entry.pod);
+    let found = entry.observed.latest(container).filter(|found| found.is_running());
+    found
+        .map(|found| found.id.as_str())
+        .ok_or_else(|| Refusal::not_found(format!("container not found ({container:?}) in pod {pod:?}")))
+}
+
+fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn text_response(status: StatusCode, text: impl Into<String>) -> Response<Body> {
+    let mut response = Response::new(full(text.into()));
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
+}
+
+fn json_response(status: StatusCode, value: &serde_json::Value) -> Response<Body> {
+    let mut response = Response::new(full(value.to_string()));
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
+}
+
+/// A query's parameters, each with all its values.
+type Query = HashMap<String, Vec<String>>;
+
+fn query(text: &str) -> Query {
+    let mut query = Query::new();
+    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        query.entry(decode(key)).or_default().push(decode(value));
+    }
+    query
+}
+
+/// Percent-decoding, with `+` for a blank as forms write it.
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        let hex = (first == b'%')
+            .then(|| std::str::from_utf8(rest.get(..2)?).ok())
+            .flatten();
+        match (first, hex.and_then(|hex| u8::from_str_radix(hex, 16).ok())) {
+            (_, Some(byte)) => {
+                bytes.push(byte);
+                rest = &rest[2..];
+            }
+            (b'+', None) => bytes.push(b' '),
+            (byte, None) => bytes.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn flag(query: &Query, names: &[&str]) -> bool {
+    names.iter().any(|name| {
+        query
+            .get(*name)
+            .is_some_and(|values| values.iter().any(|v| v == "1" || v == "true"))
+    })
+}
+
+fn runtime_refusal(error: &skiff_cri::Error) -> Refusal {
+    Refusal::internal(error_chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let query = query("command=echo&command=a%20b+c&tty=1&x");
+        assert_eq!(query["command"], ["echo", "a b c"]);
+        assert!(flag(&query, &["tty"]) && !flag(&query, &["x", "y"]));
+        assert_eq!(decode("%zz%4"), "%zz%4");
+    }
+}

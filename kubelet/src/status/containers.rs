@@ -1,0 +1,176 @@
+//! The statuses of a pod's containers.
+
+use jiff::Timestamp;
+use skiff_api::k8s_openapi::api::core::v1::{
+    Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus,
+};
+use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Input;
+use crate::observed::{Container, State};
+use crate::pod::{self, Role};
+
+/// Statuses of the init, the main and the ephemeral containers, in the spec's order.
+pub(super) fn statuses(input: &Input<'_>) -> (Vec<ContainerStatus>, Vec<ContainerStatus>, Vec<ContainerStatus>) {
+    let (mut init, mut main, mut ephemeral) = (Vec::new(), Vec::new(), Vec::new());
+    for (role, spec) in pod::containers(input.pod) {
+        let status = status(input, role, &spec);
+        match role {
+            Role::Init | Role::Sidecar => init.push(status),
+            Role::Main => main.push(status),
+            Role::Ephemeral => ephemeral.push(status),
+        }
+    }
+    (init, main, ephemeral)
+}
+
+fn status(input: &Input<'_>, role: Role, spec: &Spec) -> ContainerStatus {
+    let waiting = input.plan.waiting.get(&spec.name);
+    match input.observed.latest(&spec.name) {
+        Some(container) => of_container(input, role, spec, container, waiting),
+        None => without_container(input, role, spec, waiting),
+    }
+}
+
+fn of_container(
+    input: &Input<'_>,
+    role: Role,
+    spec: &Spec,
+    container: &Container,
+    waiting: Option<&(String, String)>,
+) -> ContainerStatus {
+    let health = input.memory.health.get(&container.id).copied().unwrap_or_default();
+    let previous = input
+        .observed
+        .previous(&spec.name)
+        .and_then(|previous| terminated(input, previous));
+    let (mut state, mut last) = (ContainerState::default(), previous);
+    let mut started = false;
+    let mut ready = false;
+    match &container.state {
+        State::Running(since) => {
+            state.running = Some(ContainerStateRunning {
+                started_at: Some(Time(*since)),
+            });
+            started = health.started;
+            ready = health.started && health.ready && role != Role::Ephemeral;
+        }
+        State::Exited(exit) => match waiting {
+            Some(waiting) => {
+                state.waiting = Some(wait(waiting));
+                last = terminated(input, container);
+            }
+            None => {
+                state.terminated = terminated(input, container);
+                ready = role == Role::Init && exit.code == 0;
+            }
+        },
+        State::Created | State::Unknown => {
+            state.waiting = Some(waiting.map_or_else(|| default_wait(input, role, spec), wait));
+        }
+    }
+    ContainerStatus {
+        name: spec.name.clone(),
+        container_id: Some(format!("{}://{}", input.runtime, container.id)),
+        image: if container.image.is_empty() {
+            spec.image.clone().unwrap_or_default()
+        } else {
+            container.image.clone()
+        },
+        image_id: container.image_ref.clone(),
+        ready,
+        started: Some(started),
+        restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
+        state: Some(state),
+        last_state: Some(ContainerState {
+            terminated: last,
+            ..ContainerState::default()
+        }),
+        ..ContainerStatus::default()
+    }
+}
+
+/// Of a container that the runtime does not have: what the API remembers of it, and why it is not there.
+fn without_container(
+    input: &Input<'_>,
+    role: Role,
+    spec: &Spec,
+    waiting: Option<&(String, String)>,
+) -> ContainerStatus {
+    let status = input.last;
+    let list = match role {
+        Role::Init | Role::Sidecar => &status.init_container_statuses,
+        Role::Main => &status.container_statuses,
+        Role::Ephemeral => &status.ephemeral_container_statuses,
+    };
+    let known = list.iter().flatten().find(|known| known.name == spec.name);
+    let ended = known
+        .and_then(|known| known.state.as_ref())
+        .filter(|state| state.terminated.is_some());
+    if let (Some(known), Some(_)) = (known, ended)
+        && (input.plan.finish.is_some() || waiting.is_none())
+    {
+        return ContainerStatus {
+            ready: role == Role::Init && known.ready,
+            started: Some(false),
+            ..known.clone()
+        };
+    }
+    let waiting = waiting.map_or_else(|| default_wait(input, role, spec), wait);
+    ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone().unwrap_or_default(),
+        started: Some(false),
+        restart_count: known.map_or(0, |known| known.restart_count),
+        state: Some(ContainerState {
+            waiting: Some(waiting),
+            ..ContainerState::default()
+        }),
+        last_state: Some(known.and_then(|known| known.last_state.clone()).unwrap_or_default()),
+        ..ContainerStatus::default()
+    }
+}
+
+fn wait((reason, message): &(String, String)) -> ContainerStateWaiting {
+    ContainerStateWaiting {
+        reason: Some(reason.clone()),
+        message: (!message.is_empty()).then(|| message.clone()),
+    }
+}
+
+/// `PodInitializing` while init containers are due, `ContainerCreating` otherwise.
+fn default_wait(input: &Input<'_>, role: Role, spec: &Spec) -> ContainerStateWaiting {
+    if let Some(failure) = input.memory.starts.get(&spec.name) {
+        let (reason, message, _) = failure.shown(input.now);
+        return wait(&(reason, message));
+    }
+    let initializing = role != Role::Ephemeral && !pod::init_containers(input.pod).is_empty();
+    let reason = if initializing {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
+    ContainerStateWaiting {
+        reason: Some(reason.into()),
+        message: None,
+    }
+}
+
+fn terminated(input: &Input<'_>, container: &Container) -> Option<ContainerStateTerminated> {
+    let exit = container.exit()?;
+    let reason = match (exit.reason.as_str(), exit.code) {
+        ("", 0) => "Completed",
+        ("", _) => "Error",
+        (reason, _) => reason,
+    };
+    Some(ContainerStateTerminated {
+        container_id: Some(format!("{}://{}", input.runtime, container.id)),
+        exit_code: exit.code,
+        finished_at: Some(Time(exit.finished)),
+        message: (!exit.message.is_empty()).then(|| exit.message.clone()),
+        reason: Some(reason.into()),
+        signal: None,
+        started_at: Some(Time(exit.started.unwrap_or(Timestamp::UNIX_EPOCH))),
+    })
+}
