@@ -28,7 +28,7 @@ pub enum Error {
         message: String,
     },
     /// The object does not exist.
-    #[error("{call} {object}: {message}")]
+    #[error("{}: {message}", subject(call, object))]
     NotFound {
         /// Method.
         call: &'static str,
@@ -38,7 +38,7 @@ pub enum Error {
         message: String,
     },
     /// The object exists already.
-    #[error("{call} {object}: {message}")]
+    #[error("{}: {message}", subject(call, object))]
     AlreadyExists {
         /// Method.
         call: &'static str,
@@ -48,7 +48,7 @@ pub enum Error {
         message: String,
     },
     /// The time given was not enough.
-    #[error("{call} {object}: no answer in time: {message}")]
+    #[error("{}: no answer in time: {message}", subject(call, object))]
     DeadlineExceeded {
         /// Method.
         call: &'static str,
@@ -58,7 +58,7 @@ pub enum Error {
         message: String,
     },
     /// The runtime tried and failed; its words tell why.
-    #[error("{call} {object}: {message}")]
+    #[error("{}: {message}", subject(call, object))]
     Failed {
         /// Method.
         call: &'static str,
@@ -96,5 +96,14 @@ impl Error {
             Self::Failed { code, message, .. } => (code.as_str(), message.clone()),
         };
         format!("rpc error: code = {code} desc = {message}")
+    }
+}
+
+/// Some calls are about no object.
+fn subject(call: &str, object: &str) -> String {
+    if object.is_empty() {
+        call.to_owned()
+    } else {
+        format!("{call} {object}")
     }
 }

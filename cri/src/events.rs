@@ -8,18 +8,25 @@ use futures::Stream;
 use futures::stream::StreamExt;
 use jiff::Timestamp;
 use prost::Message;
-use tonic::Streaming;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
+use tonic::{Request, Streaming};
 
 use crate::channel::Caller;
 use crate::error::Error;
 use crate::protocols::containerd::events::{ContainerDelete, TaskExit, TaskOom, TaskStart};
-use crate::protocols::containerd::services::events::v1::SubscribeRequest;
 use crate::protocols::containerd::services::events::v1::events_client::EventsClient;
+use crate::protocols::containerd::services::events::v1::{PublishRequest, SubscribeRequest};
 use crate::protocols::containerd::types::Envelope;
 
 /// containerd's namespace of all that CRI makes.
 pub(crate) const NAMESPACE: &str = "k8s.io";
+
+/// Topic of the event that shows a subscription to be in place.
+const MARKER: &str = "/skiff/subscribed";
+
+/// The first marker may be published before the subscription is there.
+const MARKER_PAUSE: Duration = Duration::from_millis(20);
 
 /// Between attempts to reach a runtime that is away.
 const RETRY: Duration = Duration::from_millis(200);
@@ -97,7 +104,7 @@ async fn step(mut state: State, channel: Channel, caller: Caller) -> (Notice, St
             },
             State::Open(mut stream) => match stream.next().await {
                 Some(Ok(envelope)) => match decode(&envelope) {
-                    Some(event) => return (Notice::Event(event), State::Open(Box::new(stream))),
+                    Some(event) => return (Notice::Event(event), State::Open(stream)),
                     None => State::Open(stream),
                 },
                 Some(Err(status)) => return (lost_notice(&caller, &status), State::Away { lost: true }),
@@ -110,14 +117,49 @@ async fn step(mut state: State, channel: Channel, caller: Caller) -> (Notice, St
     }
 }
 
+/// Opens the stream. containerd answers a subscription with its first event only, so we publish one of our own until it comes
+/// back: then the subscription is known to be in place, and nothing that follows is missed.
 async fn open(channel: Channel) -> Result<Streaming<Envelope>, tonic::Status> {
     // Each filter is an alternative; containerd would otherwise send every image and snapshot event, too.
-    let filter = |topic: &str| format!("namespace=={NAMESPACE},topic=={topic}");
-    let topics = ["/tasks/start", "/tasks/exit", "/tasks/oom", "/containers/delete"];
+    let filter = |topic: &str| format!("namespace=={NAMESPACE},topic==\"{topic}\"");
+    let topics = [
+        "/tasks/start",
+        "/tasks/exit",
+        "/tasks/oom",
+        "/containers/delete",
+        MARKER,
+    ];
     let request = SubscribeRequest {
         filters: topics.map(filter).to_vec(),
     };
-    Ok(EventsClient::new(channel).subscribe(request).await?.into_inner())
+    let mut client = EventsClient::new(channel.clone());
+    let mut subscribed = std::pin::pin!(client.subscribe(request));
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut subscribed => return Ok(answer?.into_inner()),
+            published = publish_marker(channel.clone()) => published?,
+        }
+        tokio::select! {
+            answer = &mut subscribed => return Ok(answer?.into_inner()),
+            () = tokio::time::sleep(MARKER_PAUSE) => {}
+        }
+    }
+}
+
+async fn publish_marker(channel: Channel) -> Result<(), tonic::Status> {
+    let event = prost_types::Any {
+        type_url: "skiff/subscribed".into(),
+        value: Vec::new(),
+    };
+    let mut request = Request::new(PublishRequest {
+        topic: MARKER.into(),
+        event: Some(event),
+    });
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
+    EventsClient::new(channel).publish(request).await.map(drop)
 }
 
 fn lost_notice(caller: &Caller, status: &tonic::Status) -> Notice {

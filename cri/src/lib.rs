@@ -5,6 +5,7 @@
 pub mod archive;
 mod channel;
 mod client;
+pub mod containerd;
 mod convert;
 mod error;
 pub mod events;

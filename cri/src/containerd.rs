@@ -1,0 +1,211 @@
+//! A containerd of one's own: its configuration, and what it may leave behind.
+//!
+//! In production containerd is the distribution's package. A cluster on one machine, and the tests, start one for each node, with
+//! root, state, socket and CNI directories of its own.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::MntFlags;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// `CAP_SYS_RESOURCE`, without which nobody may lower an `oom_score_adj`.
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// Where one containerd keeps its things.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Content, snapshots, metadata: survives restarts.
+    pub root: PathBuf,
+    /// What lives as long as the machine runs.
+    pub state: PathBuf,
+    /// Its socket.
+    pub socket: PathBuf,
+    /// CNI configuration files.
+    pub cni_conf_dir: PathBuf,
+    /// CNI plugins.
+    pub cni_bin_dir: PathBuf,
+    /// Registry hosts files (`certs.d`).
+    pub registry_dir: PathBuf,
+    /// Image of the pause process.
+    pub sandbox_image: String,
+    /// Never lower an `oom_score_adj`; see [`must_restrict_oom_score`].
+    pub restrict_oom_score: bool,
+}
+
+impl Config {
+    /// The configuration file. Version 2 is understood by containerd 1.6, 1.7 and 2.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
+        format!(
+            r#"version = 2
+root = {root}
+state = {state}
+# Their probing of the machine only costs time at every start.
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.native",
+  "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.internal.v1.tracing",
+  "io.containerd.tracing.processor.v1.otlp",
+]
+
+[grpc]
+  address = {socket}
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = {opt}
+
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = {sandbox_image:?}
+  disable_tcp_service = true
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = {restrict}
+
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = {cni_conf}
+    bin_dir = {cni_bin}
+
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = {registry}
+
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        Root = {runc}
+"#,
+            root = quoted(&self.root),
+            state = quoted(&self.state),
+            socket = quoted(&self.socket),
+            opt = quoted(&self.root.join("opt")),
+            sandbox_image = self.sandbox_image,
+            restrict = self.restrict_oom_score,
+            cni_conf = quoted(&self.cni_conf_dir),
+            cni_bin = quoted(&self.cni_bin_dir),
+            registry = quoted(&self.registry_dir),
+            runc = quoted(&self.state.join("runc")),
+        )
+    }
+}
+
+/// Whether this process (and so the containerd that it starts) lacks the right to lower an `oom_score_adj`; runc then fails at
+/// every container unless containerd is told to let it be.
+#[must_use]
+pub fn must_restrict_oom_score() -> bool {
+    fs::read_to_string("/proc/self/status").is_ok_and(|status| !has_capability(&status, CAP_SYS_RESOURCE))
+}
+
+fn has_capability(status: &str, capability: u32) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    // What cannot be read is taken for granted, as on an ordinary machine.
+    bits.is_none_or(|bits| bits & (1 << capability) != 0)
+}
+
+/// Kills the shims that serve the containerd at `socket`, with SIGKILL. Their containers' first processes go on, or end with their
+/// pid namespace; so this comes after stopping all sandboxes, for those that could not be stopped.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn kill_shims(socket: &Path) -> io::Result<usize> {
+    let mut killed = 0;
+    for process in fs::read_dir("/proc")?.filter_map(Result::ok) {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // It may end while we look: then there is nothing to do.
+        let Ok(command) = fs::read(process.path().join("cmdline")) else {
+            continue;
+        };
+        if is_shim_of(&command, socket) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
+            killed += 1;
+        }
+    }
+    Ok(killed)
+}
+
+fn is_shim_of(command: &[u8], socket: &Path) -> bool {
+    let mut arguments = command.split(|byte| *byte == 0);
+    let program = arguments.next().unwrap_or_default();
+    let shim = program
+        .rsplit(|byte| *byte == b'/')
+        .next()
+        .is_some_and(|name| name.starts_with(b"containerd-shim"));
+    shim && arguments.any(|argument| argument == socket.as_os_str().as_encoded_bytes())
+}
+
+/// Unmounts everything below a directory, the innermost first. What is busy is detached.
+///
+/// # Errors
+/// When the list of mounts cannot be read, or the kernel refuses.
+pub fn unmount_below(directory: &Path) -> io::Result<usize> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut below: Vec<_> = mounts
+        .lines()
+        .filter_map(mount_point)
+        .filter(|path| path.starts_with(directory))
+        .collect();
+    // Later mounts lie over earlier ones.
+    below.reverse();
+    for path in &below {
+        match nix::mount::umount2(path, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(below.len())
+}
+
+/// The fifth field, in which the kernel writes blanks as octal escapes.
+fn mount_point(line: &str) -> Option<PathBuf> {
+    let field = line.split(' ').nth(4)?;
+    let unescaped = field
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\");
+    Some(PathBuf::from(unescaped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities() {
+        assert!(has_capability("CapEff:\t000001ffffffffff\n", CAP_SYS_RESOURCE));
+        assert!(!has_capability("CapEff:\t000001fffeffffff\n", CAP_SYS_RESOURCE));
+        assert!(has_capability("nothing", CAP_SYS_RESOURCE));
+    }
+
+    #[test]
+    fn shims_are_told_by_their_socket() {
+        let command = |program: &str, socket: &str| format!("{program}\0-namespace\0k8s.io\0-address\0{socket}\0");
+        let ours = Path::new("/x/containerd.sock");
+        let shim = "/usr/bin/containerd-shim-runc-v2";
+        assert!(is_shim_of(command(shim, "/x/containerd.sock").as_bytes(), ours));
+        assert!(!is_shim_of(command(shim, "/y/containerd.sock").as_bytes(), ours));
+        assert!(!is_shim_of(command("/bin/vi", "/x/containerd.sock").as_bytes(), ours));
+        assert!(!is_shim_of(b"", ours));
+    }
+
+    #[test]
+    fn mount_points() {
+        let line = r"22 27 0:21 / /run/a\040b rw,nosuid - tmpfs tmpfs rw";
+        assert_eq!(mount_point(line).unwrap(), Path::new("/run/a b"));
+    }
+}
