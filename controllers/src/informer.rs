@@ -125,6 +125,11 @@ impl<K: View> Informer<K> {
         }
     }
 
+    /// The same for callers that outlive the borrow.
+    pub(crate) async fn synced(self: Arc<Self>) {
+        self.wait_synced().await;
+    }
+
     /// Watches until shutdown; returns at once when nobody wants the kind.
     pub(crate) async fn run(self: Arc<Self>, client: Client, shutdown: Shutdown) {
         if !self.wanted.load(Ordering::Relaxed) {

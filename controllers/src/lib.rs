@@ -6,15 +6,23 @@
 
 mod config;
 mod deployment;
+mod discovery;
+mod endpoint_slice;
+mod endpoints;
 mod events;
 mod expectations;
+mod garbage_collector;
 mod informer;
 mod manager;
 mod metrics;
+mod namespace;
+mod node_ipam;
 mod ownership;
 mod pods;
 mod queue;
 mod replica_set;
+mod root_ca;
+mod service_account;
 mod view;
 mod write;
 

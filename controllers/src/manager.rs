@@ -15,7 +15,10 @@ use crate::metrics::WorkqueueMetrics;
 use crate::queue::{Queue, QueueKey};
 use crate::view::{ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount};
 use crate::write::Writer;
-use crate::{deployment, replica_set};
+use crate::{
+    deployment, endpoint_slice, endpoints, garbage_collector, namespace, node_ipam, replica_set, root_ca,
+    service_account,
+};
 
 /// One informer for each kind that controllers read; only those wanted run.
 pub(crate) struct Informers {
@@ -70,11 +73,33 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
 }
 
 fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
-    if shared.config.enables("deployment-controller") {
+    let config = &shared.config;
+    if config.enables("deployment-controller") {
         tasks.spawn(deployment::start(shared));
     }
-    if shared.config.enables("replicaset-controller") {
+    if config.enables("endpoints-controller") {
+        tasks.spawn(endpoints::start(shared));
+    }
+    if config.enables("endpointslice-controller") {
+        tasks.spawn(endpoint_slice::start(shared));
+    }
+    if config.enables("garbage-collector-controller") {
+        tasks.spawn(garbage_collector::start(shared));
+    }
+    if config.enables("namespace-controller") {
+        tasks.spawn(namespace::start(shared));
+    }
+    if config.enables("node-ipam-controller") && !config.cluster_cidr.is_empty() {
+        tasks.spawn(node_ipam::start(shared));
+    }
+    if config.enables("replicaset-controller") {
         tasks.spawn(replica_set::start(shared));
+    }
+    if config.enables("root-ca-certificate-publisher-controller") && !config.root_ca_pem.is_empty() {
+        tasks.spawn(root_ca::start(shared));
+    }
+    if config.enables("serviceaccount-controller") {
+        tasks.spawn(service_account::start(shared));
     }
 }
 
@@ -106,6 +131,39 @@ impl Informers {
             replica_sets: Informer::new(Api::all, None),
             service_accounts: Informer::new(Api::all, None),
             services: Informer::new(Api::all, None),
+        }
+    }
+
+    /// Ends when the informers that the garbage collector is fed from have listed.
+    pub(crate) fn all_fed_synced(&self) -> impl Future<Output = ()> + Send + use<> {
+        let Self {
+            deployments,
+            endpoint_slices,
+            endpoints,
+            namespaces,
+            nodes,
+            pods,
+            ..
+        } = self;
+        let Self {
+            replica_sets,
+            service_accounts,
+            services,
+            ..
+        } = self;
+        let synced: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 9] = [
+            Box::pin(deployments.want().synced()),
+            Box::pin(endpoint_slices.want().synced()),
+            Box::pin(endpoints.want().synced()),
+            Box::pin(namespaces.want().synced()),
+            Box::pin(nodes.want().synced()),
+            Box::pin(pods.want().synced()),
+            Box::pin(replica_sets.want().synced()),
+            Box::pin(service_accounts.want().synced()),
+            Box::pin(services.want().synced()),
+        ];
+        async move {
+            futures::future::join_all(synced).await;
         }
     }
 

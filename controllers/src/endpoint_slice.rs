@@ -1,0 +1,368 @@
+//! Lists, for each Service with a selector, the addresses behind it, in slices of at most 100 endpoints.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::DeleteParams;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio::time::Instant;
+
+use crate::events::{Recorder, Regarding};
+use crate::informer::{Change, Informer};
+use crate::manager::Shared;
+use crate::ownership::controller_reference;
+use crate::queue::Queue;
+use crate::view::{Index, Key, Node, Pod, Service, View};
+use crate::write::{Error, Merge, Writer};
+
+mod desired;
+mod pack;
+
+pub(crate) use desired::resolve_ports;
+use desired::{AddressType, endpoints_by_ports};
+use pack::{Plan, pack};
+
+const WORKERS: usize = 5;
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const CONTROLLER_NAME: &str = "endpointslice-controller.k8s.io";
+pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// After this long the store is trusted again even though a write of ours has not come back.
+const STALE_FOR: Duration = Duration::from_secs(30);
+
+struct Controller {
+    services: Arc<Informer<Service>>,
+    pods: Arc<Informer<Pod>>,
+    nodes: Arc<Informer<Node>>,
+    slices: Arc<Informer<EndpointSlice>>,
+    writer: Writer,
+    recorder: Recorder,
+    queue: Arc<Queue<Key>>,
+    written: Written,
+}
+
+/// Registers the handlers; the future runs until shutdown.
+pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
+    let controller = Arc::new(Controller {
+        services: shared.informers.services.want(),
+        pods: shared.informers.pods.want(),
+        nodes: shared.informers.nodes.want(),
+        slices: shared.informers.endpoint_slices.want(),
+        writer: shared.writer.clone(),
+        recorder: shared.recorder("endpoint-slice-controller"),
+        queue: shared.queue("endpoint_slice"),
+        written: Written::default(),
+    });
+    let queue = Arc::clone(&controller.queue);
+    controller
+        .services
+        .on_change(move |change| queue.add(change.object().key()));
+    let this = Arc::clone(&controller);
+    controller.pods.on_change(move |change| {
+        for key in services_of_pod(&this.services, change) {
+            this.queue.add(key);
+        }
+    });
+    let this = Arc::clone(&controller);
+    controller.nodes.on_change(move |change| this.node_changed(change));
+    let this = Arc::clone(&controller);
+    controller.slices.on_change(move |change| this.slice_changed(change));
+    let shutdown = shared.shutdown.clone();
+    async move {
+        let synced = async {
+            controller.services.wait_synced().await;
+            controller.pods.wait_synced().await;
+            controller.nodes.wait_synced().await;
+            controller.slices.wait_synced().await;
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = synced => {}
+        }
+        let queue = Arc::clone(&controller.queue);
+        queue
+            .work(WORKERS, shutdown, move |key| {
+                let this = Arc::clone(&controller);
+                async move { this.sync(key).await }
+            })
+            .await;
+    }
+}
+
+/// The Services whose endpoints a pod's change may touch.
+pub(crate) fn services_of_pod(services: &Informer<Service>, change: &Change<'_, Pod>) -> BTreeSet<Key> {
+    let mut keys = BTreeSet::new();
+    if let (Some(old), Some(new)) = (change.old, change.new)
+        && !Arc::ptr_eq(old, new)
+        && seen_by_services(old) == seen_by_services(new)
+    {
+        return keys;
+    }
+    for pod in [change.old, change.new].into_iter().flatten() {
+        for (label, value) in pod.labels() {
+            let index = Index::Selects(pod.namespace().to_owned(), label.clone(), value.clone());
+            let selecting = services
+                .by_index(&index)
+                .into_iter()
+                .filter(|service| service.selects(pod.labels()));
+            keys.extend(selecting.map(|service| service.key()));
+        }
+    }
+    keys
+}
+
+/// All of a pod that can show in an endpoint.
+fn seen_by_services(pod: &Pod) -> impl PartialEq {
+    let ips: Vec<String> = pod.status.pod_ips.iter().map(|ip| ip.ip.clone()).collect();
+    let place = (
+        pod.spec.node_name.clone(),
+        pod.spec.hostname.clone(),
+        pod.spec.subdomain.clone(),
+    );
+    let state = (pod.is_ready(), pod.is_terminal(), pod.is_being_deleted());
+    (ips, pod.status.pod_ip.clone(), place, state, pod.labels().clone())
+}
+
+impl Controller {
+    fn node_changed(&self, change: &Change<'_, Node>) {
+        let zone = |node: Option<&Arc<Node>>| node.and_then(|node| node.label(ZONE).map(str::to_owned));
+        if zone(change.old) != zone(change.new) {
+            self.services
+                .list()
+                .iter()
+                .for_each(|service| self.queue.add(service.key()));
+        }
+    }
+
+    fn slice_changed(&self, change: &Change<'_, EndpointSlice>) {
+        let slice = change.object();
+        if slice.label(MANAGED_BY) == Some(CONTROLLER_NAME)
+            && let Some(service) = slice.label(SERVICE_NAME)
+        {
+            self.queue.add(Key::new(slice.namespace(), service));
+        }
+    }
+
+    async fn sync(&self, key: Key) -> Result<(), Error> {
+        let Some(service) = self.services.get(&key) else {
+            // The garbage collector removes the slices of a Service that is gone.
+            self.written.forget(&key);
+            return Ok(());
+        };
+        let without = service.spec.selector.as_ref().is_none_or(BTreeMap::is_empty);
+        if without || service.spec.type_.as_deref() == Some("ExternalName") || service.is_being_deleted() {
+            return Ok(());
+        }
+        let ours = Index::Service(service.namespace().to_owned(), service.name().to_owned());
+        let mut slices = self.slices.by_index(&ours);
+        slices.retain(|slice| slice.label(MANAGED_BY) == Some(CONTROLLER_NAME) && !slice.is_being_deleted());
+        if let Some(left) = self.written.stale_for(&key, &slices) {
+            // The slice's own event comes first; this is for the case that it never does.
+            self.queue.add_after(key, left);
+            return Ok(());
+        }
+        let pods = self
+            .pods
+            .select(service.namespace(), |pod| service.selects(pod.labels()));
+        let zones = |node: &str| {
+            self.nodes
+                .get(&Key::cluster(node))
+                .and_then(|node| node.label(ZONE).map(str::to_owned))
+        };
+        let families = AddressType::of(&service);
+        let (known, foreign): (Vec<_>, Vec<_>) = slices
+            .into_iter()
+            .partition(|slice| families.iter().any(|family| family.as_str() == slice.address_type));
+        let mut plan = Plan {
+            delete: foreign,
+            ..Plan::default()
+        };
+        for family in families {
+            let existing = known
+                .iter()
+                .filter(|slice| slice.address_type == family.as_str())
+                .cloned()
+                .collect();
+            let desired = endpoints_by_ports(&service, &pods, family, &zones);
+            plan.extend(pack(existing, desired, family.as_str(), &labels(&service)));
+        }
+        let result = self.apply(&service, &key, plan).await;
+        if let Err(error) = &result
+            && !error.is_namespace_terminating()
+        {
+            let message = format!("Error updating Endpoint Slices for Service {key}: {}", error.message());
+            self.recorder
+                .warning(Regarding::of(&*service), "FailedToUpdateEndpointSlices", message);
+        }
+        result
+    }
+
+    async fn apply(&self, service: &Service, key: &Key, plan: Plan) -> Result<(), Error> {
+        let labels = labels(service);
+        for slice in plan.create {
+            let body = json!({
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {
+                    "generateName": format!("{}-", service.name()),
+                    "namespace": service.namespace(),
+                    "labels": labels,
+                    "ownerReferences": [controller_reference(service)],
+                },
+                "addressType": slice.address_type,
+                "endpoints": slice.endpoints,
+                "ports": slice.ports,
+            });
+            let created = self
+                .writer
+                .create::<EndpointSlice>(&Key::new(service.namespace(), ""), &body)
+                .await;
+            match created {
+                Err(error) if error.is_namespace_terminating() => return Ok(()),
+                created => self.written.note(key, &created?),
+            }
+        }
+        for (slice, content) in plan.update {
+            let patch = json!({
+                "metadata": {
+                    "uid": slice.uid(),
+                    "resourceVersion": slice.resource_version(),
+                    "labels": label_patch(slice.labels(), &labels),
+                },
+                "endpoints": content.endpoints,
+                "ports": content.ports,
+            });
+            let updated = self
+                .writer
+                .patch::<EndpointSlice>(&slice.key(), Merge::Json, &patch)
+                .await?;
+            self.written.note(key, &updated);
+        }
+        for slice in plan.delete {
+            match self
+                .writer
+                .delete::<EndpointSlice>(&slice.key(), slice.uid(), DeleteParams::default())
+                .await
+            {
+                Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The Service's own labels and those that say whose slice it is.
+fn labels(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = service.labels().clone();
+    labels.remove(HEADLESS);
+    if service.is_headless() {
+        labels.insert(HEADLESS.to_owned(), String::new());
+    }
+    labels.insert(SERVICE_NAME.to_owned(), service.name().to_owned());
+    labels.insert(MANAGED_BY.to_owned(), CONTROLLER_NAME.to_owned());
+    labels
+}
+
+/// A merge patch from some labels to others.
+pub(crate) fn label_patch(from: &BTreeMap<String, String>, to: &BTreeMap<String, String>) -> Value {
+    let gone = from
+        .keys()
+        .filter(|key| !to.contains_key(*key))
+        .map(|key| (key.clone(), Value::Null));
+    let set = to
+        .iter()
+        .filter(|(key, value)| from.get(*key) != Some(*value))
+        .map(|(key, value)| (key.clone(), json!(value)));
+    Value::Object(gone.chain(set).collect())
+}
+
+// === what was written and has not come back ===
+
+/// The newest version of each slice that we wrote, by Service. While the store is behind it, a plan made from the store
+/// would create slices twice.
+#[derive(Default)]
+struct Written {
+    slices: Mutex<HashMap<Key, HashMap<String, (u64, Instant)>>>,
+}
+
+impl Written {
+    fn note(&self, service: &Key, slice: &EndpointSlice) {
+        if let Ok(version) = slice.resource_version().parse() {
+            let mut slices = self.slices.lock();
+            slices
+                .entry(service.clone())
+                .or_default()
+                .insert(slice.uid().to_owned(), (version, Instant::now()));
+        }
+    }
+
+    /// How long to wait at most for the store to catch up, if it is behind.
+    fn stale_for(&self, service: &Key, seen: &[Arc<EndpointSlice>]) -> Option<Duration> {
+        let mut slices = self.slices.lock();
+        let written = slices.get_mut(service)?;
+        written.retain(|uid, (version, at)| {
+            let seen = seen
+                .iter()
+                .find(|slice| slice.uid() == uid)
+                .and_then(|slice| slice.resource_version().parse::<u64>().ok());
+            at.elapsed() < STALE_FOR && seen.is_none_or(|seen| seen < *version)
+        });
+        let left = written
+            .values()
+            .map(|(_, at)| STALE_FOR.saturating_sub(at.elapsed()))
+            .min();
+        if left.is_none() {
+            slices.remove(service);
+        }
+        left.map(|left| left.max(Duration::from_millis(1)))
+    }
+
+    fn forget(&self, service: &Key) {
+        self.slices.lock().remove(service);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(uid: &str, version: &str) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"uid": uid, "resourceVersion": version}, "addressType": "IPv4", "endpoints": [],
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plan_waits_for_our_own_writes() {
+        let written = Written::default();
+        let service = Key::new("ns", "web");
+        assert!(written.stale_for(&service, &[]).is_none());
+        written.note(&service, &slice("a", "7"));
+        assert!(written.stale_for(&service, &[]).is_some());
+        assert!(written.stale_for(&service, &[Arc::new(slice("a", "6"))]).is_some());
+        assert!(written.stale_for(&service, &[Arc::new(slice("a", "7"))]).is_none());
+        written.note(&service, &slice("b", "9"));
+        tokio::time::advance(STALE_FOR).await;
+        assert!(written.stale_for(&service, &[]).is_none(), "given up");
+    }
+
+    #[test]
+    fn labels_follow_the_service() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "labels": {"team": "a"}}, "spec": {"clusterIP": "None"},
+        }))
+        .unwrap();
+        let wanted = labels(&service);
+        let had = BTreeMap::from([("old".to_owned(), "x".to_owned()), ("team".to_owned(), "a".to_owned())]);
+        assert_eq!(
+            label_patch(&had, &wanted),
+            json!({"old": null, SERVICE_NAME: "web", MANAGED_BY: CONTROLLER_NAME, HEADLESS: ""})
+        );
+    }
+}
