@@ -287,8 +287,11 @@ pub(crate) fn label_patch(from: &BTreeMap<String, String>, to: &BTreeMap<String,
 /// would create slices twice.
 #[derive(Default)]
 struct Written {
-    slices: Mutex<HashMap<Key, HashMap<String, (u64, Instant)>>>,
+    slices: Mutex<HashMap<Key, Versions>>,
 }
+
+/// By uid: the version that we wrote, and when.
+type Versions = HashMap<String, (u64, Instant)>;
 
 impl Written {
     fn note(&self, service: &Key, slice: &EndpointSlice) {

@@ -95,10 +95,6 @@ impl<K: View> Informer<K> {
         self.store.read().objects.values().cloned().collect()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.store.read().objects.len()
-    }
-
     /// The objects of a namespace that `pick` takes, in the order of their names.
     pub(crate) fn select(&self, namespace: &str, pick: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
         let store = self.store.read();
@@ -305,7 +301,7 @@ mod tests {
         informer.replace(vec![pod("a", "1", "1", None), pod("b", "2", "2", None)]);
         informer.replace(vec![pod("b", "2", "2", None), pod("c", "3", "3", None)]);
         assert_eq!(*seen.lock(), ["->1", "->2", "1>-", "->3"]);
-        assert_eq!(informer.len(), 2);
+        assert_eq!(informer.list().len(), 2);
     }
 
     #[test]

@@ -17,12 +17,15 @@ mod manager;
 mod metrics;
 mod namespace;
 mod node_ipam;
+mod node_lifecycle;
 mod ownership;
+mod pod_gc;
 mod pods;
 mod queue;
 mod replica_set;
 mod root_ca;
 mod service_account;
+mod taint_eviction;
 mod view;
 mod write;
 

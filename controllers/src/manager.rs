@@ -16,8 +16,8 @@ use crate::queue::{Queue, QueueKey};
 use crate::view::{ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount};
 use crate::write::Writer;
 use crate::{
-    deployment, endpoint_slice, endpoints, garbage_collector, namespace, node_ipam, replica_set, root_ca,
-    service_account,
+    deployment, endpoint_slice, endpoints, garbage_collector, namespace, node_ipam, node_lifecycle, pod_gc,
+    replica_set, root_ca, service_account, taint_eviction,
 };
 
 /// One informer for each kind that controllers read; only those wanted run.
@@ -92,6 +92,12 @@ fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     if config.enables("node-ipam-controller") && !config.cluster_cidr.is_empty() {
         tasks.spawn(node_ipam::start(shared));
     }
+    if config.enables("node-lifecycle-controller") {
+        tasks.spawn(node_lifecycle::start(shared));
+    }
+    if config.enables("pod-garbage-collector-controller") {
+        tasks.spawn(pod_gc::start(shared));
+    }
     if config.enables("replicaset-controller") {
         tasks.spawn(replica_set::start(shared));
     }
@@ -100,6 +106,9 @@ fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     }
     if config.enables("serviceaccount-controller") {
         tasks.spawn(service_account::start(shared));
+    }
+    if config.enables("taint-eviction-controller") {
+        tasks.spawn(taint_eviction::start(shared));
     }
 }
 

@@ -70,10 +70,6 @@ impl Error {
         self.has_reason("Invalid")
     }
 
-    pub(crate) fn is_method_not_allowed(&self) -> bool {
-        self.status().is_some_and(|status| status.code == 405)
-    }
-
     /// Nothing can be created there any more: the namespace goes.
     pub(crate) fn is_namespace_terminating(&self) -> bool {
         let causes = self

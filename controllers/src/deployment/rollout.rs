@@ -340,7 +340,9 @@ mod tests {
     #[test]
     fn a_rolling_update_goes_step_by_step() {
         // new (size, available), old (size, available) -> next step, for 10 replicas with 25 % each way
-        let steps: &[((i32, i32), (i32, i32), &[(&str, i32)])] = &[
+        type Sizes = (i32, i32);
+        type Step<'a> = (Sizes, Sizes, &'a [(&'a str, i32)]);
+        let steps: &[Step<'_>] = &[
             ((0, 0), (10, 10), &[("new", 3)]),
             ((3, 0), (10, 10), &[("old", 8)]),
             ((3, 0), (8, 8), &[("new", 5)]),

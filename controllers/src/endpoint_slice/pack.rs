@@ -88,7 +88,7 @@ fn pack_ports(
         .map(|slice| keep_wanted(slice, &mut wanted, labels))
         .collect();
     let mut rest: Vec<Endpoint> = wanted.into_values().collect();
-    rest.sort_by(|a, b| identity(a).cmp(&identity(b)));
+    rest.sort_by_key(identity);
 
     // First into slices that are written anyway, the fullest first.
     drafts.sort_by_key(|draft| (!draft.changed, std::cmp::Reverse(draft.endpoints.len())));

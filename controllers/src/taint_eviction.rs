@@ -1,0 +1,290 @@
+//! Deletes pods from nodes whose NoExecute taints they do not tolerate, or no longer.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use kube::api::DeleteParams;
+use parking_lot::Mutex;
+use serde_json::json;
+use skiff_api::k8s_openapi::api::core::v1::{Taint, Toleration};
+
+use crate::events::{Recorder, Regarding};
+use crate::informer::{Change, Informer};
+use crate::manager::Shared;
+use crate::queue::Queue;
+use crate::view::{Index, Key, Node, Pod, View};
+use crate::write::{Error, Merge, Writer};
+
+const WORKERS: usize = 8;
+
+struct Controller {
+    nodes: Arc<Informer<Node>>,
+    pods: Arc<Informer<Pod>>,
+    writer: Writer,
+    recorder: Recorder,
+    queue: Arc<Queue<Key>>,
+    /// Pods that will be deleted when their time has come.
+    scheduled: Mutex<HashSet<Key>>,
+}
+
+/// What taints mean for a pod.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Verdict {
+    Stay,
+    /// Goes at this time, which may have passed.
+    GoAt(Timestamp),
+    GoNow,
+}
+
+/// Registers the handlers; the future runs until shutdown.
+pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
+    let controller = Arc::new(Controller {
+        nodes: shared.informers.nodes.want(),
+        pods: shared.informers.pods.want(),
+        writer: shared.writer.clone(),
+        recorder: shared.recorder("taint-eviction-controller"),
+        queue: shared.queue("taint_eviction_controller"),
+        scheduled: Mutex::default(),
+    });
+    let this = Arc::clone(&controller);
+    controller.nodes.on_change(move |change| this.node_changed(change));
+    let this = Arc::clone(&controller);
+    controller.pods.on_change(move |change| this.pod_changed(change));
+    let shutdown = shared.shutdown.clone();
+    async move {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = async { controller.nodes.wait_synced().await; controller.pods.wait_synced().await } => {}
+        }
+        let queue = Arc::clone(&controller.queue);
+        queue
+            .work(WORKERS, shutdown, move |key| {
+                let this = Arc::clone(&controller);
+                async move { this.sync(key).await }
+            })
+            .await;
+    }
+}
+
+fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
+    node.spec.taints.iter().filter(|taint| taint.effect == "NoExecute")
+}
+
+impl Controller {
+    fn node_changed(&self, change: &Change<'_, Node>) {
+        let taints = |node: Option<&Arc<Node>>| {
+            node.map(|node| no_execute(node).cloned().collect::<Vec<_>>())
+                .unwrap_or_default()
+        };
+        if taints(change.old) != taints(change.new) {
+            for pod in self.pods.by_index(&Index::Node(change.object().name().to_owned())) {
+                self.queue.add(pod.key());
+            }
+        }
+    }
+
+    fn pod_changed(&self, change: &Change<'_, Pod>) {
+        let relevant =
+            |pod: Option<&Arc<Pod>>| pod.map(|pod| (pod.spec.node_name.clone(), pod.spec.tolerations.clone()));
+        if change.is_deletion() || relevant(change.old) != relevant(change.new) {
+            self.queue.add(change.object().key());
+        }
+    }
+
+    async fn sync(&self, key: Key) -> Result<(), Error> {
+        let verdict = match self.pods.get(&key).filter(|pod| !pod.is_being_deleted()) {
+            None => {
+                self.scheduled.lock().remove(&key);
+                return Ok(());
+            }
+            Some(pod) => {
+                let node = pod
+                    .spec
+                    .node_name
+                    .as_deref()
+                    .and_then(|node| self.nodes.get(&Key::cluster(node)));
+                let taints: Vec<_> = node
+                    .as_deref()
+                    .map(|node| no_execute(node).collect())
+                    .unwrap_or_default();
+                let born = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+                (verdict(&taints, &pod.spec.tolerations, born, Timestamp::now()), pod)
+            }
+        };
+        match verdict {
+            (Verdict::Stay, pod) => {
+                if self.scheduled.lock().remove(&key) {
+                    let message = format!("Cancelling deletion of Pod {key}");
+                    self.recorder
+                        .normal(Regarding::of(&*pod), "TaintManagerEviction", message);
+                }
+                Ok(())
+            }
+            (Verdict::GoAt(at), pod) => {
+                let left = at.duration_since(Timestamp::now());
+                if left.is_positive() {
+                    self.scheduled.lock().insert(key.clone());
+                    self.queue
+                        .add_after(key, left.unsigned_abs().max(Duration::from_millis(1)));
+                    return Ok(());
+                }
+                self.evict(&pod).await
+            }
+            (Verdict::GoNow, pod) => self.evict(&pod).await,
+        }
+    }
+
+    async fn evict(&self, pod: &Pod) -> Result<(), Error> {
+        let key = pod.key();
+        self.recorder.normal(
+            Regarding::of(pod),
+            "TaintManagerEviction",
+            format!("Marking for deletion Pod {key}"),
+        );
+        let now = Timestamp::now();
+        let patch = json!({
+            "metadata": {"uid": pod.uid()},
+            "status": {"conditions": [{
+                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+                "message": "Taint manager: deleting due to NoExecute taint",
+                "lastTransitionTime": now.round(jiff::Unit::Second).unwrap_or(now).to_string(),
+            }]},
+        });
+        let marked = self
+            .writer
+            .patch_status::<Pod>(&key, Merge::Strategic, &patch)
+            .await
+            .map(drop);
+        let deleted = match marked {
+            Ok(()) => {
+                self.writer
+                    .delete::<Pod>(&key, pod.uid(), DeleteParams::default())
+                    .await
+            }
+            error => error,
+        };
+        match deleted {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+            _ => {
+                self.scheduled.lock().remove(&key);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A pod goes at once when some taint is not tolerated, and when the shortest of its tolerations ends otherwise. Time
+/// counts from the taint's own time, so that a restart of this process gives nobody more or less.
+fn verdict(taints: &[&Taint], tolerations: &[Toleration], born: Option<Timestamp>, now: Timestamp) -> Verdict {
+    let mut earliest: Option<Timestamp> = None;
+    for taint in taints {
+        let mut tolerating = tolerations
+            .iter()
+            .filter(|toleration| tolerates(toleration, taint))
+            .peekable();
+        if tolerating.peek().is_none() {
+            return Verdict::GoNow;
+        }
+        let Some(seconds) = tolerating.filter_map(|toleration| toleration.toleration_seconds).min() else {
+            continue;
+        };
+        if seconds <= 0 {
+            return Verdict::GoNow;
+        }
+        // The written time was cut to the second: one more, so that none goes early.
+        let added = taint
+            .time_added
+            .as_ref()
+            .map_or(now, |added| added.0 + SignedDuration::from_secs(1));
+        let from = born.map_or(added, |born| added.max(born));
+        let at = from
+            .saturating_add(SignedDuration::from_secs(seconds))
+            .unwrap_or(Timestamp::MAX);
+        earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
+    }
+    earliest.map_or(Verdict::Stay, Verdict::GoAt)
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    let key = toleration.key.as_deref().unwrap_or_default();
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    (effect.is_empty() || effect == taint.effect)
+        && (key == taint.key || (key.is_empty() && exists))
+        && (exists || toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn run(taints: &Value, tolerations: &Value, born: &str) -> Verdict {
+        let taints: Vec<Taint> = serde_json::from_value(taints.clone()).unwrap();
+        let tolerations: Vec<Toleration> = serde_json::from_value(tolerations.clone()).unwrap();
+        let now = "2026-01-01T01:00:00Z".parse().unwrap();
+        verdict(
+            &taints.iter().collect::<Vec<_>>(),
+            &tolerations,
+            Some(born.parse().unwrap()),
+            now,
+        )
+    }
+
+    #[test]
+    fn tolerations_decide_when_a_pod_goes() {
+        let taint = |key: &str| json!({"key": key, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"});
+        let for_seconds = |key: &str, seconds: u64| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
+        let at = |text: &str| Verdict::GoAt(text.parse().unwrap());
+        let old = "2025-01-01T00:00:00Z";
+        let cases = [
+            (json!([]), json!([]), old, Verdict::Stay),
+            (json!([taint("a")]), json!([]), old, Verdict::GoNow),
+            (json!([taint("a")]), json!([{"operator": "Exists"}]), old, Verdict::Stay),
+            (
+                json!([taint("a")]),
+                json!([{"key": "a", "value": "x"}]),
+                old,
+                Verdict::GoNow,
+            ),
+            (
+                json!([taint("a")]),
+                json!([{"key": "a", "operator": "Exists", "effect": "NoSchedule"}]),
+                old,
+                Verdict::GoNow,
+            ),
+            (
+                json!([taint("a")]),
+                json!([for_seconds("a", 300)]),
+                old,
+                at("2026-01-01T00:05:01Z"),
+            ),
+            (json!([taint("a")]), json!([for_seconds("a", 0)]), old, Verdict::GoNow),
+            (
+                json!([taint("a"), taint("b")]),
+                json!([for_seconds("a", 300), for_seconds("b", 60)]),
+                old,
+                at("2026-01-01T00:01:01Z"),
+            ),
+            (
+                json!([taint("a"), taint("b")]),
+                json!([for_seconds("a", 300)]),
+                old,
+                Verdict::GoNow,
+            ),
+            // Born on a tainted node: its time starts with it.
+            (
+                json!([taint("a")]),
+                json!([for_seconds("a", 300)]),
+                "2026-01-01T00:30:00Z",
+                at("2026-01-01T00:35:00Z"),
+            ),
+        ];
+        for (taints, tolerations, born, expected) in cases {
+            assert_eq!(run(&taints, &tolerations, born), expected, "{taints} {tolerations}");
+        }
+    }
+}
