@@ -518,7 +518,8 @@ mod tests {
 
     #[test]
     fn label_selectors_match() {
-        let cases: &[(&str, &[(&str, &str)], bool)] = &[
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+        let cases: &[Case<'_>] = &[
             ("", &[], true),
             ("a=b", &[("a", "b")], true),
             ("a==b", &[("a", "c")], false),
