@@ -102,6 +102,7 @@ impl Cluster {
                     .err()
                     .map(|error| format!("end the shims of {}: {error}", node.name)),
             );
+            containerd::remove_shim_sockets(&node.containerd_state());
         }
         let unmounted = containerd::unmount_below(&directory);
         left.extend(

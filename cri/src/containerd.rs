@@ -148,6 +148,20 @@ fn is_shim_of(command: &[u8], socket: &Path) -> bool {
     shim && arguments.any(|argument| argument == socket.as_os_str().as_encoded_bytes())
 }
 
+/// Removes the sockets of shims that were killed, which lie in a directory that all containerds of a machine share. Each bundle
+/// below `state` names its own.
+pub fn remove_shim_sockets(state: &Path) -> usize {
+    let below = |directory: PathBuf| {
+        let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir())
+    };
+    let bundles = below(state.join("io.containerd.runtime.v2.task")).flat_map(below);
+    let addresses = bundles.filter_map(|bundle| fs::read_to_string(bundle.join("address")).ok());
+    let sockets = addresses.filter_map(|address| address.trim().strip_prefix("unix://").map(PathBuf::from));
+    // The containers of a pod share one shim, so that most are gone when their turn comes.
+    sockets.filter(|socket| fs::remove_file(socket).is_ok()).count()
+}
+
 /// Unmounts everything below a directory, the innermost first. What is busy is detached.
 ///
 /// # Errors

@@ -119,6 +119,7 @@ impl Drop for Node {
         self.process.wait().ok();
         // The shims go, and with the first process of each pid namespace all that runs in it.
         containerd::kill_shims(&self.config.socket).ok();
+        containerd::remove_shim_sockets(&self.config.state);
         for cgroup in cgroups(&self.cgroup) {
             kill_all(&cgroup);
         }
