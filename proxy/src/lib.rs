@@ -1,1 +1,50 @@
-//! Services and EndpointSlices into packet rules, in upstream's iptables chains.
+//! The service proxy: Services and EndpointSlices become packet rules of this node.
+//!
+//! One task ([`watch`]) reads both kinds, reduced to what rules are made of, and sends changes through a channel; one
+//! loop ([`run`]) owns everything else. It takes changes into the `index`, asks [`plan`] for the rules of each Service
+//! that changed, lets `sync` write the difference to what is in the kernel, and hands that to `iptables-restore` in one
+//! transaction. The first change of a burst is applied at once; what comes meanwhile goes into the next transaction.
+//!
+//! What is in the kernel is remembered, not read back. After a failure, and when the canary chain is gone (somebody
+//! flushed the rules), everything is written anew.
+
+mod config;
+mod healthz;
+mod index;
+mod metrics;
+mod model;
+mod names;
+pub mod plan;
+mod run;
+mod stale_flows;
+mod sync;
+mod watch;
+mod wire;
+
+use std::net::SocketAddr;
+
+pub use config::{ClientConnection, Config, ConntrackConfiguration, DetectLocal, Error as ConfigError};
+pub use config::{IptablesConfiguration, KubeProxyConfiguration};
+pub use model::{Endpoint, Outside, Port, Protocol, Service, Slice, SlicePort};
+pub use names::{Kind, chain};
+pub use run::run;
+
+/// Why the proxy cannot work at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There are no programs for packet rules.
+    #[error("cannot program packet rules on this node")]
+    Iptables(#[source] skiff_net::iptables::Error),
+    /// A port is in use.
+    #[error("cannot listen on {address}: another process may have the port")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The watching task died.
+    #[error("the watch of services and endpoints ended")]
+    WatchEnded,
+}

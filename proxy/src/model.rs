@@ -1,0 +1,152 @@
+//! Services and endpoints as rules are made of them: small, since every node holds those of the whole cluster.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// SCTP
+    Sctp,
+}
+
+impl Protocol {
+    /// The protocol's name in rules.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
+    /// Reads the name in API objects.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "TCP" | "" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            "SCTP" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
+/// A Service that has an address of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The address inside of the cluster.
+    pub cluster_ip: IpAddr,
+    /// Its ports.
+    pub ports: Box<[Port]>,
+    /// Seconds that a client stays with its endpoint, where it does.
+    pub affinity: Option<u32>,
+    /// Outside traffic goes to endpoints of the node that it came to.
+    pub external_local: bool,
+    /// Inside traffic goes to endpoints of the node that it came from.
+    pub internal_local: bool,
+    /// The rarer parts.
+    pub outside: Option<Box<Outside>>,
+}
+
+/// The ways into a Service from outside, but node ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Addresses that an administrator routes to the nodes.
+    pub external_ips: Vec<IpAddr>,
+    /// Addresses of a load balancer that passes packets on as they are.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may send to the load balancer's addresses; anybody when empty.
+    pub source_ranges: Vec<IpNet>,
+    /// Where the load balancer asks whether this node has endpoints; 0 for nowhere.
+    pub health_check_node_port: u16,
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// Its name; empty where it is the only one.
+    pub name: Box<str>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The number at the cluster's address.
+    pub port: u16,
+    /// The number at every node's addresses; 0 for none.
+    pub node_port: u16,
+}
+
+/// An EndpointSlice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// The ports, by the names of the Service's.
+    pub ports: Box<[SlicePort]>,
+    /// The endpoints.
+    pub endpoints: Box<[Endpoint]>,
+}
+
+/// Where the endpoints of a slice answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlicePort {
+    /// The Service's name for the port.
+    pub name: Box<str>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The number at the endpoint.
+    pub port: u16,
+}
+
+/// One address behind a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address.
+    pub ip: IpAddr,
+    /// New connections are welcome.
+    pub ready: bool,
+    /// It answers, ready or on its way out.
+    pub serving: bool,
+    /// It is on its way out.
+    pub terminating: bool,
+    /// It is on this node.
+    pub local: bool,
+}
+
+/// An endpoint of one port of a Service, with its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    pub(crate) ready: bool,
+    pub(crate) draining: bool,
+    pub(crate) local: bool,
+}
+
+/// The endpoints of one port of a Service out of all its slices, in a fixed order, each once.
+pub(crate) fn backends<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>) -> Vec<Backend> {
+    let mut found: Vec<Backend> = Vec::new();
+    for slice in slices {
+        let matching = |candidate: &&SlicePort| candidate.name == port.name && candidate.protocol == port.protocol;
+        for target in slice.ports.iter().filter(matching) {
+            found.extend(slice.endpoints.iter().map(|endpoint| Backend {
+                address: SocketAddr::new(endpoint.ip, target.port),
+                ready: endpoint.ready,
+                draining: endpoint.serving && endpoint.terminating,
+                local: endpoint.local,
+            }));
+        }
+    }
+    found.sort();
+    // While an endpoint moves from one slice to another it is in both: the one that is ready counts.
+    found.dedup_by(|next, kept| {
+        let same = next.address == kept.address;
+        if same {
+            kept.ready |= next.ready;
+            kept.draining |= next.draining;
+            kept.local |= next.local;
+        }
+        same
+    });
+    found
+}

@@ -1,0 +1,235 @@
+//! From wanted rules to transactions: what is in the kernel is remembered, and only differences are written.
+//!
+//! A difference goes out in two steps. The first makes new rules work and old ones harmless: chains are made,
+//! rewritten or emptied, rules come into hubs at their start. That costs the size of the change. Taking a rule out of a
+//! hub costs the size of the hub (the kernel's list is searched), so in large hubs it waits until nothing urgent is
+//! there: [`Applied::collect`] removes what has become waste.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use skiff_net::iptables::{Restore, Saved};
+
+use crate::index::Key;
+use crate::names::PREFIXES;
+use crate::plan::{Base, Chain, Hub, Rules, UdpPort};
+
+/// In hubs up to this size a rule is removed at once.
+const SMALL_HUB: usize = 200;
+
+/// What is in the kernel, as far as this process has put it there.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    services: HashMap<Key, Trace>,
+    hub_sizes: BTreeMap<Hub, usize>,
+    /// Rules in hubs that lead to empty chains.
+    stale_rules: BTreeSet<(Hub, String)>,
+    /// Empty chains.
+    stale_chains: BTreeSet<String>,
+}
+
+/// What is remembered of one Service.
+#[derive(Debug, Default)]
+struct Trace {
+    chains: Box<[(Box<str>, u64)]>,
+    hubs: Box<[(Hub, Box<str>)]>,
+    udp: Box<[UdpPort]>,
+}
+
+impl Applied {
+    /// Whether something waits for [`Self::collect`].
+    pub(crate) fn has_waste(&self) -> bool {
+        !self.stale_rules.is_empty() || !self.stale_chains.is_empty()
+    }
+
+    /// Rules in hubs of a table, for the metrics.
+    pub(crate) fn rules_in_hubs(&self, table: &str) -> usize {
+        self.hub_sizes
+            .iter()
+            .filter(|(hub, _)| hub.table() == table)
+            .map(|(_, size)| size)
+            .sum()
+    }
+
+    /// Writes the difference that a changed Service makes; `None` removes it. Returns its UDP ports when those changed:
+    /// as they were before.
+    pub(crate) fn update(&mut self, changes: &mut Restore, key: &Key, rules: Option<Rules>) -> Option<Vec<UdpPort>> {
+        let rules = rules.unwrap_or_default();
+        let old = self.services.remove(key).unwrap_or_default();
+        let nat = changes.table("nat");
+        let mut chains: Vec<(Box<str>, u64)> = Vec::with_capacity(rules.chains.len());
+        for chain in &rules.chains {
+            let mark = digest(chain);
+            let unchanged = old
+                .chains
+                .iter()
+                .any(|(name, old)| **name == *chain.name && *old == mark);
+            if !unchanged {
+                nat.chain(&chain.name);
+                chain.rules.iter().for_each(|rule| nat.append(&chain.name, rule));
+            }
+            self.stale_chains.remove(&chain.name);
+            chains.push((chain.name.as_str().into(), mark));
+        }
+        for (name, _) in old
+            .chains
+            .iter()
+            .filter(|(name, _)| !chains.iter().any(|(new, _)| new == name))
+        {
+            // Emptied now, so that nothing goes this way any more; removed when no rule leads to it.
+            nat.chain(name);
+            self.stale_chains.insert(name.to_string());
+        }
+
+        let mut hubs: Vec<(Hub, Box<str>)> = Vec::with_capacity(rules.hubs.len());
+        for (hub, rule) in rules.hubs {
+            let present = old.hubs.iter().any(|(old, text)| *old == hub && **text == *rule);
+            // One that still waits for its removal just stays.
+            let (hub, rule) = match self.stale_rules.take(&(hub, rule.clone())) {
+                Some(kept) => kept,
+                None if present => (hub, rule),
+                None => {
+                    changes.table(hub.table()).insert(hub.chain(), &rule);
+                    *self.hub_sizes.entry(hub).or_default() += 1;
+                    (hub, rule)
+                }
+            };
+            hubs.push((hub, rule.into()));
+        }
+        for (hub, rule) in old.hubs.into_iter().filter(|old| !hubs.contains(old)) {
+            self.stale_rules.insert((hub, rule.into()));
+        }
+
+        let before = (*old.udp != *rules.udp).then(|| old.udp.into_vec());
+        if !chains.is_empty() || !hubs.is_empty() {
+            let trace = Trace {
+                chains: chains.into(),
+                hubs: hubs.into(),
+                udp: rules.udp.into(),
+            };
+            self.services.insert(key.clone(), trace);
+        }
+        before
+    }
+
+    /// Writes the removal of waste as far as it is cheap.
+    pub(crate) fn collect_cheap(&mut self, changes: &mut Restore) {
+        if Hub::ALL
+            .iter()
+            .all(|hub| self.hub_sizes.get(hub).is_none_or(|size| *size <= SMALL_HUB))
+        {
+            self.collect(changes);
+            return;
+        }
+        let small = |hub: &Hub| self.hub_sizes.get(hub).is_none_or(|size| *size <= SMALL_HUB);
+        let (cheap, costly) = std::mem::take(&mut self.stale_rules)
+            .into_iter()
+            .partition(|(hub, _)| small(hub));
+        self.stale_rules = costly;
+        self.remove_rules(changes, cheap);
+    }
+
+    /// Writes the removal of all waste.
+    pub(crate) fn collect(&mut self, changes: &mut Restore) {
+        let stale = std::mem::take(&mut self.stale_rules);
+        self.remove_rules(changes, stale);
+        for chain in std::mem::take(&mut self.stale_chains) {
+            changes.table("nat").delete_chain(&chain);
+        }
+    }
+
+    fn remove_rules(&mut self, changes: &mut Restore, stale: BTreeSet<(Hub, String)>) {
+        for (hub, rule) in stale {
+            changes.table(hub.table()).delete(hub.chain(), &rule);
+            if let Some(size) = self.hub_sizes.get_mut(&hub) {
+                *size = size.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Writes everything anew, and the removal of what an earlier process left. `saved` is what is in the kernel.
+    pub(crate) fn rebuild(base: &Base, services: impl Iterator<Item = (Key, Rules)>, saved: &Saved) -> (Self, Restore) {
+        let mut applied = Self::default();
+        let mut changes = Restore::new();
+        // As upstream does: a node without rules refuses for a moment rather than lets through.
+        changes.table("filter");
+        for hub in Hub::ALL {
+            changes.table(hub.table()).chain(hub.chain());
+        }
+        for (table, name, rules) in &base.chains {
+            let table = changes.table(table);
+            table.chain(name);
+            rules.iter().for_each(|rule| table.append(name, rule));
+        }
+        for (key, rules) in services {
+            applied.restore(&mut changes, key, rules);
+        }
+        for (hub, rule) in &base.tails {
+            changes.table(hub.table()).append(hub.chain(), rule);
+        }
+        for jump in &base.jumps {
+            let present = saved.chain(jump.table, jump.from).unwrap_or_default();
+            let target = format!("-j {}", jump.to);
+            if !present.iter().any(|rule| rule.ends_with(&target)) {
+                changes.table(jump.table).insert(jump.from, &jump.rule);
+            }
+        }
+        let wanted: BTreeSet<&str> = applied
+            .services
+            .values()
+            .flat_map(|trace| trace.chains.iter().map(|(name, _)| &**name))
+            .collect();
+        for prefix in PREFIXES {
+            for stale in saved.chains("nat", prefix).filter(|name| !wanted.contains(name)) {
+                changes.table("nat").delete_chain(stale);
+            }
+        }
+        (applied, changes)
+    }
+
+    fn restore(&mut self, changes: &mut Restore, key: Key, rules: Rules) {
+        let nat = changes.table("nat");
+        for chain in &rules.chains {
+            nat.chain(&chain.name);
+            chain.rules.iter().for_each(|rule| nat.append(&chain.name, rule));
+        }
+        for (hub, rule) in &rules.hubs {
+            changes.table(hub.table()).append(hub.chain(), rule);
+            *self.hub_sizes.entry(*hub).or_default() += 1;
+        }
+        let chains = rules
+            .chains
+            .iter()
+            .map(|chain| (chain.name.as_str().into(), digest(chain)))
+            .collect();
+        let hubs = rules.hubs.into_iter().map(|(hub, rule)| (hub, rule.into())).collect();
+        self.services.insert(
+            key,
+            Trace {
+                chains,
+                hubs,
+                udp: rules.udp.into(),
+            },
+        );
+    }
+
+    /// The UDP ports of all Services.
+    pub(crate) fn udp_ports(&self) -> impl Iterator<Item = &UdpPort> {
+        self.services.values().flat_map(|trace| trace.udp.iter())
+    }
+
+    /// The UDP ports of one Service.
+    pub(crate) fn udp_ports_of(&self, key: &str) -> &[UdpPort] {
+        self.services.get(key).map(|trace| &*trace.udp).unwrap_or_default()
+    }
+}
+
+/// Tells two contents of a chain apart.
+fn digest(chain: &Chain) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    chain.rules.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;
