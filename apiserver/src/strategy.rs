@@ -7,6 +7,7 @@
 //! Order on create: defaults -> [`Strategy::prepare_create`] -> [`Strategy::canonicalize`] -> [`Strategy::validate_create`].
 //! Order on update: defaults -> [`Strategy::prepare_update`] -> [`Strategy::canonicalize`] -> [`Strategy::validate_update`].
 
+mod definition;
 mod event;
 mod generic;
 mod job;
@@ -134,6 +135,7 @@ pub fn lookup(group: &str, plural: &str) -> &'static dyn Strategy {
         ("" | "events.k8s.io", "events") => &event::Event,
         ("certificates.k8s.io", "certificatesigningrequests") => &signing_request::SigningRequest,
         ("batch", "jobs") => &job::Job,
+        ("apiextensions.k8s.io", "customresourcedefinitions") => &definition::Definition,
         _ => generic::lookup(group, plural),
     }
 }

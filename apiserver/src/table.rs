@@ -44,26 +44,51 @@ pub struct Column {
 
 impl Column {
     const fn text(name: &'static str) -> Self {
-        Column { name, kind: "string", format: "", description: "", priority: 0 }
+        Column {
+            name,
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        }
     }
 
     const fn integer(name: &'static str) -> Self {
-        Column { kind: "integer", ..Column::text(name) }
+        Column {
+            kind: "integer",
+            ..Column::text(name)
+        }
     }
 
     const fn boolean(name: &'static str) -> Self {
-        Column { kind: "boolean", ..Column::text(name) }
+        Column {
+            kind: "boolean",
+            ..Column::text(name)
+        }
     }
 
     const fn wide(name: &'static str) -> Self {
-        Column { priority: 1, ..Column::text(name) }
+        Column {
+            priority: 1,
+            ..Column::text(name)
+        }
     }
 }
 
-const NAME: Column = Column { format: "name", description: "Name of the object.", ..Column::text("Name") };
-const AGE: Column = Column { description: "Time since the object was created.", ..Column::text("Age") };
-const CREATED_AT: Column =
-    Column { kind: "date", description: "When the object was created.", ..Column::text("Created At") };
+const NAME: Column = Column {
+    format: "name",
+    description: "Name of the object.",
+    ..Column::text("Name")
+};
+const AGE: Column = Column {
+    description: "Time since the object was created.",
+    ..Column::text("Age")
+};
+const CREATED_AT: Column = Column {
+    kind: "date",
+    description: "When the object was created.",
+    ..Column::text("Created At")
+};
 
 /// How one kind is printed.
 struct Printer {
@@ -71,7 +96,10 @@ struct Printer {
     row: fn(&Value, Timestamp) -> Vec<Value>,
 }
 
-static FALLBACK: Printer = Printer { columns: &[NAME, CREATED_AT], row: name_and_creation };
+static FALLBACK: Printer = Printer {
+    columns: &[NAME, CREATED_AT],
+    row: name_and_creation,
+};
 
 fn name_and_creation(object: &Value, _now: Timestamp) -> Vec<Value> {
     vec![meta::name(object).into(), meta::creation_timestamp(object).into()]
@@ -149,9 +177,15 @@ mod tests {
         let printer = printer(group, plural);
         let cells = (printer.row)(object, "2026-01-01T00:00:00Z".parse().unwrap());
         assert_eq!(cells.len(), printer.columns.len(), "{group}/{plural}");
-        let headings: Vec<String> = printer.columns.iter().map(|column| column.name.to_uppercase()).collect();
-        let cells: Vec<String> =
-            cells.iter().map(|cell| cell.as_str().map_or_else(|| cell.to_string(), str::to_owned)).collect();
+        let headings: Vec<String> = printer
+            .columns
+            .iter()
+            .map(|column| column.name.to_uppercase())
+            .collect();
+        let cells: Vec<String> = cells
+            .iter()
+            .map(|cell| cell.as_str().map_or_else(|| cell.to_string(), str::to_owned))
+            .collect();
         (headings.join(" | "), cells.join(" | "))
     }
 
@@ -165,7 +199,10 @@ mod tests {
     #[test]
     fn every_resource_has_as_many_cells_as_columns() {
         for resource in resource::builtin() {
-            for object in [json!({}), json!({"metadata": {"name": "x"}, "spec": {}, "status": {}, "data": {}})] {
+            for object in [
+                json!({}),
+                json!({"metadata": {"name": "x"}, "spec": {}, "status": {}, "data": {}}),
+            ] {
                 let (_, cells) = printed(resource.group, resource.plural, &object);
                 assert!(!cells.is_empty(), "{}", resource.plural);
             }
@@ -175,7 +212,13 @@ mod tests {
     #[test]
     fn fallback() {
         let role = json!({"metadata": {"name": "r", "creationTimestamp": "2025-01-01T00:00:00Z"}});
-        check("rbac.authorization.k8s.io", "roles", &role, "NAME | CREATED AT", "r | 2025-01-01T00:00:00Z");
+        check(
+            "rbac.authorization.k8s.io",
+            "roles",
+            &role,
+            "NAME | CREATED AT",
+            "r | 2025-01-01T00:00:00Z",
+        );
     }
 }
 

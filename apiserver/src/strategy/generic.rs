@@ -26,6 +26,8 @@ pub struct Generic {
     pub(super) status: Status,
     /// Phase of a new object.
     pub(super) first_phase: Option<&'static str>,
+    /// Counters that a status always shows, from the start.
+    pub(super) counters: &'static [&'static str],
     pub(super) fields: &'static [&'static str],
     pub(super) scale: Option<&'static Scale>,
     pub(super) propagation: Propagation,
@@ -37,6 +39,7 @@ const PLAIN: Generic = Generic {
     generation: None,
     status: Status::None,
     first_phase: None,
+    counters: &[],
     fields: &[],
     scale: None,
     propagation: Propagation::Background,
@@ -80,17 +83,20 @@ static DEPLOYMENT: Generic = Generic {
     ..PLAIN
 };
 static REPLICA_SET: Generic = Generic {
+    counters: &["replicas"],
     fields: &["status.replicas"],
     scale: Some(&scale::SELECTOR),
     ..WORKLOAD
 };
 static REPLICATION_CONTROLLER: Generic = Generic {
+    counters: &["replicas"],
     fields: &["status.replicas"],
     scale: Some(&scale::LABELS),
     propagation: Propagation::Orphan,
     ..WORKLOAD
 };
 static STATEFUL_SET: Generic = Generic {
+    counters: &["replicas", "availableReplicas"],
     scale: Some(&scale::SELECTOR),
     ..WORKLOAD
 };
@@ -99,11 +105,21 @@ static WITH_GENERATION: Generic = Generic {
     ..PLAIN
 };
 static SPEC_AND_STATUS: Generic = WORKLOAD;
+static DAEMON_SET: Generic = Generic {
+    counters: &[
+        "currentNumberScheduled",
+        "desiredNumberScheduled",
+        "numberMisscheduled",
+        "numberReady",
+    ],
+    ..WORKLOAD
+};
 static DISRUPTION_BUDGET: Generic = Generic {
+    counters: &["currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods"],
     unconditional_update: false,
     ..WORKLOAD
 };
-static DEFINITION: Generic = Generic {
+pub(super) static DEFINITION: Generic = Generic {
     status: Status::KeepMetadata,
     unconditional_update: false,
     ..WORKLOAD
@@ -133,7 +149,8 @@ pub(super) fn lookup(group: &str, plural: &str) -> &'static Generic {
         ("apps", "deployments") => &DEPLOYMENT,
         ("apps", "replicasets") => &REPLICA_SET,
         ("apps", "statefulsets") => &STATEFUL_SET,
-        ("apps", "daemonsets") | ("batch", "cronjobs") | ("networking.k8s.io", "ingresses") => &SPEC_AND_STATUS,
+        ("apps", "daemonsets") => &DAEMON_SET,
+        ("batch", "cronjobs") | ("networking.k8s.io", "ingresses") => &SPEC_AND_STATUS,
         ("", "replicationcontrollers") => &REPLICATION_CONTROLLER,
         ("", "persistentvolumes" | "persistentvolumeclaims") => &VOLUME,
         ("", "resourcequotas")
@@ -147,8 +164,7 @@ pub(super) fn lookup(group: &str, plural: &str) -> &'static Generic {
         | ("admissionregistration.k8s.io", "validatingadmissionpolicybindings" | "mutatingadmissionpolicybindings") => {
             &WITH_GENERATION
         }
-        ("apiextensions.k8s.io", "customresourcedefinitions")
-        | ("admissionregistration.k8s.io", "validatingadmissionpolicies" | "mutatingadmissionpolicies") => &DEFINITION,
+        ("admissionregistration.k8s.io", "validatingadmissionpolicies" | "mutatingadmissionpolicies") => &DEFINITION,
         ("storage.k8s.io", "volumeattachments") => &ATTACHMENT,
         ("storage.k8s.io", "csidrivers" | "csinodes") | ("node.k8s.io", "runtimeclasses") => &CONDITIONAL,
         ("admissionregistration.k8s.io", "validatingwebhookconfigurations" | "mutatingwebhookconfigurations") => {
@@ -164,6 +180,9 @@ impl Strategy for Generic {
     fn prepare_create(&self, object: &mut Value, _context: &Context<'_>) {
         if self.status != Status::None {
             reset_status(object, self.first_phase);
+            for counter in self.counters {
+                object["status"][counter] = 0.into();
+            }
         }
         if self.generation.is_some() {
             set_generation(object, 1);
@@ -230,7 +249,11 @@ pub(super) fn validate_update(new: &Value, old: &Value, subresource: Option<&str
 /// Value at a dotted path; `None` unless the path is selectable.
 pub(super) fn field(supported: &[&str], object: &Value, path: &str) -> Option<String> {
     let always = matches!(path, "metadata.name" | "metadata.namespace");
-    (always || supported.contains(&path)).then(|| text_at(object, path))
+    (always || supported.contains(&path)).then(|| match text_at(object, path) {
+        // A count that nobody has set is none, not unknown.
+        unset if unset.is_empty() && path == "status.replicas" => "0".to_owned(),
+        text => text,
+    })
 }
 
 /// Text of the scalar at a dotted path, empty when it is unset.

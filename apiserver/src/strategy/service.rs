@@ -165,10 +165,10 @@ fn drop_foreign_fields(service: &mut Value) {
         spec.remove("healthCheckNodePort");
     }
     if matches!(kind.as_str(), "ClusterIP" | "ExternalName") {
-        if !spec
+        if spec
             .get("externalIPs")
             .and_then(Value::as_array)
-            .is_some_and(|ips| !ips.is_empty())
+            .is_none_or(Vec::is_empty)
         {
             spec.remove("externalTrafficPolicy");
         }

@@ -64,11 +64,9 @@ fn source(path: &Path<'_>, volume: &Value, errors: &mut Errors) {
 
 fn one_source(path: &Path<'_>, kind: &str, source: &Value, errors: &mut Errors) {
     match kind {
-        "emptyDir" => {
-            if quantity(get(source, "sizeLimit")).is_some_and(|limit| limit.as_milli() < 0) {
-                let detail = "SizeLimit field must be a valid resource quantity";
-                errors.push(Error::forbidden(&path.child("sizeLimit"), detail));
-            }
+        "emptyDir" if quantity(get(source, "sizeLimit")).is_some_and(|limit| limit.as_milli() < 0) => {
+            let detail = "SizeLimit field must be a valid resource quantity";
+            errors.push(Error::forbidden(&path.child("sizeLimit"), detail));
         }
         "hostPath" => {
             required(path, "path", source, errors);
