@@ -1,0 +1,23 @@
+//! Pods and nodes as scheduling sees them: parsed once when they arrive, small enough to keep all of a cluster's.
+
+mod affinity;
+mod node;
+mod pod;
+mod resources;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub(crate) use affinity::{NodeTerm, PodTerm, Preferred, merge_match_label_keys, node_terms};
+pub(crate) use node::{Effect, Node, Taint};
+pub(crate) use pod::{Condition, HostPort, Pod, SpreadConstraint, Toleration, Wants, WhenUnsatisfiable};
+pub(crate) use resources::{Resources, parse_all, pod_requests};
+
+use std::collections::BTreeMap;
+
+/// Label or selector pairs.
+pub(crate) type Labels = BTreeMap<String, String>;
+
+/// The label that holds a node's own name.
+pub(crate) const HOSTNAME: &str = "kubernetes.io/hostname";
+/// The label that holds a node's zone.
+pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
