@@ -198,6 +198,12 @@ fn suffix_scale(suffix: &str) -> Result<(Format, Scale), ParseError> {
 
 /// `whole.fraction × 10^exponent` in nanos, rounded up, capped.
 fn decimal(whole: &str, fraction: &str, exponent: i32) -> i128 {
+    // Nearly all are short and whole: one multiplication instead of one a digit.
+    if fraction.is_empty() && whole.len() <= 18 && (-9..=3).contains(&exponent) {
+        let digits = whole.bytes().fold(0u64, |n, b| n * 10 + u64::from(b - b'0'));
+        let scale = 10u64.pow(u32::try_from(exponent + 9).unwrap_or(0));
+        return (i128::from(digits) * i128::from(scale)).min(MAX);
+    }
     // The digits before the point of the result in nanos: everything after them only decides the rounding.
     let shift = exponent.saturating_add(9);
     let point = i64::try_from(whole.len())
@@ -256,6 +262,17 @@ impl fmt::Display for Quantity {
             return write!(f, "{units}{}", BINARY[suffix]);
         }
         let (mut mantissa, mut suffix) = (self.nanos, 0);
+        // 128-bit division is slow; nearly everything fits 64 bits once whole units are split off.
+        if mantissa % NANO == 0 {
+            (mantissa, suffix) = (mantissa / NANO, 3);
+        }
+        if let Ok(mut small) = i64::try_from(mantissa) {
+            while small % 1000 == 0 && suffix + 1 < DECIMAL.len() {
+                small /= 1000;
+                suffix += 1;
+            }
+            mantissa = small.into();
+        }
         while mantissa % 1000 == 0 && suffix + 1 < DECIMAL.len() {
             mantissa /= 1000;
             suffix += 1;

@@ -27,18 +27,28 @@ pub fn schema() -> &'static Schema {
 #[derive(Debug, Default)]
 pub struct Schema {
     types: HashMap<Name, Arc<Type>>,
-    kinds: HashMap<(Name, Name, Name), Arc<Type>>,
+    /// By kind: what groups and versions have one of that name.
+    kinds: HashMap<Name, Vec<Kind>>,
+}
+
+#[derive(Debug)]
+struct Kind {
+    group: Name,
+    version: Name,
+    ty: Arc<Type>,
 }
 
 impl Schema {
     /// The type of a kind. `DeleteOptions` and `Status` are known in every group.
     pub fn kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Type>> {
-        // A lookup by borrowed parts would need a key trait; kinds are looked up once a request at most.
-        let key = (Name::from(group), Name::from(version), Name::from(kind));
-        self.kinds.get(&key).or_else(|| match kind {
-            "DeleteOptions" | "Status" | "WatchEvent" => self.named(&format!("{META_PACKAGE}.{kind}")),
-            _ => None,
-        })
+        let named = self.kinds.get(kind)?;
+        let exact = named.iter().find(|k| &*k.group == group && &*k.version == version);
+        let everywhere = || {
+            named
+                .iter()
+                .find(|k| &*k.group == META_GROUP && matches!(kind, "DeleteOptions" | "Status"))
+        };
+        exact.or_else(everywhere).map(|k| &k.ty)
     }
 
     /// The type of an OpenAPI name, such as `io.k8s.api.core.v1.PodSpec`.
@@ -48,7 +58,9 @@ impl Schema {
 
     /// Every kind: group, version, kind, type; in no order.
     pub fn kinds(&self) -> impl Iterator<Item = (&str, &str, &str, &Arc<Type>)> {
-        self.kinds.iter().map(|((g, v, k), t)| (&**g, &**v, &**k, t))
+        self.kinds
+            .iter()
+            .flat_map(|(kind, all)| all.iter().map(move |k| (&*k.group, &*k.version, &**kind, &k.ty)))
     }
 
     /// Every type, in no order.
@@ -57,6 +69,8 @@ impl Schema {
     }
 }
 
+/// The group that `metav1` kinds are registered in.
+const META_GROUP: &str = "meta.k8s.io";
 /// Where the types of `metav1` live.
 pub const META_PACKAGE: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
@@ -68,7 +82,21 @@ pub struct Type {
     pub atomic: bool,
     /// Written in JSON as one of its members alone (`JSONSchemaPropsOrBool` and its like).
     pub union: bool,
-    fields: OnceLock<Box<[Field]>>,
+    fields: OnceLock<Fields>,
+}
+
+/// Fields in order of their names, and the first bytes of each name: a search then touches one short array.
+struct Fields {
+    list: Box<[Field]>,
+    prefixes: Box<[u64]>,
+}
+
+/// The first eight bytes as a number that orders as the text does.
+fn prefix(name: &str) -> u64 {
+    let mut bytes = [0; 8];
+    let length = name.len().min(8);
+    bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+    u64::from_be_bytes(bytes)
 }
 
 impl Type {
@@ -85,21 +113,29 @@ impl Type {
     /// Gives the type its fields; only the first call has an effect.
     pub fn define(&self, mut fields: Vec<Field>) {
         fields.sort_by(|a, b| a.name.cmp(&b.name));
-        self.fields.get_or_init(|| fields.into());
+        self.fields.get_or_init(|| Fields {
+            prefixes: fields.iter().map(|f| prefix(&f.name)).collect(),
+            list: fields.into(),
+        });
     }
 
     /// Fields in order of their names.
     pub fn fields(&self) -> &[Field] {
-        self.fields.get().map_or(&[], |f| f)
+        self.fields.get().map_or(&[], |f| &f.list)
     }
 
     /// The field of that JSON name.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        let fields = self.fields();
-        fields
-            .binary_search_by(|f| (*f.name).cmp(name))
-            .ok()
-            .map(|i| &fields[i])
+        self.index_of(name).map(|i| &self.fields()[i])
+    }
+
+    /// The position in [`Self::fields`] of the field of that JSON name.
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        let fields = self.fields.get()?;
+        let wanted = prefix(name);
+        let first = fields.prefixes.partition_point(|p| *p < wanted);
+        let same = fields.prefixes[first..].iter().take_while(|p| **p == wanted).count();
+        (first..first + same).find(|i| &*fields.list[*i].name == name)
     }
 
     /// The last segment of the name: `PodSpec`.

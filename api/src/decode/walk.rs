@@ -221,7 +221,7 @@ impl<'w> Visit<'w> {
         let mut out = Map::new();
         let mut seen = 0u128;
         let fields = ty.fields();
-        while let Some(known) = map.next_key_seed(FieldName(fields))? {
+        while let Some(known) = map.next_key_seed(FieldName(ty))? {
             match known {
                 Err(name) => {
                     self.walk.complain("unknown", self.place, &name);
@@ -245,7 +245,7 @@ impl<'w> Visit<'w> {
                         walk: &mut *self.walk,
                     };
                     match map.next_value_seed(seed)? {
-                        Some(value) if !omitted(field, &value) => drop(out.insert(field.name.to_string(), value)),
+                        Some(value) if !omitted(field, &value) => drop(out.insert(String::from(&*field.name), value)),
                         _ => drop(out.remove(&*field.name)),
                     }
                 }
@@ -266,11 +266,10 @@ impl<'w> Visit<'w> {
                 place: &place,
                 walk: &mut *self.walk,
             })?;
-            let value = value.unwrap_or_else(|| scalar::zero(shape));
-            if let Some(previous) = out.insert(key.clone(), value) {
-                drop(previous);
+            if out.contains_key(&key) {
                 self.walk.complain("duplicate", self.place, &key);
             }
+            out.insert(key, value.unwrap_or_else(|| scalar::zero(shape)));
         }
         Ok(Value::Object(out))
     }
@@ -410,7 +409,7 @@ fn omitted(field: &Field, value: &Value) -> bool {
 }
 
 /// Reads a key: the field's index, or the key itself when there is no such field.
-struct FieldName<'w>(&'w [Field]);
+struct FieldName<'w>(&'w Type);
 
 impl<'de> DeserializeSeed<'de> for FieldName<'_> {
     type Value = Result<usize, String>;
@@ -428,9 +427,6 @@ impl Visitor<'_> for FieldName<'_> {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self
-            .0
-            .binary_search_by(|f| (*f.name).cmp(name))
-            .map_err(|_| name.to_owned()))
+        Ok(self.0.index_of(name).ok_or_else(|| name.to_owned()))
     }
 }

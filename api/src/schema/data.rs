@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Field, List, ListKind, Map, Name, Named, Patch, Scalar, Schema, Shape, Type};
+use super::{Field, Kind, List, ListKind, Map, Name, Named, Patch, Scalar, Schema, Shape, Type};
 
 macro_rules! files {
     ($($name:literal),+ $(,)?) => { [$(($name, include_str!(concat!("../../schema/", $name, ".json")))),+] };
@@ -271,8 +271,12 @@ impl<'a> Loader<'a> {
                 schema.types.insert(ty.name.clone(), ty);
             }
             for kind in &file.kinds {
-                let key = (self.intern(file.group), self.intern(file.version), self.intern(kind));
-                schema.kinds.insert(key, self.types[&(*file_name, *kind)].clone());
+                let entry = Kind {
+                    group: self.intern(file.group),
+                    version: self.intern(file.version),
+                    ty: self.types[&(*file_name, *kind)].clone(),
+                };
+                schema.kinds.entry(self.intern(kind)).or_default().push(entry);
             }
         }
         schema
