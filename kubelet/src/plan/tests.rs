@@ -1,1 +1,384 @@
-//! Table tests.
+//! Table tests: what is planned for which pod in which state.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+
+use super::*;
+use crate::backoff::Backoff;
+use crate::labels;
+use crate::memory::{Doom, Failure, Health, Volumes};
+use crate::observed::{Container, Exit, Sandbox, State};
+use crate::pod::tests::pod;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + second).unwrap()
+}
+
+fn sandbox(attempt: u32, ready: bool) -> Sandbox {
+    Sandbox {
+        id: format!("s{attempt}"),
+        attempt,
+        ready,
+        created: at(0),
+        ips: vec!["10.0.0.1".into()],
+    }
+}
+
+fn container(name: &str, attempt: u32, sandbox: &str, state: State) -> Container {
+    Container {
+        id: format!("{name}{attempt}"),
+        name: name.into(),
+        attempt,
+        sandbox: sandbox.into(),
+        created: at(i64::from(attempt)),
+        state,
+        hash: None,
+        image: String::new(),
+        image_ref: String::new(),
+        log_path: String::new(),
+        message_file: None,
+    }
+}
+
+fn running(name: &str) -> Container {
+    container(name, 0, "s0", State::Running(at(0)))
+}
+
+fn exited(name: &str, attempt: u32, code: i32, finished: i64) -> Container {
+    let exit = Exit {
+        started: Some(at(0)),
+        finished: at(finished),
+        code,
+        reason: String::new(),
+        message: String::new(),
+    };
+    container(name, attempt, "s0", State::Exited(exit))
+}
+
+/// A scene that a test changes and plans for.
+struct Scene {
+    pod: Pod,
+    goal: Goal,
+    observed: Observed,
+    memory: Memory,
+    busy: BTreeSet<Task>,
+    now: Timestamp,
+}
+
+impl Scene {
+    /// A pod whose volumes are ready and whose sandbox runs.
+    fn new(spec: &Value) -> Self {
+        Self {
+            pod: pod(spec),
+            goal: Goal::Run,
+            observed: Observed {
+                sandboxes: vec![sandbox(0, true)],
+                containers: Vec::new(),
+            },
+            memory: Memory {
+                volumes: Volumes::Ready { refresh: None },
+                seen: Some(at(0)),
+                ..Memory::default()
+            },
+            busy: BTreeSet::new(),
+            now: at(100),
+        }
+    }
+
+    fn with(mut self, containers: impl IntoIterator<Item = Container>) -> Self {
+        self.observed.containers.extend(containers);
+        self.observed
+            .containers
+            .sort_by_key(|container| std::cmp::Reverse(container.attempt));
+        self
+    }
+
+    fn plan(&self) -> Plan {
+        plan(&Input {
+            pod: &self.pod,
+            goal: self.goal,
+            observed: &self.observed,
+            memory: &self.memory,
+            busy: &self.busy,
+            now: self.now,
+        })
+    }
+
+    /// The actions, in a short form.
+    fn actions(&self) -> Vec<String> {
+        self.plan().actions.iter().map(short).collect()
+    }
+}
+
+fn short(action: &Action) -> String {
+    match action {
+        Action::PrepareVolumes => "volumes".into(),
+        Action::CreateSandbox { attempt } => format!("sandbox {attempt}"),
+        Action::StartContainer { name, attempt, .. } => format!("start {name} {attempt}"),
+        Action::KillContainer { id, grace, .. } => format!("kill {id} {grace}"),
+        Action::StopSandbox { id } => format!("stop {id}"),
+        Action::Prune { containers, sandboxes } => format!("prune {} {}", containers.join(","), sandboxes.join(",")),
+        Action::Release => "release".into(),
+        Action::Cleanup => "cleanup".into(),
+    }
+}
+
+#[test]
+fn a_new_pod_gets_volumes_and_sandbox_at_once() {
+    let mut scene = Scene::new(&json!({}));
+    scene.observed = Observed::default();
+    scene.memory.volumes = Volumes::Pending;
+    assert_eq!(scene.actions(), ["volumes", "sandbox 0"]);
+    scene.busy = BTreeSet::from([Task::Volumes]);
+    assert_eq!(scene.actions(), ["sandbox 0"]);
+    scene.busy = BTreeSet::from([Task::Sandbox]);
+    scene.memory.volumes = Volumes::Ready { refresh: None };
+    assert_eq!(scene.actions(), Vec::<String>::new());
+}
+
+#[test]
+fn containers_start_when_both_are_there() {
+    let two = json!({"containers": [{"name": "a"}, {"name": "b"}]});
+    assert_eq!(Scene::new(&two).actions(), ["start a 0", "start b 0"]);
+    assert_eq!(Scene::new(&two).with([running("a")]).actions(), ["start b 0"]);
+    let mut scene = Scene::new(&two);
+    scene.memory.volumes = Volumes::Failed(Failure::steady(
+        "FailedMount",
+        "m".into(),
+        Duration::from_secs(5),
+        at(99),
+    ));
+    assert_eq!(scene.actions(), Vec::<String>::new());
+    assert_eq!(scene.plan().wake, Some(at(104)));
+}
+
+#[test]
+fn a_post_start_hook_holds_back_the_next_container() {
+    let hook = json!({"postStart": {"exec": {"command": ["true"]}}});
+    let mut scene = Scene::new(&json!({"containers": [{"name": "a", "lifecycle": hook}, {"name": "b"}]}));
+    assert_eq!(scene.actions(), ["start a 0"]);
+    scene = scene.with([running("a")]);
+    scene.busy = BTreeSet::from([Task::Container("a".into())]);
+    assert_eq!(scene.actions(), Vec::<String>::new());
+    scene.busy.clear();
+    assert_eq!(scene.actions(), ["start b 0"]);
+}
+
+#[test]
+fn restart_policies() {
+    let cases = [
+        ("Always", 0, vec!["start c 1"], None),
+        ("Always", 1, vec!["start c 1"], None),
+        ("OnFailure", 0, vec!["stop s0"], Some("Succeeded")),
+        ("OnFailure", 1, vec!["start c 1"], None),
+        ("Never", 0, vec!["stop s0"], Some("Succeeded")),
+        ("Never", 1, vec!["stop s0"], Some("Failed")),
+    ];
+    for (policy, code, actions, phase) in cases {
+        let scene = Scene::new(&json!({"restartPolicy": policy})).with([exited("c", 0, code, 50)]);
+        assert_eq!(scene.actions(), actions, "{policy} {code}");
+        let finish = scene.plan().finish.map(|finish| finish.phase);
+        assert_eq!(finish.as_deref(), phase, "{policy} {code}");
+    }
+}
+
+#[test]
+fn a_crash_loop_backs_off() {
+    let mut scene = Scene::new(&json!({})).with([exited("c", 1, 1, 95)]);
+    scene
+        .memory
+        .restarts
+        .insert("c".into(), Backoff::next(None, at(50), at(50)));
+    let plan = scene.plan();
+    assert!(plan.actions.is_empty());
+    assert_eq!(plan.wake, Some(at(105)));
+    assert_eq!(
+        plan.waiting["c"],
+        (
+            "CrashLoopBackOff".into(),
+            "back-off 10s restarting failed container=c pod=p_ns(u1)".into()
+        )
+    );
+    scene.now = at(105);
+    assert_eq!(scene.actions(), ["start c 2"]);
+}
+
+#[test]
+fn a_failed_start_waits_and_shows_why() {
+    let mut scene = Scene::new(&json!({}));
+    let mut failure = Failure::growing(None, "ErrImagePull", "no such image".into(), at(99));
+    failure.pull = Some("i".into());
+    scene.memory.starts.insert("c".into(), failure);
+    let plan = scene.plan();
+    assert!(plan.actions.is_empty());
+    assert_eq!(plan.waiting["c"].0, "ErrImagePull");
+    scene.now = at(105);
+    let plan = scene.plan();
+    assert_eq!(
+        plan.waiting["c"],
+        (
+            "ImagePullBackOff".into(),
+            "Back-off pulling image \"i\": ErrImagePull: no such image".into()
+        )
+    );
+    assert_eq!(plan.wake, Some(at(109)));
+    scene.now = at(109);
+    assert_eq!(scene.actions(), ["start c 0"]);
+}
+
+#[test]
+fn init_containers_run_in_order() {
+    let spec = json!({"initContainers": [{"name": "i"}, {"name": "j"}]});
+    assert_eq!(Scene::new(&spec).actions(), ["start i 0"]);
+    assert_eq!(Scene::new(&spec).with([running("i")]).actions(), Vec::<String>::new());
+    assert_eq!(Scene::new(&spec).with([exited("i", 0, 0, 50)]).actions(), ["start j 0"]);
+    assert_eq!(Scene::new(&spec).with([exited("i", 0, 1, 50)]).actions(), ["start i 1"]);
+    let both = [exited("i", 0, 0, 50), exited("j", 0, 0, 50)];
+    assert_eq!(Scene::new(&spec).with(both).actions(), ["start c 0"]);
+    // One that is gone, removed as garbage, is not run again once a later one ran.
+    assert_eq!(Scene::new(&spec).with([running("c")]).actions(), Vec::<String>::new());
+}
+
+#[test]
+fn a_failed_init_container_fails_a_pod_that_never_restarts() {
+    let scene =
+        Scene::new(&json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}]})).with([exited("i", 0, 3, 50)]);
+    assert_eq!(scene.actions(), ["stop s0"]);
+    assert_eq!(scene.plan().finish.unwrap().phase, "Failed");
+}
+
+#[test]
+fn sidecars_start_before_and_restart_beside_the_main_containers() {
+    let spec = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}]});
+    assert_eq!(Scene::new(&spec).actions(), ["start s 0"]);
+    let mut scene = Scene::new(&spec).with([running("s")]);
+    assert_eq!(scene.actions(), Vec::<String>::new(), "not started yet");
+    let health = Health {
+        started: true,
+        ready: true,
+    };
+    scene.memory.health.insert("s0".into(), health);
+    assert_eq!(scene.actions(), ["start i 0"]);
+    let dead = Scene::new(&spec).with([exited("s", 0, 1, 50), exited("i", 0, 0, 40), running("c")]);
+    assert_eq!(dead.actions(), ["start s 1"]);
+}
+
+#[test]
+fn a_dead_sandbox_is_replaced() {
+    let mut scene = Scene::new(&json!({})).with([running("c")]);
+    scene.observed.sandboxes = vec![sandbox(0, false)];
+    assert_eq!(scene.actions(), ["kill c0 30"], "nothing outlives its sandbox");
+    scene.observed.containers = vec![exited("c", 0, 137, 50)];
+    assert_eq!(scene.actions(), ["sandbox 1"]);
+    scene.observed.sandboxes.insert(0, sandbox(1, true));
+    assert_eq!(scene.actions(), ["start c 1"]);
+}
+
+#[test]
+fn a_failed_sandbox_waits() {
+    let mut scene = Scene::new(&json!({}));
+    scene.observed = Observed::default();
+    scene.memory.sandbox = Some(Failure::steady("x", "m".into(), Duration::from_secs(4), at(98)));
+    assert_eq!(scene.actions(), Vec::<String>::new());
+    assert_eq!(scene.plan().wake, Some(at(102)));
+}
+
+#[test]
+fn a_container_is_replaced_when_its_probe_fails_or_its_image_changes() {
+    let mut scene = Scene::new(&json!({})).with([running("c")]);
+    let doom = Doom {
+        message: "m".into(),
+        grace: Some(3),
+    };
+    scene.memory.doomed.insert("c0".into(), doom);
+    assert_eq!(scene.actions(), ["kill c0 3"]);
+    scene.memory.doomed.clear();
+    let spec = crate::pod::main_containers(&scene.pod)[0].clone();
+    scene.observed.containers[0].hash = Some(labels::container_hash(&spec));
+    assert_eq!(scene.actions(), Vec::<String>::new());
+    scene.observed.containers[0].hash = Some("other".into());
+    assert_eq!(scene.actions(), ["kill c0 30"]);
+}
+
+#[test]
+fn old_runs_are_pruned_but_the_last() {
+    let runs = [
+        exited("c", 0, 1, 10),
+        exited("c", 1, 1, 20),
+        container("c", 2, "s0", State::Running(at(30))),
+    ];
+    assert_eq!(Scene::new(&json!({})).with(runs).actions(), ["prune c0 "]);
+    let mut scene = Scene::new(&json!({})).with([container("c", 1, "s1", State::Running(at(30)))]);
+    scene.observed.sandboxes = vec![sandbox(1, true), sandbox(0, false)];
+    assert_eq!(scene.actions(), ["prune  s0"]);
+}
+
+#[test]
+fn a_deadline_ends_a_pod() {
+    let mut scene = Scene::new(&json!({"activeDeadlineSeconds": 60})).with([running("c")]);
+    assert_eq!(scene.actions(), ["kill c0 30"]);
+    assert_eq!(scene.plan().finish, None, "not before its containers have ended");
+    scene.observed.containers = vec![exited("c", 0, 137, 99)];
+    assert_eq!(scene.plan().finish.unwrap().reason.as_deref(), Some("DeadlineExceeded"));
+    scene.now = at(30);
+    assert_eq!(scene.plan().wake, Some(at(60)));
+}
+
+#[test]
+fn a_finished_pod_is_released_once_and_never_runs_again() {
+    let mut scene = Scene::new(&json!({})).with([exited("c", 0, 0, 50)]);
+    scene.pod.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
+    assert_eq!(scene.actions(), ["stop s0"]);
+    scene.observed.sandboxes = vec![sandbox(0, false)];
+    assert_eq!(scene.actions(), ["release"]);
+    scene.memory.released = true;
+    assert_eq!(scene.actions(), Vec::<String>::new());
+}
+
+#[test]
+fn a_pod_that_must_go_ends_in_order() {
+    let spec = json!({"initContainers": [
+        {"name": "s", "restartPolicy": "Always"}, {"name": "t", "restartPolicy": "Always"},
+    ]});
+    let mut scene = Scene::new(&spec).with([running("c"), running("s"), running("t")]);
+    scene.goal = Goal::Stop {
+        grace: 30,
+        since: at(90),
+    };
+    assert_eq!(scene.actions(), ["kill c0 30"]);
+    scene.observed.containers.retain(|container| container.name != "c");
+    assert_eq!(
+        scene.actions(),
+        ["kill t0 20"],
+        "sidecars follow, the last one first, in what is left"
+    );
+    scene.observed.containers.retain(|container| container.name != "t");
+    scene.now = at(200);
+    assert_eq!(scene.actions(), ["kill s0 2"]);
+    scene.observed.containers.clear();
+    scene.busy = BTreeSet::from([Task::Volumes]);
+    assert_eq!(
+        scene.actions(),
+        Vec::<String>::new(),
+        "not while something is under way"
+    );
+    scene.busy.clear();
+    assert_eq!(scene.actions(), ["cleanup"]);
+    assert_eq!(scene.plan().finish.unwrap().phase, "Failed");
+    scene.memory.cleaned = true;
+    assert_eq!(scene.actions(), Vec::<String>::new());
+}
+
+#[test]
+fn a_runtime_that_forgot_does_not_reset_the_count() {
+    let mut scene = Scene::new(&json!({}));
+    let status = json!({"containerStatuses": [
+        {"name": "c", "containerID": "containerd://x", "restartCount": 4, "image": "", "imageID": "", "ready": false},
+    ]});
+    scene.pod.status = serde_json::from_value(status).unwrap();
+    assert_eq!(scene.actions(), ["start c 5"]);
+}

@@ -54,7 +54,7 @@ fn of_container(
                 started_at: Some(Time(*since)),
             });
             started = health.started;
-            ready = health.started && health.ready && role != Role::Ephemeral;
+            ready = health.started && health.ready && matches!(role, Role::Main | Role::Sidecar);
         }
         State::Exited(exit) => match waiting {
             Some(waiting) => {

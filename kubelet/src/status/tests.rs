@@ -1,1 +1,276 @@
-//! Table tests.
+//! Table tests: which status shows which state.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::memory::{Finish, Health, Volumes};
+use crate::observed::{Container, Exit, Sandbox, State};
+use crate::pod::tests::pod;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn container(name: &str, attempt: u32, state: State) -> Container {
+    Container {
+        id: format!("{name}{attempt}"),
+        name: name.into(),
+        attempt,
+        sandbox: "s".into(),
+        created: at(10),
+        state,
+        hash: None,
+        image: "i:1".into(),
+        image_ref: "i@sha256:1".into(),
+        log_path: String::new(),
+        message_file: None,
+    }
+}
+
+fn exit(code: i32, reason: &str) -> State {
+    State::Exited(Exit {
+        started: Some(at(11)),
+        finished: at(12),
+        code,
+        reason: reason.into(),
+        message: String::new(),
+    })
+}
+
+struct Scene {
+    pod: Pod,
+    observed: Observed,
+    memory: Memory,
+    plan: Plan,
+    last: PodStatus,
+}
+
+impl Scene {
+    fn new(spec: &Value, containers: Vec<Container>) -> Self {
+        let sandbox = Sandbox {
+            id: "s".into(),
+            ready: true,
+            ips: vec!["10.0.0.9".into()],
+            ..Sandbox::default()
+        };
+        let mut memory = Memory {
+            volumes: Volumes::Ready { refresh: None },
+            seen: Some(at(1)),
+            ..Memory::default()
+        };
+        for container in &containers {
+            let health = Health {
+                started: true,
+                ready: true,
+            };
+            memory.health.insert(container.id.clone(), health);
+        }
+        Self {
+            pod: pod(spec),
+            observed: Observed {
+                sandboxes: vec![sandbox],
+                containers,
+            },
+            memory,
+            plan: Plan::default(),
+            last: PodStatus::default(),
+        }
+    }
+
+    fn status(&self) -> Value {
+        let status = generate(&Input {
+            pod: &self.pod,
+            last: &self.last,
+            observed: &self.observed,
+            memory: &self.memory,
+            plan: &self.plan,
+            runtime: "containerd",
+            node_ips: &["172.30.0.1".parse().unwrap()],
+            now: at(20),
+        });
+        patch::json(&status)
+    }
+
+    fn condition(&self, kind: &str) -> (String, String, String) {
+        let status = self.status();
+        let found = status["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|c| c["type"] == kind)
+            .unwrap();
+        let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+        (text("status"), text("reason"), text("message"))
+    }
+}
+
+fn triple(a: &str, b: &str, c: &str) -> (String, String, String) {
+    (a.into(), b.into(), c.into())
+}
+
+#[test]
+fn a_pod_before_its_sandbox() {
+    let mut scene = Scene::new(&json!({}), Vec::new());
+    scene.observed = Observed::default();
+    let status = scene.status();
+    assert_eq!(status["phase"], "Pending");
+    assert_eq!(status["hostIP"], "172.30.0.1");
+    assert_eq!(status["podIP"], Value::Null);
+    assert_eq!(status["startTime"], "1970-01-01T00:00:01Z");
+    assert_eq!(status["qosClass"], "BestEffort");
+    assert_eq!(status["observedGeneration"], 1);
+    let waiting = &status["containerStatuses"][0];
+    assert_eq!(waiting["state"], json!({"waiting": {"reason": "ContainerCreating"}}));
+    assert_eq!(waiting["started"], false);
+    assert_eq!(scene.condition("PodReadyToStartContainers").0, "False");
+    assert_eq!(scene.condition("PodScheduled").0, "True");
+    let unready = triple("False", "ContainersNotReady", "containers with unready status: [c]");
+    assert_eq!(scene.condition("Ready"), unready);
+    assert_eq!(scene.condition("ContainersReady"), unready);
+}
+
+#[test]
+fn a_running_pod() {
+    let mut scene = Scene::new(&json!({}), vec![container("c", 0, State::Running(at(11)))]);
+    let status = scene.status();
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(status["podIPs"], json!([{"ip": "10.0.0.9"}]));
+    assert_eq!(
+        status["containerStatuses"][0],
+        json!({
+            "name": "c", "image": "i:1", "imageID": "i@sha256:1", "containerID": "containerd://c0", "ready": true,
+            "started": true, "restartCount": 0, "lastState": {},
+            "state": {"running": {"startedAt": "1970-01-01T00:00:11Z"}},
+        })
+    );
+    assert_eq!(scene.condition("Ready").0, "True");
+    scene.memory.health.get_mut("c0").unwrap().ready = false;
+    assert_eq!(scene.condition("Ready").1, "ContainersNotReady");
+}
+
+#[test]
+fn readiness_gates() {
+    let spec = json!({"readinessGates": [{"conditionType": "a.b/c"}]});
+    let mut scene = Scene::new(&spec, vec![container("c", 0, State::Running(at(11)))]);
+    let missing = "corresponding condition of pod readiness gate \"a.b/c\" does not exist.";
+    assert_eq!(
+        scene.condition("Ready"),
+        triple("False", "ReadinessGatesNotReady", missing)
+    );
+    scene.last = serde_json::from_value(json!({"conditions": [{"type": "a.b/c", "status": "True"}]})).unwrap();
+    assert_eq!(scene.condition("Ready").0, "True");
+}
+
+#[test]
+fn a_crash_loop() {
+    let containers = vec![container("c", 2, exit(1, "Error")), container("c", 1, exit(0, ""))];
+    let mut scene = Scene::new(&json!({}), containers);
+    let waiting = ("CrashLoopBackOff".into(), "back-off 10s ...".into());
+    scene.plan.waiting.insert("c".into(), waiting);
+    let status = scene.status();
+    assert_eq!(status["phase"], "Running");
+    let c = &status["containerStatuses"][0];
+    assert_eq!(c["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    assert_eq!(c["lastState"]["terminated"]["exitCode"], 1);
+    assert_eq!(c["lastState"]["terminated"]["containerID"], "containerd://c2");
+    assert_eq!(
+        (&c["restartCount"], &c["ready"], &c["started"]),
+        (&json!(2), &json!(false), &json!(false))
+    );
+    scene.plan.waiting.clear();
+    let c = &scene.status()["containerStatuses"][0];
+    assert_eq!(c["state"]["terminated"]["reason"], "Error");
+    assert_eq!(c["lastState"]["terminated"]["reason"], "Completed");
+}
+
+#[test]
+fn phases() {
+    let spec = json!({"restartPolicy": "Never", "containers": [{"name": "a"}, {"name": "b"}]});
+    let run = |name: &str| container(name, 0, State::Running(at(11)));
+    let end = |name: &str, code: i32| container(name, 0, exit(code, ""));
+    let cases = [
+        (vec![], "Pending"),
+        (vec![run("a")], "Pending"),
+        (vec![run("a"), run("b")], "Running"),
+        (vec![run("a"), end("b", 1)], "Running"),
+        (vec![end("a", 0), end("b", 0)], "Succeeded"),
+        (vec![end("a", 0), end("b", 2)], "Failed"),
+    ];
+    for (containers, phase) in cases {
+        let names: Vec<_> = containers.iter().map(|c: &Container| c.id.clone()).collect();
+        assert_eq!(Scene::new(&spec, containers).status()["phase"], phase, "{names:?}");
+    }
+}
+
+#[test]
+fn initialization() {
+    let spec = json!({"initContainers": [{"name": "i"}, {"name": "j"}]});
+    let scene = Scene::new(&spec, vec![container("i", 0, State::Running(at(11)))]);
+    let status = scene.status();
+    assert_eq!(status["phase"], "Pending");
+    assert_eq!(
+        status["containerStatuses"][0]["state"]["waiting"]["reason"],
+        "PodInitializing"
+    );
+    let incomplete = "containers with incomplete status: [i j]";
+    assert_eq!(
+        scene.condition("Initialized"),
+        triple("False", "ContainersNotInitialized", incomplete)
+    );
+    let done = ["i", "j"].map(|name| container(name, 0, exit(0, "")));
+    let mut scene = Scene::new(&spec, done.to_vec());
+    assert_eq!(scene.condition("Initialized").0, "True");
+    assert_eq!(scene.status()["initContainerStatuses"][0]["ready"], true);
+    scene
+        .observed
+        .containers
+        .push(container("c", 0, State::Running(at(11))));
+    assert_eq!(scene.status()["phase"], "Running");
+}
+
+#[test]
+fn a_finished_pod() {
+    let mut scene = Scene::new(
+        &json!({"restartPolicy": "OnFailure"}),
+        vec![container("c", 0, exit(0, ""))],
+    );
+    scene.plan.finish = Some(Finish {
+        phase: "Succeeded".into(),
+        reason: None,
+        message: None,
+    });
+    scene.observed.sandboxes[0].ready = false;
+    scene.last = serde_json::from_value(json!({"podIPs": [{"ip": "10.0.0.9"}]})).unwrap();
+    let status = scene.status();
+    assert_eq!(
+        (&status["phase"], &status["podIP"]),
+        (&json!("Succeeded"), &json!("10.0.0.9"))
+    );
+    assert_eq!(scene.condition("Ready").1, "PodCompleted");
+    assert_eq!(scene.condition("Initialized").1, "PodCompleted");
+    scene.plan.finish = Some(Finish::failed("DeadlineExceeded", "m"));
+    let status = scene.status();
+    assert_eq!(
+        (&status["phase"], &status["reason"]),
+        (&json!("Failed"), &json!("DeadlineExceeded"))
+    );
+    assert_eq!(scene.condition("Ready").1, "PodFailed");
+}
+
+#[test]
+fn transitions_keep_their_time() {
+    let mut scene = Scene::new(&json!({}), vec![container("c", 0, State::Running(at(11)))]);
+    let time = |scene: &Scene, kind: &str| {
+        let status = scene.status();
+        let list = status["conditions"].as_array().unwrap().clone();
+        list.iter().find(|c| c["type"] == kind).unwrap()["lastTransitionTime"].clone()
+    };
+    assert_eq!(time(&scene, "Ready"), "1970-01-01T00:00:20Z");
+    scene.last = serde_json::from_value(json!({"conditions": [
+        {"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:05Z"},
+        {"type": "ContainersReady", "status": "False", "lastTransitionTime": "1970-01-01T00:00:05Z"},
+    ]}))
+    .unwrap();
+    assert_eq!(time(&scene, "Ready"), "1970-01-01T00:00:05Z");
+    assert_eq!(time(&scene, "ContainersReady"), "1970-01-01T00:00:20Z");
+}

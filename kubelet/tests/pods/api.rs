@@ -1,0 +1,321 @@
+//! A small API server in memory: collections with watches, strategic merge by the real schema, tokens.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use skiff_api::patch::{json_merge, strategic_merge};
+use skiff_api::schema::schema;
+use tokio::sync::watch;
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The server; clones share one state.
+#[derive(Clone)]
+pub(crate) struct Api {
+    state: Arc<Mutex<State>>,
+    version: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<String, Value>,
+    /// (version, type, path, object)
+    log: Vec<(u64, &'static str, String, Value)>,
+    away: bool,
+    tokens: u32,
+}
+
+impl Api {
+    pub(crate) fn new() -> Self {
+        let api = Self {
+            state: Arc::default(),
+            version: Arc::new(watch::Sender::new(1)),
+        };
+        api.put(
+            "/api/v1/namespaces/ns/serviceaccounts/default",
+            json!({"metadata": {"name": "default"}}),
+        );
+        api
+    }
+
+    pub(crate) fn client(&self) -> kube::Client {
+        let api = self.clone();
+        kube::Client::new(
+            tower::service_fn(move |request: Request<kube::client::Body>| {
+                let api = api.clone();
+                async move { api.serve(request).await }
+            }),
+            "default",
+        )
+    }
+
+    /// While away, every request fails.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.state.lock().away = away;
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<Value> {
+        self.state.lock().objects.get(path).cloned()
+    }
+
+    /// All objects of a collection, by the ending of its path.
+    pub(crate) fn list(&self, plural: &str) -> Vec<Value> {
+        let state = self.state.lock();
+        let found = state
+            .objects
+            .iter()
+            .filter(|(path, _)| path.split('/').nth_back(1) == Some(plural));
+        found.map(|(_, object)| object.clone()).collect()
+    }
+
+    /// Creates or replaces an object.
+    pub(crate) fn put(&self, path: &str, mut object: Value) -> Value {
+        let mut state = self.state.lock();
+        let version = *self.version.borrow() + 1;
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        let kind = if state.objects.contains_key(path) {
+            "MODIFIED"
+        } else {
+            "ADDED"
+        };
+        state.objects.insert(path.to_owned(), object.clone());
+        state.log.push((version, kind, path.to_owned(), object.clone()));
+        drop(state);
+        self.version.send_replace(version);
+        object
+    }
+
+    pub(crate) fn remove(&self, path: &str) {
+        let mut state = self.state.lock();
+        let Some(mut object) = state.objects.remove(path) else {
+            return;
+        };
+        let version = *self.version.borrow() + 1;
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        state.log.push((version, "DELETED", path.to_owned(), object));
+        drop(state);
+        self.version.send_replace(version);
+    }
+
+    pub(crate) fn edit(&self, path: &str, edit: impl FnOnce(&mut Value)) {
+        let mut object = self.get(path).expect("an object to edit");
+        edit(&mut object);
+        self.put(path, object);
+    }
+
+    /// Waits until something holds.
+    pub(crate) async fn until<T>(&self, what: &str, holds: impl Fn(&Self) -> Option<T>) -> T {
+        let mut version = self.version.subscribe();
+        let waiting = async {
+            loop {
+                if let Some(found) = holds(self) {
+                    return found;
+                }
+                // The runtime's side has no version: look at it now and then.
+                tokio::time::timeout(Duration::from_millis(20), version.changed())
+                    .await
+                    .ok();
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(20), waiting).await {
+            Ok(found) => found,
+            Err(_) => panic!(
+                "no {what}; pods: {:#?}\nevents: {:#?}",
+                self.list("pods"),
+                self.events()
+            ),
+        }
+    }
+
+    /// Reasons and messages of all events.
+    pub(crate) fn events(&self) -> Vec<String> {
+        let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        self.list("events")
+            .iter()
+            .map(|event| format!("{}: {}", text(event, "reason"), text(event, "message")))
+            .collect()
+    }
+
+    async fn serve(&self, request: Request<kube::client::Body>) -> Result<Response<Body>, std::io::Error> {
+        if self.state.lock().away {
+            return Err(std::io::ErrorKind::ConnectionRefused.into());
+        }
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+        let path = parts.uri.path().trim_end_matches('/').to_owned();
+        let query = parts.uri.query().unwrap_or_default().to_owned();
+        let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let is_item = self.get(&path).is_some();
+        Ok(match parts.method {
+            Method::GET if query.contains("watch=true") => self.watch(&path, &query),
+            Method::GET if is_item => answer(StatusCode::OK, &self.get(&path).unwrap_or_default()),
+            Method::GET if is_collection(&path) => self.page(&path, &query),
+            Method::POST if segments.last() == Some(&"token") => {
+                let mut state = self.state.lock();
+                state.tokens += 1;
+                let token = format!("token-{}", state.tokens);
+                let status = json!({"token": token, "expirationTimestamp": "2999-01-01T00:00:00Z"});
+                answer(
+                    StatusCode::CREATED,
+                    &json!({"metadata": {}, "spec": {"audiences": []}, "status": status}),
+                )
+            }
+            Method::POST => {
+                let name = value["metadata"]["name"].as_str().unwrap_or("review");
+                let item = format!("{path}/{name}");
+                if self.get(&item).is_some() {
+                    return Ok(refuse(StatusCode::CONFLICT, "AlreadyExists"));
+                }
+                answer(StatusCode::CREATED, &self.put(&item, value))
+            }
+            Method::PATCH => self.patch(&path, &parts.headers, &value),
+            Method::DELETE => match self.get(&path) {
+                Some(object)
+                    if value["preconditions"]["uid"]
+                        .as_str()
+                        .is_none_or(|uid| object["metadata"]["uid"] == uid) =>
+                {
+                    self.remove(&path);
+                    answer(StatusCode::OK, &object)
+                }
+                Some(_) => refuse(StatusCode::CONFLICT, "Conflict"),
+                None => refuse(StatusCode::NOT_FOUND, "NotFound"),
+            },
+            _ => refuse(StatusCode::NOT_FOUND, "NotFound"),
+        })
+    }
+
+    fn patch(&self, path: &str, headers: &http::HeaderMap, patch: &Value) -> Response<Body> {
+        let item = path.trim_end_matches("/status");
+        let Some(mut object) = self.get(item) else {
+            return refuse(StatusCode::NOT_FOUND, "NotFound");
+        };
+        let uid = &patch["metadata"]["uid"];
+        if !uid.is_null() && object["metadata"]["uid"] != *uid {
+            return refuse(StatusCode::CONFLICT, "Conflict");
+        }
+        let kind = match item.split('/').nth_back(1) {
+            Some("pods") => ("", "v1", "Pod"),
+            Some("nodes") => ("", "v1", "Node"),
+            Some("leases") => ("coordination.k8s.io", "v1", "Lease"),
+            _ => ("", "v1", "Event"),
+        };
+        if headers["content-type"]
+            .to_str()
+            .unwrap_or_default()
+            .contains("strategic")
+        {
+            let kind = schema().kind(kind.0, kind.1, kind.2).expect("a kind");
+            object = strategic_merge(kind, &object, patch).expect("a patch that applies");
+        } else {
+            json_merge(&mut object, patch);
+        }
+        answer(StatusCode::OK, &self.put(item, object))
+    }
+
+    fn page(&self, path: &str, query: &str) -> Response<Body> {
+        let state = self.state.lock();
+        let items: Vec<_> = state
+            .objects
+            .iter()
+            .filter(|(item, object)| matches(path, query, item, object))
+            .map(|(_, o)| o.clone())
+            .collect();
+        let version = self.version.borrow().to_string();
+        answer(
+            StatusCode::OK,
+            &json!({"metadata": {"resourceVersion": version}, "items": items}),
+        )
+    }
+
+    fn watch(&self, path: &str, query: &str) -> Response<Body> {
+        let from: u64 = parameter(query, "resourceVersion")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
+        let (api, path, query) = (self.clone(), path.to_owned(), query.to_owned());
+        let changes = self.version.subscribe();
+        let stream = futures::stream::unfold((from, changes), move |(mut from, mut changes)| {
+            let (api, path, query) = (api.clone(), path.clone(), query.clone());
+            async move {
+                loop {
+                    if api.state.lock().away {
+                        return None;
+                    }
+                    let next = api
+                        .state
+                        .lock()
+                        .log
+                        .iter()
+                        .find(|(version, ..)| *version > from)
+                        .cloned();
+                    if let Some((version, kind, item, object)) = next {
+                        from = version;
+                        if matches(&path, &query, &item, &object) {
+                            let line = json!({"type": kind, "object": object}).to_string() + "\n";
+                            return Some((Ok(Frame::data(Bytes::from(line))), (from, changes)));
+                        }
+                    } else {
+                        tokio::time::timeout(Duration::from_millis(50), changes.changed())
+                            .await
+                            .ok();
+                    }
+                }
+            }
+        });
+        Response::new(StreamBody::new(stream.boxed()).boxed_unsync())
+    }
+}
+
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+fn is_collection(path: &str) -> bool {
+    let last = path.rsplit('/').next().unwrap_or_default();
+    ["pods", "services", "configmaps", "secrets", "nodes"].contains(&last)
+}
+
+/// Whether an item is in a collection, with the field selector of the query.
+fn matches(collection: &str, query: &str, item: &str, object: &Value) -> bool {
+    let plural = collection.rsplit('/').next().unwrap_or_default();
+    let namespace = collection
+        .split("/namespaces/")
+        .nth(1)
+        .and_then(|rest| rest.split('/').next());
+    let inside = item.split('/').nth_back(1) == Some(plural)
+        && namespace.is_none_or(|namespace| item.contains(&format!("/namespaces/{namespace}/")));
+    let selector = parameter(query, "fieldSelector")
+        .unwrap_or_default()
+        .replace("%3D", "=");
+    inside
+        && match selector.split_once('=') {
+            Some(("metadata.name", name)) => object["metadata"]["name"] == name,
+            Some(("spec.nodeName", name)) => object["spec"]["nodeName"] == name,
+            _ => true,
+        }
+}
+
+fn answer(status: StatusCode, value: &Value) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(value.to_string())).boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
+
+fn refuse(status: StatusCode, reason: &str) -> Response<Body> {
+    let value =
+        json!({"kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": status.as_u16()});
+    answer(status, &value)
+}

@@ -1,0 +1,401 @@
+//! Lives of pods.
+
+use serde_json::{Value, json};
+use skiff_cri::Runtime as _;
+
+use crate::scene::{Scene, is_ready};
+
+#[tokio::test]
+async fn a_pod_runs_and_goes() {
+    let scene = Scene::new();
+    scene.create("p", &json!({}));
+    let status = scene.until_ready("p").await;
+    assert_eq!(status["phase"], "Running");
+    assert!(status["podIP"].as_str().unwrap().starts_with("10.244.0."));
+    assert_eq!(status["hostIP"], "127.0.0.1");
+    let c = &status["containerStatuses"][0];
+    assert!(c["containerID"].as_str().unwrap().starts_with("fake://container-"));
+    for text in ["Created: Created container: c", "Started: Started container c"] {
+        scene.until_event(text).await;
+    }
+    assert!(scene.pod_dir("p").join("etc-hosts").exists());
+    assert!(scene.cgroup("memory").join("kubepods/besteffort/poduid-p").exists());
+    scene.delete("p", 5);
+    scene.until_gone("p").await;
+    scene.until_event("Killing: Stopping container c").await;
+    assert!(!scene.pod_dir("p").exists());
+    assert!(!scene.cgroup("memory").join("kubepods/besteffort/poduid-p").exists());
+    assert!(
+        scene
+            .runtime
+            .list_sandboxes(&Default::default())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn a_crash_restarts_at_once_and_then_backs_off() {
+    let scene = Scene::new();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    let first = scene.running("c").await;
+    scene.runtime.exit_container(&first[0], 3);
+    let restarted = |status: &Value| is_ready(status) && status["containerStatuses"][0]["restartCount"] == 1;
+    let status = scene.until_status("p", "restart", restarted).await;
+    assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 3);
+    let second = scene.running("c").await;
+    scene.runtime.exit_container(&second[0], 4);
+    let waits = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff";
+    let status = scene.until_status("p", "back-off", waits).await;
+    assert_eq!(
+        status["containerStatuses"][0]["state"]["waiting"]["message"],
+        "back-off 10s restarting failed container=c pod=p_ns(uid-p)"
+    );
+    assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 4);
+    scene
+        .until_event("BackOff: Back-off restarting failed container c in pod p_ns(uid-p)")
+        .await;
+}
+
+#[tokio::test]
+async fn a_memory_kill_is_told_apart() {
+    let scene = Scene::new();
+    scene.create("p", &json!({"restartPolicy": "Never"}));
+    scene.until_ready("p").await;
+    scene.runtime.oom_kill(&scene.running("c").await[0]);
+    let status = scene
+        .until_status("p", "failed pod", |status| status["phase"] == "Failed")
+        .await;
+    let ended = &status["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(
+        (&ended["reason"], &ended["exitCode"]),
+        (&json!("OOMKilled"), &json!(137))
+    );
+}
+
+#[tokio::test]
+async fn init_containers_first_then_success() {
+    let scene = Scene::new();
+    let spec = json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "i", "image": "busybox:1", "imagePullPolicy": "Never"}],
+    });
+    scene.create("p", &spec);
+    let begun = |status: &Value| !status["initContainerStatuses"][0]["state"]["running"].is_null();
+    let status = scene.until_status("p", "init container", begun).await;
+    assert_eq!(status["phase"], "Pending");
+    assert!(scene.running("c").await.is_empty());
+    scene.runtime.exit_container(&scene.running("i").await[0], 0);
+    scene.until_ready("p").await;
+    scene.runtime.exit_container(&scene.running("c").await[0], 0);
+    scene
+        .until_status("p", "success", |status| status["phase"] == "Succeeded")
+        .await;
+    // What it held is given back, its container stays for its log.
+    let sandbox = "kubepods/besteffort/poduid-p";
+    scene
+        .api
+        .until("release", |_| {
+            (!scene.cgroup("memory").join(sandbox).exists()).then_some(())
+        })
+        .await;
+    assert_eq!(
+        scene.runtime.list_containers(&Default::default()).await.unwrap().len(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn images_that_are_not_there() {
+    let scene = Scene::new();
+    let with =
+        |policy: &str, image: &str| json!({"containers": [{"name": "c", "image": image, "imagePullPolicy": policy}]});
+    scene.create("never", &with("Never", "absent:1"));
+    scene.create("pull", &with("IfNotPresent", "absent:2"));
+    scene.create("invalid", &with("IfNotPresent", "Not Valid"));
+    let reason = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    for (name, expected) in [
+        ("never", "ErrImageNeverPull"),
+        ("pull", "ErrImagePull"),
+        ("invalid", "InvalidImageName"),
+    ] {
+        scene
+            .until_status(name, expected, |status| reason(status) == expected)
+            .await;
+    }
+    let status = scene
+        .until_status("pull", "ImagePullBackOff", |status| {
+            reason(status) == "ImagePullBackOff"
+        })
+        .await;
+    let message = status["containerStatuses"][0]["state"]["waiting"]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        message.starts_with("Back-off pulling image \"absent:2\": ErrImagePull: rpc error: code = "),
+        "{message}"
+    );
+    scene.until_event("Failed: Error: ErrImagePull").await;
+    scene.until_event("BackOff: Back-off pulling image \"absent:2\"").await;
+}
+
+#[tokio::test]
+async fn what_is_missing_stops_a_pod_until_it_comes() {
+    let scene = Scene::new();
+    let spec = json!({
+        "containers": [{
+            "name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent",
+            "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "a"}}},
+                    {"name": "B", "value": "$(A)/$(IP)"},
+                    {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+        }],
+    });
+    scene.create("p", &spec);
+    let reason = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    let status = scene
+        .until_status("p", "config error", |status| {
+            reason(status) == "CreateContainerConfigError"
+        })
+        .await;
+    assert_eq!(
+        status["containerStatuses"][0]["state"]["waiting"]["message"],
+        "configmap \"cm\" not found"
+    );
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm", "namespace": "ns"}, "data": {"a": "1"}});
+    scene.api.put("/api/v1/namespaces/ns/configmaps/cm", map);
+    let status = scene.until_ready("p").await;
+    let config = scene.runtime.container_config(&scene.running("c").await[0]).unwrap();
+    let env = |name: &str| {
+        config
+            .envs
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+    };
+    assert_eq!(env("A").as_deref(), Some("1"));
+    assert_eq!(env("B").as_deref(), Some("1/$(IP)"), "only what stands before");
+    assert_eq!(env("IP").as_deref(), status["podIP"].as_str());
+}
+
+#[tokio::test]
+async fn volumes_are_there_and_follow_their_objects() {
+    let scene = Scene::new();
+    let map = |value: &str| json!({"metadata": {"name": "cm", "namespace": "ns"}, "data": {"a": value}});
+    scene.api.put("/api/v1/namespaces/ns/configmaps/cm", map("1"));
+    let spec = json!({
+        "volumes": [
+            {"name": "config", "configMap": {"name": "cm"}},
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "token", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+                {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+            ]}},
+        ],
+        "containers": [{
+            "name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent",
+            "volumeMounts": [{"name": "config", "mountPath": "/config", "readOnly": true},
+                             {"name": "scratch", "mountPath": "/scratch", "subPath": "deep/er"}],
+        }],
+    });
+    scene.create("p", &spec);
+    scene.until_ready("p").await;
+    let volumes = scene.pod_dir("p").join("volumes");
+    let read = |path: &str| std::fs::read_to_string(volumes.join(path)).ok();
+    assert_eq!(read("kubernetes.io~configmap/config/a").as_deref(), Some("1"));
+    assert_eq!(read("kubernetes.io~projected/token/token").as_deref(), Some("token-1"));
+    assert_eq!(
+        read("kubernetes.io~projected/token/labels").as_deref(),
+        Some("app=\"p\"")
+    );
+    let config = scene.runtime.container_config(&scene.running("c").await[0]).unwrap();
+    let mount = config
+        .mounts
+        .iter()
+        .find(|mount| mount.container_path == "/scratch")
+        .unwrap();
+    assert!(
+        mount.host_path.ends_with("kubernetes.io~empty-dir/scratch/deep/er"),
+        "{mount:?}"
+    );
+    scene.api.put("/api/v1/namespaces/ns/configmaps/cm", map("2"));
+    scene
+        .api
+        .until("new content", |_| {
+            (read("kubernetes.io~configmap/config/a").as_deref() == Some("2")).then_some(())
+        })
+        .await;
+    scene
+        .api
+        .edit(&Scene::path("p"), |pod| pod["metadata"]["labels"] = json!({"app": "q"}));
+    let labels = || read("kubernetes.io~projected/token/labels");
+    scene
+        .api
+        .until("new labels", |_| {
+            (labels().as_deref() == Some("app=\"q\"")).then_some(())
+        })
+        .await;
+    scene.delete("p", 1);
+    scene.until_gone("p").await;
+    assert!(!volumes.exists());
+}
+
+#[tokio::test]
+async fn a_new_kubelet_takes_over_what_runs() {
+    let mut scene = Scene::new();
+    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+    let containers =
+        json!([{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent", "readinessProbe": probe}]);
+    scene.create("p", &json!({"containers": containers}));
+    scene.create("q", &json!({}));
+    scene.until_ready("p").await;
+    scene.until_ready("q").await;
+    let before = scene.running("c").await;
+    scene.kill().await;
+    scene.delete("q", 1);
+    scene.runtime.add_image("other:1");
+    scene.start();
+    scene.until_gone("q").await;
+    scene.create("r", &json!({}));
+    scene.until_ready("r").await;
+    let after = scene.running("c").await;
+    assert!(before.iter().any(|id| after.contains(id)), "{before:?} {after:?}");
+    let status = scene.api.get(&Scene::path("p")).unwrap()["status"].clone();
+    assert!(
+        is_ready(&status) && status["containerStatuses"][0]["restartCount"] == 0,
+        "{status:#}"
+    );
+    let sandboxes = scene
+        .runtime
+        .calls()
+        .iter()
+        .filter(|call| call.starts_with("RunPodSandbox"))
+        .count();
+    assert_eq!(sandboxes, 3);
+}
+
+#[tokio::test]
+async fn pods_that_the_api_forgot_are_ended() {
+    let mut scene = Scene::new();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    scene.kill().await;
+    scene.api.remove(&Scene::path("p"));
+    scene.start();
+    let (dir, runtime) = (scene.pod_dir("p"), scene.runtime.clone());
+    let gone = |_: &crate::api::Api| {
+        (!dir.exists() && runtime.calls().iter().any(|c| c.starts_with("RemovePodSandbox"))).then_some(())
+    };
+    scene.api.until("end of the orphan", gone).await;
+}
+
+#[tokio::test]
+async fn a_dead_sandbox_is_made_anew() {
+    let scene = Scene::new();
+    scene.create("p", &json!({}));
+    let first = scene.until_ready("p").await["podIP"].clone();
+    let sandbox = scene.runtime.list_sandboxes(&Default::default()).await.unwrap()[0]
+        .id
+        .clone();
+    scene.runtime.kill_sandbox(&sandbox);
+    let renewed = |status: &Value| is_ready(status) && status["podIP"] != first;
+    let status = scene.until_status("p", "new sandbox", renewed).await;
+    assert_eq!(
+        status["podIPs"].as_array().unwrap().len(),
+        1,
+        "the old address is replaced"
+    );
+    assert_eq!(status["containerStatuses"][0]["restartCount"], 1);
+    scene
+        .until_event("SandboxChanged: Pod sandbox changed, it will be killed and re-created.")
+        .await;
+}
+
+#[tokio::test]
+async fn failing_probes() {
+    let scene = Scene::new();
+    let fail = skiff_cri::ExecOutput {
+        exit_code: 1,
+        stderr: b"no\n".to_vec(),
+        ..Default::default()
+    };
+    let probe = json!({"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let containers =
+        json!([{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent", "livenessProbe": probe}]);
+    scene.create("p", &json!({"containers": containers}));
+    scene.until_ready("p").await;
+    scene.runtime.push_exec(fail);
+    let restarted = |status: &Value| status["containerStatuses"][0]["restartCount"] == 1 && is_ready(status);
+    scene.until_status("p", "restart", restarted).await;
+    scene.until_event("Unhealthy: Liveness probe failed: no\n").await;
+    scene
+        .until_event("Killing: Container c failed liveness probe, will be restarted")
+        .await;
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_away_hears_of_it_later() {
+    let scene = Scene::new();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    scene.api.set_away(true);
+    scene.runtime.exit_container(&scene.running("c").await[0], 7);
+    scene
+        .api
+        .until("restart without the API", |_| {
+            (scene
+                .runtime
+                .calls()
+                .iter()
+                .filter(|call| call.starts_with("StartContainer"))
+                .count()
+                == 2)
+                .then_some(())
+        })
+        .await;
+    scene.api.set_away(false);
+    let told = |status: &Value| status["containerStatuses"][0]["restartCount"] == 1 && is_ready(status);
+    scene.until_status("p", "late status", told).await;
+    scene.delete("p", 1);
+    scene.until_gone("p").await;
+}
+
+#[tokio::test]
+async fn a_failed_sandbox_is_tried_again() {
+    let scene = Scene::new();
+    scene.runtime.fail_next("RunPodSandbox", "no network yet");
+    scene.create("p", &json!({}));
+    scene
+        .until_event(
+            "FailedCreatePodSandBox: Failed to create pod sandbox: rpc error: code = Unknown desc = no network yet",
+        )
+        .await;
+    scene.until_ready("p").await;
+}
+
+#[tokio::test]
+async fn forty_pods_at_once() {
+    let scene = Scene::new();
+    for index in 0..40 {
+        scene.create(&format!("p{index}"), &json!({}));
+    }
+    for index in 0..40 {
+        scene.until_ready(&format!("p{index}")).await;
+    }
+    for index in 0..40 {
+        scene.delete(&format!("p{index}"), 1);
+    }
+    for index in 0..40 {
+        scene.until_gone(&format!("p{index}")).await;
+    }
+    assert!(
+        scene
+            .runtime
+            .list_sandboxes(&Default::default())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}

@@ -1,0 +1,6 @@
+//! Whole pods on the fake runtime and a scripted API: the kubelet from its sources to its patches.
+
+mod api;
+mod lives;
+mod node;
+mod scene;
