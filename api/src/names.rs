@@ -58,7 +58,7 @@ pub fn safe_encode(text: &str) -> String {
 /// `[a-z0-9]([-a-z0-9]*[a-z0-9])?`, at most 63.
 pub fn dns1123_label(name: &str) -> Complaints {
     let mut out = Vec::new();
-    too_long(name, 63, &mut out);
+    too_long(name, 63, "characters", &mut out);
     if !is_label(name) {
         // A subdomain where a label is wanted has its own, clearer text.
         out.push(if is_subdomain(name) {
@@ -73,7 +73,7 @@ pub fn dns1123_label(name: &str) -> Complaints {
 /// Labels joined by dots, at most 253.
 pub fn dns1123_subdomain(name: &str) -> Complaints {
     let mut out = Vec::new();
-    too_long(name, 253, &mut out);
+    too_long(name, 253, "characters", &mut out);
     if !is_subdomain(name) {
         out.push(SUBDOMAIN.to_owned());
     }
@@ -83,11 +83,19 @@ pub fn dns1123_subdomain(name: &str) -> Complaints {
 /// `[a-z]([-a-z0-9]*[a-z0-9])?`, at most 63.
 pub fn dns1035_label(name: &str) -> Complaints {
     let mut out = Vec::new();
-    too_long(name, 63, &mut out);
+    too_long(name, 63, "characters", &mut out);
     if !is_label(name) || !name.as_bytes()[0].is_ascii_lowercase() {
         out.push(LABEL_1035.to_owned());
     }
     out
+}
+
+/// A name that still gets a random end: what `metadata.generateName` must satisfy is checked as if that were there.
+pub fn mask_trailing_dash(prefix: &str) -> String {
+    match prefix.strip_suffix('-') {
+        Some(base) if !base.is_empty() => format!("{base}a"),
+        _ => prefix.to_owned(),
+    }
 }
 
 /// What may stand between slashes of a URL path (names of roles and their like).
@@ -111,7 +119,7 @@ pub fn qualified_name(key: &str) -> Complaints {
         (Some(prefix), Some(name), None) => (Some(prefix), name),
         _ => {
             return vec![
-                "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end with \
+                "a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start and end with \
                  an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
                  '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. \
                  'example.com/MyName')"
@@ -142,16 +150,17 @@ pub fn qualified_name(key: &str) -> Complaints {
 /// A label's value: empty, or like the name part of its key.
 pub fn label_value(value: &str) -> Complaints {
     let mut out = Vec::new();
-    too_long(value, 63, &mut out);
+    too_long(value, 63, "bytes", &mut out);
     if !value.is_empty() && !is_token(value) {
         out.push(LABEL_VALUE.to_owned());
     }
     out
 }
 
-fn too_long(name: &str, max: usize, out: &mut Complaints) {
+/// Upstream counts bytes everywhere, but says "characters" of DNS names.
+fn too_long(name: &str, max: usize, unit: &str, out: &mut Complaints) {
     if name.len() > max {
-        out.push(format!("must be no more than {max} bytes"));
+        out.push(format!("must be no more than {max} {unit}"));
     }
 }
 
@@ -191,7 +200,7 @@ mod tests {
         assert_eq!(dns1123_label("a.b"), ["must not contain dots"]);
         assert!(dns1123_subdomain("a.b-c.0").is_empty());
         assert_eq!(dns1123_subdomain("a..b").len(), 1);
-        assert_eq!(dns1123_label(&"a".repeat(64)), ["must be no more than 63 bytes"]);
+        assert_eq!(dns1123_label(&"a".repeat(64)), ["must be no more than 63 characters"]);
         assert_eq!(dns1035_label("1a"), [LABEL_1035]);
         assert_eq!(dns1035_label(""), [LABEL_1035]);
         assert!(dns1035_label("a1").is_empty());
@@ -209,6 +218,10 @@ mod tests {
         assert!(label_value("a.B_c").is_empty());
         assert_eq!(label_value("-").len(), 1);
         assert_eq!(path_segment("a/b"), ["may not contain '/'"]);
+        assert_eq!(
+            (mask_trailing_dash("web-"), mask_trailing_dash("-")),
+            ("weba".into(), "-".into())
+        );
         assert_eq!(path_segment(".."), ["may not be '..'"]);
     }
 

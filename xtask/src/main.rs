@@ -41,9 +41,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// The folder above this crate's.
+/// The folder above this crate's; cargo says at run time where that is, which a copied build may not know.
 fn repository() -> PathBuf {
-    let mut path = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let mut path =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     path.pop();
     path
 }
