@@ -15,6 +15,7 @@ pub mod names;
 pub mod owners;
 pub mod patch;
 pub mod pods;
+pub mod protobuf;
 pub mod quantity;
 pub mod resource;
 pub mod schema;
