@@ -1,5 +1,10 @@
 //! Rules that look beyond the object itself: built-in admission plugins, one a file, in upstream's order.
 
+mod default_toleration_seconds;
+mod namespace_lifecycle;
+mod priority;
+mod service_account;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -68,12 +73,23 @@ pub struct Admission {
 impl Admission {
     /// The plugins that are on by default.
     pub fn builtin(resources: &Resources) -> Self {
-        let _cache = |group: &str, plural: &str| -> Option<Arc<Cache>> {
+        let cache = |group: &str, plural: &str| -> Option<Arc<Cache>> {
             resources
                 .any_version(group, plural)
                 .map(|served| Arc::clone(&served.cache))
         };
-        Self { plugins: Vec::new() }
+        let mut plugins: Vec<Box<dyn Plugin>> = Vec::new();
+        if let Some(namespaces) = cache("", "namespaces") {
+            plugins.push(Box::new(namespace_lifecycle::NamespaceLifecycle { namespaces }));
+        }
+        if let Some(accounts) = cache("", "serviceaccounts") {
+            plugins.push(Box::new(service_account::ServiceAccount { accounts }));
+        }
+        if let Some(classes) = cache("scheduling.k8s.io", "priorityclasses") {
+            plugins.push(Box::new(priority::Priority { classes }));
+        }
+        plugins.push(Box::new(default_toleration_seconds::DefaultTolerationSeconds));
+        Self { plugins }
     }
 
     /// Lets every plugin complete or refuse the object.

@@ -34,6 +34,8 @@ mod client;
 mod config;
 mod handlers;
 mod health;
+mod openapi;
+mod proxy;
 mod reviews;
 mod server;
 mod start;

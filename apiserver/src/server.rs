@@ -10,17 +10,18 @@ use skiff_daemon::{Context, Shutdown};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::authentication::{Authenticator, Peer, User};
+use crate::authentication::{Authenticator, Peer, Tokens, User};
 use crate::authorization::{Attributes, Authorizer};
 use crate::body::{Body, RequestBody};
 use crate::discovery::Discovery;
 use crate::errors::{self, Result};
 use crate::metrics::{Labels, Metrics};
+use crate::proxy::Kubelets;
 use crate::query::Query;
 use crate::registry::Registry;
 use crate::request::RequestInfo;
 use crate::resources::Served;
-use crate::{handlers, health, impersonation};
+use crate::{handlers, health, impersonation, openapi};
 
 /// How long a request may take that is neither a watch nor a stream; upstream's number.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,11 +35,14 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub(crate) struct Server {
     pub(crate) registry: Arc<Registry>,
     pub(crate) authenticator: Authenticator,
+    pub(crate) tokens: Arc<Tokens>,
     pub(crate) authorizer: Authorizer,
     pub(crate) discovery: Discovery,
     pub(crate) metrics: Metrics,
     pub(crate) daemon: Context,
     pub(crate) limits: Limits,
+    /// `None` when the server was given no kubelet client certificate.
+    pub(crate) kubelets: Option<Kubelets>,
 }
 
 /// Requests being worked on.
@@ -168,6 +172,9 @@ impl Server {
             return Ok(answer);
         }
         if let Some(answer) = health::answer(&self.daemon.health, path, &call.query) {
+            return Ok(answer);
+        }
+        if let Some(answer) = openapi::answer(&self.registry.resources, path) {
             return Ok(answer);
         }
         match path {

@@ -15,6 +15,7 @@ use crate::client::InProcess;
 use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::metrics::Metrics;
+use crate::proxy::Kubelets;
 use crate::registry::Registry;
 use crate::resources::Resources;
 use crate::server::{Limits, Server};
@@ -89,7 +90,8 @@ impl ApiServer {
                 nodes: find("", "nodes")?,
             },
         )
-        .map_err(Error::ServiceAccountKey)?;
+        .map_err(Error::ServiceAccountKey)
+        .map(Arc::new)?;
         const RBAC: &str = "rbac.authorization.k8s.io";
         let rbac = Rbac::new(Sources {
             roles: find(RBAC, "roles")?,
@@ -109,17 +111,26 @@ impl ApiServer {
             allocator,
             resources,
         });
+        let kubelet_ca = config.kubelet_ca_pem.as_ref().unwrap_or(&config.client_ca_pem);
+        let kubelets = config
+            .kubelet_client
+            .as_ref()
+            .map(|identity| Kubelets::new(identity, kubelet_ca))
+            .transpose()
+            .map_err(Error::Tls)?;
         let address = format!("{}:{}", config.advertise_address, config.advertise_port);
         let checks = vec![
             daemon.health.liveness("etcd"),
             daemon.health.readiness("poststarthook/rbac/bootstrap-roles"),
         ];
         let server = Arc::new(Server {
-            authenticator: Authenticator::new(Arc::new(tokens)),
+            authenticator: Authenticator::new(Arc::clone(&tokens)),
+            tokens,
             authorizer: Authorizer::new(rbac),
             discovery: Discovery::new(&registry.resources, &address),
             metrics: Metrics::new(&daemon.metrics),
             limits: Limits::default(),
+            kubelets,
             registry,
             daemon,
         });

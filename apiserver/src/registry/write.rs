@@ -77,6 +77,10 @@ impl Registry {
             ));
         }
         settle_namespace(&mut object, scope.namespace)?;
+        if !scope.namespace.is_empty() {
+            // Admission looks at the namespace (and a pod's service account), which may have been created just now.
+            self.caches.fresh().await?;
+        }
         let base = meta::generate_name(&object).to_owned();
         let generated = meta::name(&object).is_empty() && !base.is_empty();
         for key in [

@@ -65,7 +65,9 @@ async fn every_kind_is_accepted_and_printed() {
     run(all(&["get"], &["-o", "wide"]), "").await;
     // What is stored passes validation again, unchanged.
     let stored = run(all(&["get"], &["-o", "yaml"]), "").await;
-    let replaced = cluster.kubectl_with(&["replace", "--validate=false", "-f", "-"], &stored).await;
+    let replaced = cluster
+        .kubectl_with(&["replace", "--validate=false", "-f", "-"], &stored)
+        .await;
     assert_eq!(
         replaced.lines().filter(|line| line.ends_with(" replaced")).count(),
         names.len(),
