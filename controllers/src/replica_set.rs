@@ -222,13 +222,9 @@ impl Controller {
     }
 
     async fn create_one(&self, set: &ReplicaSet, owner: &Key, body: &Value) -> Result<(), Error> {
-        match self.writer.create::<Pod>(&Key::new(set.namespace(), ""), body).await {
-            Ok(pod) => {
-                self.recorder.normal(
-                    Regarding::of(set),
-                    "SuccessfulCreate",
-                    format!("Created pod: {}", pod.name()),
-                );
+        match self.writer.create_one_of::<Pod>(set.namespace(), body).await {
+            Ok(name) => {
+                self.recorder.normal(Regarding::of(set), "SuccessfulCreate", format!("Created pod: {name}"));
                 Ok(())
             }
             Err(error) => {

@@ -8,8 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use kube::core::{ClusterResourceScope, NamespaceResourceScope, ObjectMeta};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use skiff_api::k8s_openapi::api::apps::v1::{DeploymentStatus, ReplicaSetStatus};
 use skiff_api::k8s_openapi::api::core::v1::{NamespaceCondition, NodeCondition, Taint, Toleration};
@@ -166,12 +166,19 @@ macro_rules! resource {
     };
 }
 
+/// Null means absent, wherever it stands.
+fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 macro_rules! part {
     ($(#[$doc:meta])* $name:ident { $($(#[$attr:meta])* $field:ident: $type:ty),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
-        pub(crate) struct $name { $($(#[$attr])* pub(crate) $field: $type),* }
+        pub(crate) struct $name {
+            $($(#[$attr])* #[serde(deserialize_with = "null_is_default")] pub(crate) $field: $type),*
+        }
     };
 }
 

@@ -1,0 +1,135 @@
+//! Node ranges, silence and eviction.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, eventually, holds_for, text};
+
+/// A manager that loses patience fast.
+async fn impatient() -> Cluster {
+    Cluster::with(|config| {
+        config.node_monitor_period = Duration::from_millis(50);
+        config.node_monitor_grace_period = Duration::from_millis(800);
+        config.node_eviction_rate = 10.0;
+    })
+    .await
+}
+
+fn taints(node: &Value) -> Vec<String> {
+    let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+    taints.iter().map(|taint| format!("{}:{}", text(&taint["key"]), text(&taint["effect"]))).collect()
+}
+
+/// Renews the leases of some nodes until the returned guard is dropped.
+fn keep_alive(cluster: &Cluster, nodes: &'static [&'static str]) -> tokio::task::JoinHandle<()> {
+    let client = cluster.client.clone();
+    tokio::spawn(async move {
+        for round in 0_u64.. {
+            for node in nodes {
+                let time = jiff::Timestamp::from_second(1_800_000_000).unwrap() + Duration::from_millis(round);
+                let renewed = time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+                let body = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": node}, "spec": {"renewTime": renewed}});
+                let base = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+                let (method, path) = if round == 0 { ("POST", base.to_owned()) } else { ("PATCH", format!("{base}/{node}")) };
+                let content_type = if round == 0 { "application/json" } else { "application/merge-patch+json" };
+                let request = http::Request::builder().method(method).uri(path).header("content-type", content_type);
+                client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await.ok();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_gets_a_range_of_its_own() {
+    let cluster = Cluster::start().await;
+    let taken = json!({"metadata": {"name": "old"}, "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}});
+    cluster.post("/api/v1/nodes", taken).await;
+    cluster.play_nodes(5).await;
+    eventually("all six have different ranges", async || {
+        let nodes = cluster.list("/api/v1/nodes").await;
+        let ranges: BTreeSet<_> = nodes.iter().map(|node| text(&node["spec"]["podCIDR"]).to_owned()).filter(|range| !range.is_empty()).collect();
+        ranges.len() == 6
+    })
+    .await;
+    let node = cluster.get("/api/v1/nodes/node-0").await;
+    assert_eq!(node["spec"]["podCIDRs"], json!([node["spec"]["podCIDR"]]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_node_loses_its_pods_and_gets_new_ones_when_it_speaks() {
+    let cluster = impatient().await;
+    cluster.play_nodes(3).await;
+    let alive = keep_alive(&cluster, &["node-1", "node-2"]);
+    let tolerations = json!([
+        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 2},
+    ]);
+    let mut pod = crate::cluster::template("solo", "one");
+    pod["metadata"]["name"] = json!("solo");
+    pod["spec"]["nodeName"] = json!("node-0");
+    pod["spec"]["tolerations"] = tolerations;
+    cluster.post("/api/v1/namespaces/default/pods", pod).await;
+    let path = "/api/v1/namespaces/default/pods/solo";
+
+    eventually("the silent node is unknown and tainted", async || {
+        let node = cluster.get("/api/v1/nodes/node-0").await;
+        let found = taints(&node);
+        let wanted = ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
+        wanted.iter().all(|taint| found.iter().any(|found| found == taint))
+    })
+    .await;
+    let since = tokio::time::Instant::now();
+    let node = cluster.get("/api/v1/nodes/node-0").await;
+    assert_eq!(node["status"]["conditions"][0]["reason"], "NodeStatusUnknown");
+    assert_eq!(node["status"]["conditions"][0]["message"], "Kubelet stopped posting node status.");
+    for other in ["node-1", "node-2"] {
+        assert!(taints(&cluster.get(&format!("/api/v1/nodes/{other}")).await).is_empty(), "{other} speaks");
+    }
+    eventually("its pod is not ready", async || {
+        let pod = cluster.get(path).await;
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        pod.is_null() || conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "False")
+    })
+    .await;
+    eventually("its pod is deleted", async || cluster.get(path).await.is_null()).await;
+    assert!(since.elapsed() > Duration::from_millis(1500), "not before its toleration ended: {:?}", since.elapsed());
+    let events = cluster.events("Pod", "solo").await;
+    assert!(events.contains(&"TaintManagerEviction: Marking for deletion Pod default/solo".to_owned()), "{events:?}");
+
+    let back = keep_alive(&cluster, &["node-0"]);
+    cluster.set_node_ready(0, "True").await;
+    eventually("a node that speaks again has no taints", async || taints(&cluster.get("/api/v1/nodes/node-0").await).is_empty()).await;
+    alive.abort();
+    back.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_all_nodes_are_silent_nobody_is_evicted() {
+    let cluster = impatient().await;
+    cluster.play_nodes(2).await;
+    eventually("both are unknown", async || {
+        let nodes = cluster.list("/api/v1/nodes").await;
+        nodes.iter().all(|node| taints(node).contains(&"node.kubernetes.io/unreachable:NoSchedule".to_owned()))
+    })
+    .await;
+    holds_for(Duration::from_millis(500), "no node is being emptied", async || {
+        let nodes = cluster.list("/api/v1/nodes").await;
+        nodes.iter().all(|node| !taints(node).iter().any(|taint| taint.ends_with("NoExecute")))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cordoned_node_is_tainted() {
+    let cluster = Cluster::start().await;
+    cluster.play_nodes(1).await;
+    cluster.kubectl(&["cordon", "node-0"]).await;
+    eventually("the taint is there", async || {
+        taints(&cluster.get("/api/v1/nodes/node-0").await) == ["node.kubernetes.io/unschedulable:NoSchedule"]
+    })
+    .await;
+    cluster.kubectl(&["uncordon", "node-0"]).await;
+    eventually("and gone", async || taints(&cluster.get("/api/v1/nodes/node-0").await).is_empty()).await;
+}
