@@ -103,6 +103,8 @@ pub enum Encoding {
     Json,
     /// YAML.
     Yaml,
+    /// Protobuf, as Go clients send it.
+    Protobuf,
 }
 
 /// The media type of a request body, without parameters.
@@ -118,9 +120,11 @@ pub fn encoding(headers: &HeaderMap) -> Result<Encoding> {
     match media_type(headers) {
         "" | "application/json" | "*/*" => Ok(Encoding::Json),
         "application/yaml" | "text/yaml" | "application/x-yaml" => Ok(Encoding::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(Encoding::Protobuf),
         _ => Err(Status::unsupported_media_type(&[
             "application/json",
             "application/yaml",
+            "application/vnd.kubernetes.protobuf",
         ])),
     }
 }

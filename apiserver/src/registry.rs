@@ -16,6 +16,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use skiff_api::decode::{self, Decoded, FieldValidation};
 use skiff_api::meta;
+use skiff_api::protobuf;
+use skiff_api::protobuf;
 use skiff_api::schema::Type;
 use skiff_api::status::Status;
 use skiff_store::Store;
@@ -154,10 +156,20 @@ pub fn decode(
     let decoded = match encoding {
         Encoding::Json => decode::decode(body, kind, validation),
         Encoding::Yaml => decode::decode_yaml(body, kind, validation),
+        Encoding::Protobuf => decode_protobuf(body, kind, validation),
     };
     let mut decoded = decoded.map_err(|error| error.to_status(expected.1, version_of(kind), body))?;
     check_kind(&mut decoded.value, kind, expected)?;
     Ok(decoded)
+}
+
+fn decode_protobuf(
+    body: &[u8],
+    kind: &Type,
+    validation: FieldValidation,
+) -> std::result::Result<Decoded, decode::DecodeError> {
+    let value = protobuf::decode(body, kind).map_err(|error| decode::DecodeError::Syntax(error.to_string()))?;
+    decode::conform(value, kind, validation)
 }
 
 fn version_of(kind: &Type) -> &str {

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use skiff_api::decode::{self, FieldValidation};
 use skiff_api::meta;
+use skiff_api::protobuf;
 use skiff_api::schema::schema;
 use skiff_api::status::Status;
 use skiff_store::{Revision, Write};
@@ -17,6 +18,7 @@ use crate::admission::{Operation, Review};
 use crate::cache::with_revision;
 use crate::errors::{self, Result};
 use crate::filter::Filter;
+use crate::negotiate::Encoding;
 use crate::query::Query;
 use crate::strategy::{Propagation, Strategy};
 
@@ -77,14 +79,26 @@ enum Plan {
 
 impl DeleteOptions {
     /// Reads the body, or the query when there is no body.
-    pub fn parse(body: &[u8], query: &Query) -> Result<Self> {
+    pub fn parse(body: &[u8], encoding: Encoding, query: &Query) -> Result<Self> {
         let value = if body.is_empty() {
             from_query(query)?
         } else {
             let kind = schema()
                 .kind("", "v1", "DeleteOptions")
                 .ok_or_else(|| Status::internal("DeleteOptions has no schema"))?;
-            decode::decode(body, kind, FieldValidation::Ignore)
+            // The media type is not at hand here; protobuf tells by its first bytes.
+            let decoded = if body.starts_with(b"k8s\0") {
+                super::decode_protobuf(body, kind, FieldValidation::Ignore)
+            } else {
+                let decoded = match encoding {
+                Encoding::Json => decode::decode(body, kind, FieldValidation::Ignore),
+                Encoding::Yaml => decode::decode_yaml(body, kind, FieldValidation::Ignore),
+                Encoding::Protobuf => {
+                    let value = protobuf::decode(body, kind).map_err(|error| Status::bad_request(error.to_string()))?;
+                    decode::conform(value, kind, FieldValidation::Ignore)
+                }
+            };
+            decoded
                 .map_err(|error| error.to_status("DeleteOptions", "v1", body))?
                 .value
         };
@@ -93,7 +107,8 @@ impl DeleteOptions {
         Ok(options)
     }
 
-    fn of(value: &Value) -> Result<Self> {
+    /// Reads a decoded object.
+    pub fn of(value: &Value) -> Result<Self> {
         let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let propagation = match (value["propagationPolicy"].as_str(), value["orphanDependents"].as_bool()) {
             (Some("Orphan"), _) | (None, Some(true)) => Some(Policy::Orphan),
