@@ -181,7 +181,7 @@ pub(crate) async fn list(args: ListArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["NAME", "NODES", "STATUS", "KUBECONFIG"]);
     for (cluster, name) in &clusters {
         let status = if cluster.is_running() { "Running" } else { "Stopped" };

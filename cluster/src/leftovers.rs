@@ -17,11 +17,16 @@ pub(crate) fn remove_cgroups(path: &str) -> Vec<String> {
             .flatten()
             .filter_map(|entry| Some(entry.ok()?.path())),
     );
-    let path = path.trim_start_matches('/');
-    roots
+    let path = Path::new(path.trim_start_matches('/'));
+    let left = roots
         .iter()
         .filter_map(|root| remove_cgroup(&root.join(path)).err())
-        .collect()
+        .collect();
+    // The one above is shared by all clusters; the last of them takes it away, for the others it is not empty.
+    for parent in path.parent().into_iter().filter(|parent| *parent != Path::new("")) {
+        roots.iter().for_each(|root| drop(fs::remove_dir(root.join(parent))));
+    }
+    left
 }
 
 /// The cgroups at and below `path`, in every hierarchy.

@@ -1,4 +1,5 @@
-//! What the end-to-end suites share: traffic through a Service, a census of what a node holds, waiting for a condition.
+//! What the end-to-end suites share: a cluster with the test images, `kubectl`, traffic through a Service, a census of what
+//! a node holds, waiting for a condition.
 //!
 //! The suites themselves are in `tests/tests/`, one file a theme; each test has a real cluster of its own from
 //! `skiff-cluster`.
@@ -7,3 +8,71 @@ pub mod census;
 pub mod kubectl;
 pub mod traffic;
 pub mod wait;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+use skiff_cluster::testing::TestCluster;
+
+pub use kubectl::Kubectl;
+
+/// The `skiff` binary under test: `SKIFF_BINARY`, or the one that was built beside the tests.
+///
+/// # Errors
+/// When it has not been built.
+pub fn binary() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SKIFF_BINARY") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe().context("find the test's own binary")?;
+    let beside = test.ancestors().nth(2).map(|directory| directory.join("skiff"));
+    beside
+        .filter(|path| path.is_file())
+        .context("build the binary first: cargo build -p skiff-cli")
+}
+
+/// A running cluster with the test images and a `kubectl` that reaches it.
+#[derive(Debug)]
+pub struct Fixture {
+    /// The cluster.
+    pub cluster: TestCluster,
+    /// `kubectl` as administrator.
+    pub kubectl: Kubectl,
+}
+
+impl Fixture {
+    /// Starts a cluster.
+    ///
+    /// # Errors
+    /// When images cannot be built or the cluster does not come up.
+    pub async fn start(nodes: usize) -> anyhow::Result<Self> {
+        skiff_daemon::install_crypto();
+        let binary = binary()?;
+        let images = tempfile::tempdir().context("make a directory for images")?;
+        build_images(&binary, images.path())?;
+        let started = TestCluster::start(&binary, nodes, images.path()).await;
+        let cluster = started.map_err(|error| anyhow::anyhow!(skiff_daemon::error_chain(&error)))?;
+        let kubectl = Kubectl::new(cluster.layout().admin_kubeconfig());
+        Ok(Self { cluster, kubectl })
+    }
+}
+
+/// Builds the archives of the test images into `directory`.
+///
+/// # Errors
+/// When the script fails.
+pub fn build_images(binary: &Path, directory: &Path) -> anyhow::Result<()> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/images/build.sh");
+    let output = Command::new(script)
+        .arg(binary)
+        .arg(directory)
+        .output()
+        .context("run tests/images/build.sh")?;
+    anyhow::ensure!(
+        output.status.success(),
+        "tests/images/build.sh: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Traffic {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Outcome>,
+    thread: JoinHandle<Result<Outcome, skiff_net::netns::Error>>,
 }
 
 /// How a stream of requests went.
@@ -36,11 +36,11 @@ impl Traffic {
     ///
     /// # Errors
     /// When the thread cannot enter the namespace.
-    pub fn start(namespace: &Namespace, target: SocketAddr) -> anyhow::Result<Self> {
+    pub fn start(namespace: Namespace, target: SocketAddr) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let asked_to_stop = Arc::clone(&stop);
         let thread = namespace
-            .spawn("traffic", move || {
+            .spawn(move || {
                 let mut outcome = Outcome::default();
                 while !asked_to_stop.load(Ordering::Relaxed) {
                     outcome.count(get(target));
@@ -58,7 +58,10 @@ impl Traffic {
     /// When the thread panicked.
     pub fn stop(self) -> anyhow::Result<Outcome> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the traffic thread panicked"))
+        self.thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the traffic thread panicked"))?
+            .context("enter the namespace")
     }
 }
 
@@ -71,7 +74,9 @@ impl Outcome {
                     self.bodies.push(body);
                 }
             }
-            Err(error) => self.failures.push(format!("request {}: {error:#}", self.answered + self.failures.len())),
+            Err(error) => self
+                .failures
+                .push(format!("request {}: {error:#}", self.answered + self.failures.len())),
         }
     }
 }
@@ -90,7 +95,9 @@ fn get(target: SocketAddr) -> anyhow::Result<String> {
     write!(stream, "GET / HTTP/1.0\r\nHost: {target}\r\n\r\n").context("send the request")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("read the answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("half an answer: {answer:?}"))?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("half an answer: {answer:?}"))?;
     anyhow::ensure!(head.split_whitespace().nth(1) == Some("200"), "not 200: {head}");
     Ok(body.trim().to_owned())
 }

@@ -1,0 +1,173 @@
+//! `skiff up` and its companions, as a person types them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::Context as _;
+use skiff_tests::{Kubectl, binary, build_images};
+
+/// A home of its own for the clusters of one test; takes down what the test left.
+struct Home {
+    directory: tempfile::TempDir,
+    names: Vec<String>,
+}
+
+impl Home {
+    fn new(names: &[&str]) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("skiff-").tempdir()?;
+        let names = names
+            .iter()
+            .map(|name| format!("{name}{}", std::process::id()))
+            .collect();
+        Ok(Self { directory, names })
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn skiff(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        Command::new(binary()?)
+            .env("SKIFF_HOME", self.path())
+            .args(arguments)
+            .output()
+            .context("run skiff")
+    }
+
+    fn ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.skiff(arguments)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "skiff {}: {stderr}", arguments.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn refused(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.skiff(arguments)?;
+        anyhow::ensure!(
+            !output.status.success(),
+            "skiff {} should have failed",
+            arguments.join(" ")
+        );
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        for name in &self.names {
+            if let Ok(output) = self.skiff(&["down", "--name", name, "--purge"])
+                && !output.status.success()
+            {
+                eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cluster_comes_up_stays_and_goes() -> anyhow::Result<()> {
+    let home = Home::new(&["one", "two"])?;
+    let [one, two] = [home.names[0].as_str(), home.names[1].as_str()];
+    let images = home.path().join("archives");
+    build_images(&binary()?, &images)?;
+    let images = images.to_str().context("a path that is text")?;
+
+    let printed = home.ok(&["up", "--name", one, "--images", images])?;
+    let kubeconfig = PathBuf::from(home.ok(&["kubeconfig", "--name", one])?.trim());
+    assert_eq!(printed, format!("export KUBECONFIG={}\n", kubeconfig.display()));
+    let again = home.refused(&["up", "--name", one])?;
+    assert!(
+        again.contains("is already running") && again.contains("export KUBECONFIG="),
+        "{again}"
+    );
+    let other = home.refused(&["up", "--name", one, "--nodes", "3"])?;
+    assert!(other.contains("exists with 1 nodes"), "{other}");
+
+    // Another one beside it, with the same addresses inside.
+    home.ok(&["up", "--name", two])?;
+    let listed: serde_json::Value = serde_json::from_str(&home.ok(&["clusters", "--output", "json"])?)?;
+    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+    assert!(
+        listed
+            .as_array()
+            .into_iter()
+            .flatten()
+            .all(|cluster| cluster["running"] == true),
+        "{listed}"
+    );
+    home.ok(&["down", "--name", two, "--purge"])?;
+
+    let address = home.ok(&["node", "address", "--name", one, "node-1"])?;
+    let inside = home.ok(&[
+        "node", "exec", "--name", one, "node-1", "--", "ip", "-4", "addr", "show", "eth0",
+    ])?;
+    assert!(inside.contains(address.trim()), "{inside}");
+
+    // State survives `down` and `up`.
+    Kubectl::new(kubeconfig.clone()).run(&["create", "configmap", "kept", "--from-literal=a=b"])?;
+    home.ok(&["down", "--name", one])?;
+    assert!(
+        Kubectl::new(kubeconfig.clone())
+            .run(&["get", "--request-timeout=2s", "nodes"])
+            .is_err(),
+        "it still answers"
+    );
+    home.ok(&["up", "--name", one])?;
+    assert_eq!(
+        Kubectl::new(kubeconfig.clone()).field(&["configmap", "kept"], "{.data.a}")?,
+        "b"
+    );
+
+    home.ok(&["down", "--name", one, "--purge"])?;
+    assert!(!home.path().join("clusters").join(one).exists(), "purged, yet there");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    assert!(
+        !mounts.contains(home.path().to_str().context("a path that is text")?),
+        "mounts are left"
+    );
+    assert!(!mounts.contains(&format!("skiff-{one}")), "namespaces are left");
+    home.ok(&["down", "--name", one])?;
+    Ok(())
+}
+
+#[test]
+fn a_garbled_database_is_told_and_nothing_hangs() -> anyhow::Result<()> {
+    let home = Home::new(&["torn"])?;
+    let name = home.names[0].as_str();
+    home.ok(&["up", "--name", name])?;
+    home.ok(&["down", "--name", name])?;
+    let database = home.path().join("clusters").join(name).join("server/state.db");
+    std::fs::write(&database, vec![b'x'; 8192])?;
+    let told = home.refused(&["up", "--name", name])?;
+    assert!(
+        told.contains("server of node-1 has ended") && told.contains("state.db"),
+        "{told}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_missing_containerd_is_told_with_its_remedy() -> anyhow::Result<()> {
+    let home = Home::new(&["bare"])?;
+    let output = Command::new(binary()?)
+        .env("SKIFF_HOME", home.path())
+        .env("PATH", "/nonexistent")
+        .args(["up", "--name", &home.names[0]])
+        .output()?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && told.contains("apt-get install containerd"),
+        "{told}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_name_that_cannot_be_one_is_refused() -> anyhow::Result<()> {
+    let home = Home::new(&[])?;
+    let told = home.refused(&["up", "--name", "../etc"])?;
+    assert!(told.contains("is not a cluster name"), "{told}");
+    let told = home.refused(&["kubeconfig", "--name", "nobody"])?;
+    assert!(told.contains("there is no cluster nobody"), "{told}");
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! A Deployment behind a Service, from `kubectl apply` to the last packet, on three nodes.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use skiff_tests::census::Census;
+use skiff_tests::traffic::{Traffic, get_in};
+use skiff_tests::wait::until;
+use skiff_tests::{Fixture, Kubectl};
+
+const HELLO: &str = include_str!("../../examples/hello.yaml");
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn cluster_ip(kubectl: &Kubectl) -> anyhow::Result<SocketAddr> {
+    let ip = kubectl.field(&["service", "hello"], "{.spec.clusterIP}")?;
+    Ok(SocketAddr::new(ip.parse().context("the cluster IP")?, 80))
+}
+
+/// Asks until `wanted` different pods have answered: endpoints are chosen at random.
+async fn distinct_answers(fixture: &Fixture, from: &str, target: SocketAddr, wanted: usize) -> anyhow::Result<()> {
+    let namespace = fixture.cluster.namespace(from)?;
+    let mut seen = BTreeSet::new();
+    let what = format!("{wanted} pods answer through {target} from {from}");
+    until(
+        &what,
+        LIMIT,
+        async || {
+            seen.insert(get_in(&namespace, target)?);
+            Ok(seen.len())
+        },
+        |count| *count >= wanted,
+    )
+    .await
+    .map(|_| ())
+}
+
+fn rollout(kubectl: &Kubectl) -> anyhow::Result<String> {
+    kubectl.run(&["rollout", "status", "deployment/hello", "--timeout=60s"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_runs_behind_a_service() -> anyhow::Result<()> {
+    let fixture = Fixture::start(3).await?;
+    let kubectl = &fixture.kubectl;
+    let mut before = Vec::new();
+    for node in fixture.cluster.nodes() {
+        before.push(Census::of(&fixture.cluster, &node.name).await?);
+    }
+
+    kubectl.apply(HELLO)?;
+    rollout(kubectl)?;
+    let nodes = kubectl.field(
+        &["pods", "-l", "app=hello"],
+        "{range .items[*]}{.spec.nodeName}{\"\\n\"}{end}",
+    )?;
+    assert_eq!(
+        nodes.lines().collect::<BTreeSet<_>>().len(),
+        2,
+        "two replicas on two nodes, not on {nodes:?}"
+    );
+
+    let service = cluster_ip(kubectl)?;
+    for node in fixture.cluster.nodes() {
+        distinct_answers(&fixture, &node.name, service, 2).await?;
+    }
+    let node_port = SocketAddr::new(fixture.cluster.node("node-3")?.address, 30080);
+    distinct_answers(&fixture, "node-1", node_port, 2).await?;
+    from_a_pod(&fixture, service)?;
+
+    scale(&fixture, service).await?;
+    roll_without_losing_a_request(&fixture, service).await?;
+    kubectl.run(&["rollout", "undo", "deployment/hello"])?;
+    rollout(kubectl)?;
+    let body = get_in(&fixture.cluster.namespace("node-1")?, service)?;
+    assert!(body.contains("version 1"), "rolled back, yet: {body}");
+
+    kubectl.run(&[
+        "delete",
+        "deployment/hello",
+        "service/hello",
+        "pod/client",
+        "--wait=true",
+        "--now",
+    ])?;
+    for (node, before) in fixture.cluster.nodes().iter().zip(before) {
+        until(
+            &format!("{} holds what it held before", node.name),
+            LIMIT,
+            async || Census::of(&fixture.cluster, &node.name).await,
+            |now| {
+                // A node keeps the bridge of its first pod.
+                Census {
+                    links: now.links.min(before.links),
+                    cgroups: now.cgroups.min(before.cgroups),
+                    ..now.clone()
+                } == before
+                    && now.links <= before.links + 1
+            },
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+fn from_a_pod(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {
+    let kubectl = &fixture.kubectl;
+    kubectl.run(&[
+        "run",
+        "client",
+        "--image=docker.io/library/busybox:1.36",
+        "--image-pull-policy=Never",
+        "--restart=Never",
+        "--",
+        "sleep",
+        "3600",
+    ])?;
+    kubectl.run(&["wait", "pod/client", "--for=condition=Ready", "--timeout=30s"])?;
+    let answer = kubectl.run(&[
+        "exec",
+        "client",
+        "--",
+        "wget",
+        "-q",
+        "-T",
+        "5",
+        "-O",
+        "-",
+        &format!("http://{service}/"),
+    ])?;
+    assert!(
+        answer.contains("hello from hello-"),
+        "a pod reaches the Service: {answer}"
+    );
+    Ok(())
+}
+
+async fn scale(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {
+    let kubectl = &fixture.kubectl;
+    kubectl.run(&["scale", "deployment/hello", "--replicas=5"])?;
+    rollout(kubectl)?;
+    distinct_answers(fixture, "node-2", service, 5).await?;
+    kubectl.run(&["scale", "deployment/hello", "--replicas=2"])?;
+    let pods = async || kubectl.field(&["pods", "-l", "app=hello"], "{.items[*].metadata.name}");
+    until("two pods are left", LIMIT, pods, |names| {
+        names.split_whitespace().count() == 2
+    })
+    .await?;
+    Ok(())
+}
+
+async fn roll_without_losing_a_request(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {
+    let kubectl = &fixture.kubectl;
+    // A pod goes on serving until every proxy has taken it out of the Service: the usual preStop pause.
+    let patience = r#"{"spec":{"template":{"spec":{"containers":[{"name":"web","lifecycle":{"preStop":{"sleep":{"seconds":2}}}}]}}}}"#;
+    kubectl.run(&["patch", "deployment/hello", "-p", patience])?;
+    rollout(kubectl)?;
+
+    let traffic = Traffic::start(fixture.cluster.namespace("node-1")?, service)?;
+    kubectl.run(&["set", "image", "deployment/hello", "web=skiff.local/hello:2"])?;
+    rollout(kubectl)?;
+    let namespace = fixture.cluster.namespace("node-1")?;
+    until(
+        "only the second version answers",
+        LIMIT,
+        async || Ok(kubectl.field(&["pods", "-l", "app=hello"], "{.items[*].spec.containers[0].image}")?),
+        |images| !images.contains("hello:1"),
+    )
+    .await?;
+    assert!(get_in(&namespace, service)?.contains("version 2"));
+    let outcome = traffic.stop()?;
+    assert_eq!(
+        outcome.failures,
+        Vec::<String>::new(),
+        "requests lost during the rolling update"
+    );
+    assert!(outcome.answered > 50, "too few requests to tell: {}", outcome.answered);
+    let versions = ["version 1", "version 2"];
+    assert!(
+        versions
+            .iter()
+            .all(|version| outcome.bodies.iter().any(|body| body.contains(version))),
+        "{:?}",
+        outcome.bodies
+    );
+
+    let history = kubectl.run(&["rollout", "history", "deployment/hello"])?;
+    assert!(
+        history
+            .lines()
+            .filter(|line| line.starts_with(|first: char| first.is_ascii_digit()))
+            .count()
+            >= 2,
+        "{history}"
+    );
+    Ok(())
+}

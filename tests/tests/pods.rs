@@ -1,0 +1,261 @@
+//! What a pod gets from its node: limits, probes, logs, exec, port-forward, volumes.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use skiff_tests::Fixture;
+use skiff_tests::wait::until;
+
+const LIMIT: Duration = Duration::from_secs(45);
+const BUSYBOX: &str = "docker.io/library/busybox:1.36";
+
+fn pod(name: &str, container: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {name}}}}}, spec: {{terminationGracePeriodSeconds: 1, \
+         containers: [{{name: main, image: {BUSYBOX}, imagePullPolicy: Never, {container}}}]}}}}"
+    )
+}
+
+async fn wait_for(fixture: &Fixture, pod: &str, path: &str, wanted: &str) -> anyhow::Result<()> {
+    let what = format!("{path} of pod {pod} is {wanted}");
+    until(
+        &what,
+        LIMIT,
+        async || fixture.kubectl.field(&["pod", pod], path),
+        |seen| seen == wanted,
+    )
+    .await
+    .map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_over_its_memory_limit_is_oom_killed() -> anyhow::Result<()> {
+    let fixture = Fixture::start(1).await?;
+    let eat =
+        r#"command: [sh, -c, "dd if=/dev/zero of=/dev/null bs=200M count=1"], resources: {limits: {memory: 32Mi}}"#;
+    let manifest = pod("hungry", eat).replace(
+        "terminationGracePeriodSeconds: 1,",
+        "terminationGracePeriodSeconds: 1, restartPolicy: Never,",
+    );
+    fixture.kubectl.apply(&manifest)?;
+    wait_for(
+        &fixture,
+        "hungry",
+        "{.status.containerStatuses[0].state.terminated.reason}",
+        "OOMKilled",
+    )
+    .await?;
+    wait_for(&fixture, "hungry", "{.status.phase}", "Failed").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_restart_a_container_and_take_a_pod_out_of_its_service() -> anyhow::Result<()> {
+    let fixture = Fixture::start(1).await?;
+    let kubectl = &fixture.kubectl;
+    let live = r#"command: [sh, -c, "touch /tmp/ok; sleep 2; rm /tmp/ok; sleep 3600"], livenessProbe: {exec: {command: [cat, /tmp/ok]}, periodSeconds: 1, failureThreshold: 1}"#;
+    kubectl.apply(&pod("sick", live))?;
+    let ready = r#"command: [sh, -c, "touch /tmp/ok; sleep 3600"], readinessProbe: {exec: {command: [cat, /tmp/ok]}, periodSeconds: 1, failureThreshold: 1}"#;
+    kubectl.apply(&pod("moody", ready))?;
+    kubectl.run(&["expose", "pod", "moody", "--port=80"])?;
+
+    let endpoints = |wanted: &'static str| {
+        let slices = ["endpointslices", "-l", "kubernetes.io/service-name=moody"];
+        let look = async move || kubectl.field(&slices, "{.items[*].endpoints[*].conditions.ready}");
+        async move {
+            until(
+                &format!("readiness of the endpoint is {wanted:?}"),
+                LIMIT,
+                look,
+                |seen| seen == wanted,
+            )
+            .await
+        }
+    };
+    endpoints("true").await?;
+    kubectl.run(&["exec", "moody", "--", "rm", "/tmp/ok"])?;
+    endpoints("false").await?;
+    wait_for(
+        &fixture,
+        "moody",
+        "{.status.conditions[?(@.type==\"Ready\")].status}",
+        "False",
+    )
+    .await?;
+    kubectl.run(&["exec", "moody", "--", "touch", "/tmp/ok"])?;
+    endpoints("true").await?;
+    wait_for(&fixture, "moody", "{.status.containerStatuses[0].restartCount}", "0").await?;
+
+    let restarts = async || kubectl.field(&["pod", "sick"], "{.status.containerStatuses[0].restartCount}");
+    until(
+        "the failing liveness probe restarts the container",
+        LIMIT,
+        restarts,
+        |count| count.parse().unwrap_or(0) >= 1,
+    )
+    .await?;
+    let events = kubectl.run(&["get", "events", "--field-selector=involvedObject.name=sick"])?;
+    assert!(events.contains("Unhealthy") && events.contains("Killing"), "{events}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_exec_and_port_forward_reach_a_container() -> anyhow::Result<()> {
+    let fixture = Fixture::start(1).await?;
+    let kubectl = &fixture.kubectl;
+    let talk = r#"command: [sh, -c, "echo one; echo two; mkdir /www; echo served > /www/index.html; httpd -p 8080 -h /www; while [ ! -e /tmp/end ]; do sleep 0.1; done; echo three; exit 3"]"#;
+    kubectl.apply(&pod("talker", talk))?;
+    kubectl.run(&["wait", "pod/talker", "--for=condition=Ready", "--timeout=30s"])?;
+
+    until(
+        "both lines are logged",
+        LIMIT,
+        async || kubectl.run(&["logs", "talker"]),
+        |text| text == "one\ntwo\n",
+    )
+    .await?;
+    assert_eq!(kubectl.run(&["logs", "talker", "--tail=1"])?, "two\n");
+    assert_eq!(kubectl.run(&["logs", "talker", "--since=1h"])?, "one\ntwo\n");
+    assert_eq!(
+        kubectl.run(&["exec", "talker", "--", "sh", "-c", "echo $((6*7))"])?,
+        "42\n"
+    );
+    let echoed = kubectl.attempt(&["exec", "-i", "talker", "--", "cat"], "from stdin\n")?;
+    assert_eq!(
+        (echoed.success, echoed.stdout.as_str()),
+        (true, "from stdin\n"),
+        "{}",
+        echoed.stderr
+    );
+    let failed = kubectl.attempt(&["exec", "talker", "--", "sh", "-c", "exit 7"], "")?;
+    assert!(failed.stderr.contains("exit code 7"), "{}", failed.stderr);
+
+    port_forward(&fixture)?;
+
+    let mut follower = kubectl
+        .command()
+        .args(["logs", "-f", "talker"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(follower.stdout.take().context("kubectl's output")?).lines();
+    assert_eq!(lines.next().context("a first line")??, "one");
+    kubectl.run(&["exec", "talker", "--", "touch", "/tmp/end"])?;
+    let rest: Vec<String> = lines.collect::<Result<_, _>>()?;
+    follower.wait()?;
+    assert!(rest.iter().any(|line| line == "three"), "followed to the end: {rest:?}");
+    wait_for(
+        &fixture,
+        "talker",
+        "{.status.containerStatuses[0].lastState.terminated.exitCode}",
+        "3",
+    )
+    .await?;
+    let previous = kubectl.run(&["logs", "talker", "--previous"])?;
+    assert_eq!(previous, "one\ntwo\nthree\n");
+    Ok(())
+}
+
+fn port_forward(fixture: &Fixture) -> anyhow::Result<()> {
+    let mut forwarder = fixture
+        .kubectl
+        .command()
+        .args(["port-forward", "pod/talker", ":8080"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let served = (|| {
+        let mut line = String::new();
+        BufReader::new(forwarder.stdout.take().context("kubectl's output")?).read_line(&mut line)?;
+        let port = line
+            .split("127.0.0.1:")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .with_context(|| line.clone())?;
+        let mut stream = TcpStream::connect(("127.0.0.1", port.parse::<u16>()?))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET / HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        anyhow::Ok(answer)
+    })();
+    forwarder.kill()?;
+    forwarder.wait()?;
+    let served = served?;
+    assert!(served.ends_with("served\n"), "{served}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_sees_its_configuration_secrets_token_and_itself() -> anyhow::Result<()> {
+    let fixture = Fixture::start(1).await?;
+    let kubectl = &fixture.kubectl;
+    kubectl.run(&["create", "configmap", "settings", "--from-literal=colour=green"])?;
+    kubectl.run(&["create", "secret", "generic", "hidden", "--from-literal=key=s3cret"])?;
+    let manifest = format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: curious, labels: {{app: curious}}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  hostAliases: [{{ip: 10.1.2.3, hostnames: [friend]}}]
+  initContainers:
+  - {{name: first, image: {BUSYBOX}, imagePullPolicy: Never, command: [sh, -c, "echo init > /shared/made"], volumeMounts: [{{name: shared, mountPath: /shared}}]}}
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    imagePullPolicy: Never
+    command: [sleep, "3600"]
+    env:
+    - {{name: COLOUR, valueFrom: {{configMapKeyRef: {{name: settings, key: colour}}}}}}
+    - {{name: KEY, valueFrom: {{secretKeyRef: {{name: hidden, key: key}}}}}}
+    - {{name: NODE, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}
+    - {{name: SENTENCE, value: "$(COLOUR) on $(NODE)"}}
+    volumeMounts:
+    - {{name: shared, mountPath: /shared}}
+    - {{name: settings, mountPath: /settings}}
+    - {{name: hidden, mountPath: /hidden}}
+    - {{name: host, mountPath: /host}}
+    resources: {{limits: {{cpu: 100m, memory: 64Mi}}}}
+  volumes:
+  - {{name: shared, emptyDir: {{}}}}
+  - {{name: settings, configMap: {{name: settings}}}}
+  - {{name: hidden, secret: {{secretName: hidden, defaultMode: 256}}}}
+  - {{name: host, hostPath: {{path: /proc/version, type: File}}}}
+"#
+    );
+    kubectl.apply(&manifest)?;
+    kubectl.run(&["wait", "pod/curious", "--for=condition=Ready", "--timeout=30s"])?;
+    let inside = |script: &str| kubectl.run(&["exec", "curious", "--", "sh", "-c", script]);
+    assert_eq!(inside("echo $SENTENCE $KEY")?, "green on node-1 s3cret\n");
+    assert_eq!(
+        inside("cat /shared/made /settings/colour /hidden/key")?,
+        "init\ngreens3cret"
+    );
+    assert_eq!(inside("stat -L -c %a /hidden/key")?, "400\n");
+    assert!(inside("cat /host")?.contains("Linux"));
+    assert!(inside("cat /etc/hosts")?.contains("10.1.2.3\tfriend"));
+    assert!(inside("cat /etc/resolv.conf")?.contains("default.svc.cluster.local"));
+    assert_eq!(inside("hostname")?, "curious\n");
+    let token = inside("cat /var/run/secrets/kubernetes.io/serviceaccount/token")?;
+    assert_eq!(token.split('.').count(), 3, "a token: {token}");
+    assert!(inside("cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt")?.contains("BEGIN CERTIFICATE"));
+    let who = kubectl.attempt(&["--token", token.trim(), "auth", "whoami"], "")?;
+    assert!(
+        who.stdout.contains("system:serviceaccount:default:default"),
+        "{}{}",
+        who.stdout,
+        who.stderr
+    );
+
+    kubectl.run(&["patch", "configmap", "settings", "-p", r#"{"data":{"colour":"blue"}}"#])?;
+    until(
+        "the changed ConfigMap reaches the pod",
+        LIMIT,
+        async || inside("cat /settings/colour"),
+        |seen| seen == "blue",
+    )
+    .await?;
+    Ok(())
+}
