@@ -1,0 +1,113 @@
+//! An API that lists what it is given, and then tells of what the test changes.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use http::{Request, Response};
+use http_body_util::StreamBody;
+use kube::client::Body;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+/// Objects by plural and name.
+#[derive(Clone)]
+pub(crate) struct Api {
+    objects: Arc<Mutex<BTreeMap<(String, String), Value>>>,
+    events: broadcast::Sender<(String, Value)>,
+}
+
+impl Api {
+    pub(crate) fn new() -> Self {
+        Self {
+            objects: Arc::default(),
+            events: broadcast::channel(65_536).0,
+        }
+    }
+
+    pub(crate) fn put(&self, plural: &str, object: Value) {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let mut objects = self.objects.lock();
+        let new = objects.insert((plural.to_owned(), name), object.clone()).is_none();
+        let kind = if new { "ADDED" } else { "MODIFIED" };
+        self.events
+            .send((plural.to_owned(), json!({"type": kind, "object": object})))
+            .ok();
+    }
+
+    pub(crate) fn delete(&self, plural: &str, name: &str) {
+        let mut objects = self.objects.lock();
+        let object = objects.remove(&(plural.to_owned(), name.to_owned())).unwrap();
+        self.events
+            .send((plural.to_owned(), json!({"type": "DELETED", "object": object})))
+            .ok();
+    }
+
+    pub(crate) fn client(&self) -> kube::Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.answer(&request)) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    fn answer(&self, request: &Request<Body>) -> Response<StreamBody<futures::stream::BoxStream<'static, Frame>>> {
+        let plural = request.uri().path().rsplit('/').next().unwrap().to_owned();
+        let watch = request.uri().query().unwrap_or_default().contains("watch=true");
+        let lines = if watch {
+            let receiver = self.events.subscribe();
+            futures::stream::unfold((receiver, plural), |(mut receiver, plural)| async move {
+                loop {
+                    let (kind, event) = receiver.recv().await.ok()?;
+                    if kind == plural {
+                        return Some((event, (receiver, plural)));
+                    }
+                }
+            })
+            .boxed()
+        } else {
+            let objects = self.objects.lock();
+            let items: Vec<_> = objects
+                .iter()
+                .filter(|((kind, _), _)| *kind == plural)
+                .map(|(_, object)| object.clone())
+                .collect();
+            let list =
+                json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
+            futures::stream::once(async move { list }).boxed()
+        };
+        let frames = lines
+            .map(|line| Ok(http_body::Frame::data(format!("{line}\n").into())))
+            .boxed();
+        Response::new(StreamBody::new(frames))
+    }
+}
+
+type Frame = Result<http_body::Frame<bytes::Bytes>, Infallible>;
+
+pub(crate) fn service(name: &str, ip: &str, spec: Value) -> Value {
+    let mut object = json!({
+        "metadata": {"namespace": "test", "name": name, "resourceVersion": "2"},
+        "spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ports": [{"port": 80, "protocol": "TCP"}]},
+    });
+    for (key, value) in spec.as_object().unwrap() {
+        object["spec"][key] = value.clone();
+    }
+    object
+}
+
+/// A slice of a Service's endpoints, all ready; local where the address is of this node's range.
+pub(crate) fn slice(service: &str, protocol: &str, addresses: &[&str]) -> Value {
+    let endpoints: Vec<_> = addresses
+        .iter()
+        .map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}, "nodeName": if ip.starts_with("10.244.0.") { "here" } else { "there" }}))
+        .collect();
+    json!({
+        "metadata": {"namespace": "test", "name": format!("{service}-1"), "resourceVersion": "2",
+                     "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "ports": [{"name": "", "protocol": protocol, "port": 8080}], "endpoints": endpoints,
+    })
+}
