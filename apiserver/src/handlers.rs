@@ -366,6 +366,7 @@ pub(crate) async fn patch(
 
 async fn delete(server: &Server, served: Arc<Served>, call: Call) -> Result<Response<Body>> {
     let render = render(&served, &call)?;
+    let encoding = negotiate::encoding(call.headers())?;
     let Call {
         body,
         info,
@@ -374,7 +375,7 @@ async fn delete(server: &Server, served: Arc<Served>, call: Call) -> Result<Resp
         ..
     } = call;
     let body = body::read(body.into_inner()).await?;
-    let options = DeleteOptions::parse(&body, &query)?;
+    let options = DeleteOptions::parse(&body, encoding, &query)?;
     let scope = Scope {
         served: &served,
         namespace: served.namespace(&info.namespace),
@@ -398,6 +399,7 @@ async fn delete(server: &Server, served: Arc<Served>, call: Call) -> Result<Resp
 
 async fn delete_collection(server: &Server, served: Arc<Served>, call: Call) -> Result<Response<Body>> {
     let render = render(&served, &call)?;
+    let encoding = negotiate::encoding(call.headers())?;
     let Call {
         body,
         info,
@@ -406,7 +408,7 @@ async fn delete_collection(server: &Server, served: Arc<Served>, call: Call) -> 
         ..
     } = call;
     let body = body::read(body.into_inner()).await?;
-    let options = DeleteOptions::parse(&body, &query)?;
+    let options = DeleteOptions::parse(&body, encoding, &query)?;
     let scope = Scope {
         served: &served,
         namespace: served.namespace(&info.namespace),

@@ -17,7 +17,6 @@ use serde_json::Value;
 use skiff_api::decode::{self, Decoded, FieldValidation};
 use skiff_api::meta;
 use skiff_api::protobuf;
-use skiff_api::protobuf;
 use skiff_api::schema::Type;
 use skiff_api::status::Status;
 use skiff_store::Store;

@@ -7,7 +7,6 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use skiff_api::decode::{self, FieldValidation};
 use skiff_api::meta;
-use skiff_api::protobuf;
 use skiff_api::schema::schema;
 use skiff_api::status::Status;
 use skiff_store::{Revision, Write};
@@ -86,17 +85,10 @@ impl DeleteOptions {
             let kind = schema()
                 .kind("", "v1", "DeleteOptions")
                 .ok_or_else(|| Status::internal("DeleteOptions has no schema"))?;
-            // The media type is not at hand here; protobuf tells by its first bytes.
-            let decoded = if body.starts_with(b"k8s\0") {
-                super::decode_protobuf(body, kind, FieldValidation::Ignore)
-            } else {
-                let decoded = match encoding {
+            let decoded = match encoding {
                 Encoding::Json => decode::decode(body, kind, FieldValidation::Ignore),
                 Encoding::Yaml => decode::decode_yaml(body, kind, FieldValidation::Ignore),
-                Encoding::Protobuf => {
-                    let value = protobuf::decode(body, kind).map_err(|error| Status::bad_request(error.to_string()))?;
-                    decode::conform(value, kind, FieldValidation::Ignore)
-                }
+                Encoding::Protobuf => super::decode_protobuf(body, kind, FieldValidation::Ignore),
             };
             decoded
                 .map_err(|error| error.to_status("DeleteOptions", "v1", body))?

@@ -44,13 +44,7 @@ pub(super) async fn evict(
         namespace: &info.namespace,
         user: &user,
     };
-    let mut delete = DeleteOptions::parse(
-        &serde_json::to_vec(&eviction["deleteOptions"])
-            .ok()
-            .filter(|_| eviction["deleteOptions"].is_object())
-            .unwrap_or_default(),
-        &crate::query::Query::default(),
-    )?;
+    let mut delete = DeleteOptions::of(&eviction["deleteOptions"])?;
     delete.dry_run |= options.dry_run;
     let pod = server.registry.get(scope, name, Freshness::Consistent).await?.value();
     if needs_budget(&pod) {
