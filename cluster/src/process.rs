@@ -13,6 +13,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_se
 use serde::{Deserialize, Serialize};
 use skiff_net::netns::Namespace;
 
+/// The kernel's `USER_HZ`, the same on every architecture that we run on.
+const TICKS_PER_SECOND: u64 = 100;
+
 /// One process of this machine.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,6 +60,18 @@ impl Process {
     /// Whether it runs; one that ended but was not yet waited for does not.
     pub fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|(state, start_time)| start_time == self.start_time && !"ZX".contains(state))
+    }
+
+    /// How long ago it started, to a hundredth of a second; `None` when the system does not tell.
+    pub fn age(&self) -> Option<Duration> {
+        let uptime: f64 = std::fs::read_to_string("/proc/uptime")
+            .ok()?
+            .split(' ')
+            .next()?
+            .parse()
+            .ok()?;
+        let ticks = Duration::from_millis(self.start_time * 1000 / TICKS_PER_SECOND);
+        Duration::try_from_secs_f64(uptime).ok()?.checked_sub(ticks)
     }
 
     /// Kills it without a chance to clean up, and waits until it is gone.
@@ -130,6 +145,7 @@ mod tests {
     fn a_process_lives_until_it_is_stopped() {
         let process = sleeper("exec sleep 1000");
         assert!(process.is_alive());
+        assert!(process.age().unwrap() < Duration::from_secs(5));
         process.stop(Duration::from_secs(5)).unwrap();
         assert!(!process.is_alive());
         process.stop(Duration::from_secs(5)).unwrap();

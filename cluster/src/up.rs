@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use skiff_api::k8s_openapi::api::core::v1::Node;
@@ -190,7 +191,7 @@ impl Cluster {
                 let Ok(Some(node)) = nodes.try_next().await else {
                     continue;
                 };
-                if is_ready(&node) {
+                if self.is_ready(&node) {
                     ready.insert(node.metadata.name.unwrap_or_default());
                 }
             }
@@ -264,7 +265,7 @@ impl Cluster {
             listed
                 .items
                 .iter()
-                .any(|node| node.metadata.name.as_deref() == Some(name) && is_ready(node))
+                .any(|node| node.metadata.name.as_deref() == Some(name) && self.is_ready(node))
         };
         let unready = self.nodes().into_iter().find(|node| !ready(&node.name));
         not_ready(
@@ -272,6 +273,13 @@ impl Cluster {
             &unready.unwrap_or_else(|| self.layout.node(0)),
             "has not made its node Ready",
         )
+    }
+
+    fn is_ready(&self, node: &Node) -> bool {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let kubelet = self.record.process(Role::Kubelet, name);
+        let age = kubelet.and_then(|kubelet| kubelet.age()).unwrap_or_default();
+        is_ready(node, Timestamp::now() - age)
     }
 
     fn check_alive(&self, role: Role, node: &NodeLayout) -> Result<()> {
@@ -345,11 +353,14 @@ fn check_machine() -> Result<()> {
     }
 }
 
-fn is_ready(node: &Node) -> bool {
+/// Whether the node said so itself since `since`: a store that was stopped still holds what was true before.
+fn is_ready(node: &Node, since: Timestamp) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    conditions.into_iter().any(|condition| {
+        // Heartbeats are whole seconds.
+        let heard = condition.last_heartbeat_time.as_ref().map(|time| time.0.as_second());
+        condition.type_ == "Ready" && condition.status == "True" && heard >= Some(since.as_second())
+    })
 }
 
 fn not_ready(role: Role, node: &NodeLayout, reason: &str) -> Error {
@@ -408,4 +419,23 @@ fn proxy_command(binary: &Path, node: &NodeLayout) -> Command {
     command.arg("--cni-data-dir").arg(node.cni_data());
     command.env("XTABLES_LOCKFILE", node.iptables_lock());
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_the_node_said_since_its_start_counts() {
+        let node = |status: &str| -> Node {
+            let ready = json!({"type": "Ready", "status": status, "lastHeartbeatTime": "2026-01-01T00:00:10Z"});
+            serde_json::from_value(json!({"metadata": {"name": "node-1"}, "status": {"conditions": [ready]}})).unwrap()
+        };
+        assert!(is_ready(&node("True"), "2026-01-01T00:00:10.9Z".parse().unwrap()));
+        assert!(!is_ready(&node("True"), "2026-01-01T00:00:11Z".parse().unwrap()));
+        assert!(!is_ready(&node("Unknown"), "2026-01-01T00:00:09Z".parse().unwrap()));
+        assert!(!is_ready(&Node::default(), Timestamp::UNIX_EPOCH));
+    }
 }

@@ -167,11 +167,17 @@ pub fn remove_shim_sockets(state: &Path) -> usize {
 /// # Errors
 /// When the list of mounts cannot be read, or the kernel refuses.
 pub fn unmount_below(directory: &Path) -> io::Result<usize> {
+    // The kernel lists mounts by their real paths.
+    let directory = match fs::canonicalize(directory) {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let mut below: Vec<_> = mounts
         .lines()
         .filter_map(mount_point)
-        .filter(|path| path.starts_with(directory))
+        .filter(|path| path.starts_with(&directory))
         .collect();
     // Later mounts lie over earlier ones.
     below.reverse();

@@ -97,11 +97,15 @@ async fn wait_until_noticed(client: &Client, name: &str) -> Result<(), Error> {
     let mut pause = Duration::from_millis(1);
     let noticed = async {
         // CRI has no event for images; the pauses grow, and the first look usually suffices.
-        while client.image_status(name).await?.is_none() {
-            tokio::time::sleep(pause).await;
+        loop {
+            match client.image_status(name).await {
+                Ok(Some(_)) => return Ok(()),
+                // Just after its start the plugin refuses everything.
+                Ok(None) | Err(crate::Error::Failed { .. }) => tokio::time::sleep(pause).await,
+                Err(error) => return Err(error),
+            }
             pause = (pause * 2).min(Duration::from_millis(100));
         }
-        Ok::<_, crate::Error>(())
     };
     match tokio::time::timeout(NOTICE_TIMEOUT, noticed).await {
         Ok(result) => Ok(result?),
