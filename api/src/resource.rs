@@ -93,3 +93,58 @@ pub fn for_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resou
         .iter()
         .find(|r| r.kind == kind && r.group == group && r.version == version)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// As `kubectl api-resources -o wide` shows them, with subresources.
+    #[test]
+    fn table() {
+        let mut lines = Vec::new();
+        for r in builtin() {
+            let names = r.short_names.join(",");
+            let categories = r.categories.join(",");
+            let scope = if r.namespaced { "namespaced" } else { "cluster" };
+            let verbs = r.verbs.join(",");
+            lines.push(format!(
+                "{} {} {} {} [{names}] [{categories}] {scope} {verbs}",
+                r.api_version(),
+                r.plural,
+                r.singular,
+                r.kind
+            ));
+            for s in r.subresources {
+                let gv = if s.group.is_empty() {
+                    s.version.to_owned()
+                } else {
+                    format!("{}/{}", s.group, s.version)
+                };
+                lines.push(format!("  /{} {gv} {} {}", s.name, s.kind, s.verbs.join(",")));
+            }
+        }
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
+    fn lookups() {
+        assert_eq!(lookup("apps", "v1", "deployments").unwrap().kind, "Deployment");
+        assert_eq!(for_kind("", "v1", "Pod").unwrap().plural, "pods");
+        assert_eq!(lookup("", "v1", "deployments"), None);
+        let pods = lookup("", "v1", "pods").unwrap();
+        assert_eq!(pods.subresource("eviction").unwrap().group, "policy");
+        assert!(pods.allows("watch") && !lookup("", "v1", "bindings").unwrap().allows("get"));
+        let mut seen = HashSet::new();
+        for r in builtin() {
+            assert!(seen.insert((r.group, r.version, r.plural)), "{} twice", r.plural);
+            assert!(
+                r.verbs.is_sorted() && r.subresources.iter().all(|s| s.verbs.is_sorted()),
+                "{}",
+                r.plural
+            );
+            assert!(r.subresources.is_sorted_by_key(|s| s.name), "{}", r.plural);
+        }
+    }
+}

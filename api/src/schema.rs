@@ -368,3 +368,6 @@ impl Shape {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
