@@ -97,10 +97,13 @@ fn loopback_of_the_node_is_closed_to_neighbours() {
         .run(|| skiff_net::sysctl::set("net.ipv4.conf.all.route_localnet", "1"))
         .unwrap()
         .unwrap();
-    let shell = std::process::Command::new("sh")
-        .args(["-c", "ip addr del 127.0.0.1/8 dev lo 2>/dev/null; ip route add 127.0.0.0/8 via 172.30.0.1 dev eth0 src 172.30.0.100"])
-        .output();
-    world.outside.run(|| shell).unwrap().unwrap();
+    // Spawned by the closure: outside of it this would be the machine's own loopback.
+    let shell = || {
+        std::process::Command::new("sh")
+            .args(["-c", "ip addr del 127.0.0.1/8 dev lo 2>/dev/null; ip route add 127.0.0.0/8 via 172.30.0.1 dev eth0 src 172.30.0.100"])
+            .output()
+    };
+    world.outside.run(shell).unwrap().unwrap();
     let error = connect(&world.outside, "127.0.0.1:7777").unwrap_err();
     assert!(
         matches!(
