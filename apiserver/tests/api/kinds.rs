@@ -7,6 +7,13 @@ use crate::cluster::Cluster;
 /// One valid manifest of every kind that users create, with what `kubectl get` calls it.
 const SAMPLES: &str = include_str!("kinds/samples.yaml");
 
+/// A server with the account that pods run as; a controller makes it in a whole cluster.
+async fn start() -> Cluster {
+    let cluster = Cluster::start().await;
+    cluster.kubectl(&["create", "serviceaccount", "default"]).await;
+    cluster
+}
+
 /// Columns of a line, with ages made equal: `12s` -> `AGE`.
 fn cells(line: &str) -> Vec<String> {
     let age = |word: &str| {
@@ -37,7 +44,7 @@ async fn json(cluster: &Cluster, kind: &str, name: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_kind_is_accepted_and_printed() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     let created = cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
     let names: Vec<&str> = created
         .lines()
@@ -84,7 +91,7 @@ async fn every_kind_is_accepted_and_printed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everyday_tables() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
     for (arguments, lines) in [
         (
@@ -203,7 +210,7 @@ async fn everyday_tables() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_show_what_kubelets_say() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
     let row = async |status: &str| {
         cluster
@@ -256,7 +263,7 @@ async fn pods_show_what_kubelets_say() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn defaults_are_upstreams() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
     let pod = json(&cluster, "pod", "busy").await;
     assert_eq!(pod["status"]["phase"], "Pending");
@@ -288,7 +295,7 @@ async fn defaults_are_upstreams() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn generations_count_changes_of_the_specification() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
     let generation = async || json(&cluster, "deployment", "web").await["metadata"]["generation"].clone();
     cluster.kubectl(&["scale", "deployment", "web", "--replicas=5"]).await;
@@ -320,7 +327,7 @@ async fn generations_count_changes_of_the_specification() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn field_selectors() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
     for (resource, selector, found) in [
         ("pods", "status.phase=Pending", "pod/busy"),
@@ -355,7 +362,7 @@ async fn field_selectors() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mistakes_are_named_as_upstream_names_them() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     for (manifest, error) in [
         (
             r#"{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"app": "web"}},
@@ -396,7 +403,7 @@ async fn mistakes_are_named_as_upstream_names_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_may_not_change_does_not() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
     for (arguments, error) in [
         (
@@ -446,7 +453,7 @@ async fn what_may_not_change_does_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn imperative_commands() {
-    let cluster = Cluster::start().await;
+    let cluster = start().await;
     let mut failures = Vec::new();
     for arguments in [
         &["create", "namespace", "a"][..],
