@@ -224,6 +224,8 @@ impl KubeProxyConfiguration {
             masquerade_bit,
             localhost_node_ports: self.iptables.localhost_node_ports.unwrap_or(true),
             node_port_addresses,
+            // Told by the API server.
+            service_ranges: Vec::new(),
         };
         let name = Some(self.hostname_override.as_str()).filter(|name| !name.is_empty());
         Ok(Config {

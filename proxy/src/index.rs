@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::model::{Service, Slice};
 
 /// `namespace/name` of a Service.
@@ -37,6 +39,8 @@ pub(crate) enum Change {
     SliceGone(String),
     /// The list of all slices is complete.
     SlicesDone,
+    /// Where Services get their addresses from, or nothing when the server does not say.
+    Ranges(Vec<IpNet>),
 }
 
 /// A Service and its slices; either may come first.
@@ -65,12 +69,18 @@ pub(crate) struct Index {
     slices_listed: Option<HashSet<String>>,
     services_known: bool,
     slices_known: bool,
+    ranges: Option<Vec<IpNet>>,
 }
 
 impl Index {
-    /// Whether both lists have been read: before, rules would be made of half of the truth.
+    /// Whether all lists have been read: before, rules would be made of half of the truth.
     pub(crate) fn is_complete(&self) -> bool {
-        self.services_known && self.slices_known
+        self.services_known && self.slices_known && self.ranges.is_some()
+    }
+
+    /// Where Services get their addresses from.
+    pub(crate) fn ranges(&self) -> &[IpNet] {
+        self.ranges.as_deref().unwrap_or_default()
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
@@ -128,6 +138,7 @@ impl Index {
             Change::SliceGone(name) => {
                 self.set_slice(&name, None);
             }
+            Change::Ranges(ranges) => self.ranges = Some(ranges),
             Change::ServicesDone => {
                 self.services_known = true;
                 if let Some(seen) = self.services_listed.take() {
@@ -297,6 +308,7 @@ mod tests {
         assert!(!index.is_complete());
         index.apply(Change::SlicesBegin);
         index.apply(Change::SlicesDone);
+        index.apply(Change::Ranges(Vec::new()));
         assert!(index.is_complete());
         assert_eq!(index.all().len(), 1);
     }

@@ -30,6 +30,8 @@ pub struct Settings {
     pub localhost_node_ports: bool,
     /// Addresses of this node at which node ports answer; any when empty.
     pub node_port_addresses: Vec<IpNet>,
+    /// Where Services get their addresses from: an address in it that no Service has is refused at once.
+    pub service_ranges: Vec<IpNet>,
 }
 
 impl Default for Settings {
@@ -40,6 +42,7 @@ impl Default for Settings {
             masquerade_bit: 14,
             localhost_node_ports: true,
             node_port_addresses: Vec::new(),
+            service_ranges: Vec::new(),
         }
     }
 }

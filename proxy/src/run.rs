@@ -130,6 +130,11 @@ impl Proxy {
             _ => {}
         }
         self.index.apply(change);
+        if self.index.ranges() != self.config.settings.service_ranges {
+            self.config.settings.service_ranges = self.index.ranges().to_vec();
+            self.base = plan::base(&self.config.settings);
+            self.in_force = false;
+        }
         if self.index.is_complete() && (self.index.is_dirty() || !self.in_force) && self.agenda.pause.is_zero() {
             self.freshness.queued();
             self.metrics.last_queued.set(seconds_now());

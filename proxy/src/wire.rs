@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use kube::core::{NamespaceResourceScope, ObjectMeta};
+use kube::core::{ClusterResourceScope, NamespaceResourceScope, ObjectMeta};
 use serde::Deserialize;
 
 use crate::model::{self, Outside, Port, Protocol, SlicePort};
@@ -19,10 +19,10 @@ pub(crate) const SERVICES: &str = "!service.kubernetes.io/service-proxy-name,!se
 pub(crate) const SLICES: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 
 macro_rules! resource {
-    ($name:ident, $group:literal, $kind:literal, $plural:literal) => {
+    ($name:ident, $scope:ident, $group:literal, $kind:literal, $plural:literal) => {
         impl kube::Resource for $name {
             type DynamicType = ();
-            type Scope = NamespaceResourceScope;
+            type Scope = $scope;
 
             fn kind((): &()) -> Cow<'_, str> {
                 $kind.into()
@@ -59,7 +59,7 @@ pub(crate) struct Service {
     status: ServiceStatus,
 }
 
-resource!(Service, "", "Service", "services");
+resource!(Service, NamespaceResourceScope, "", "Service", "services");
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -130,7 +130,13 @@ pub(crate) struct EndpointSlice {
     ports: Option<Vec<EndpointPort>>,
 }
 
-resource!(EndpointSlice, "discovery.k8s.io", "EndpointSlice", "endpointslices");
+resource!(
+    EndpointSlice,
+    NamespaceResourceScope,
+    "discovery.k8s.io",
+    "EndpointSlice",
+    "endpointslices"
+);
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -154,6 +160,42 @@ struct EndpointPort {
     name: Option<String>,
     protocol: Option<String>,
     port: Option<u16>,
+}
+
+/// A range that Services get their addresses from.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ServiceCidr {
+    metadata: ObjectMeta,
+    spec: ServiceCidrSpec,
+}
+
+resource!(
+    ServiceCidr,
+    ClusterResourceScope,
+    "networking.k8s.io",
+    "ServiceCIDR",
+    "servicecidrs"
+);
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct ServiceCidrSpec {
+    cidrs: Option<Vec<String>>,
+}
+
+impl ServiceCidr {
+    pub(crate) fn name(&self) -> String {
+        self.metadata.name.clone().unwrap_or_default()
+    }
+
+    pub(crate) fn ranges(&self) -> Vec<IpNet> {
+        let texts = self.spec.cidrs.iter().flatten();
+        texts
+            .filter_map(|text| text.parse().ok())
+            .filter(|range: &IpNet| range.addr().is_ipv4())
+            .collect()
+    }
 }
 
 /// `namespace/name`

@@ -130,18 +130,27 @@ fn jump(table: &'static str, from: &'static str, to: &'static str, matches: &str
 fn tails(settings: &Settings) -> Vec<(Hub, String)> {
     let note = "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
     let tail = |to: String| (Hub::Services, format!("{note} {to}-j KUBE-NODEPORTS"));
-    if settings.node_port_addresses.is_empty() {
+    let mut tails: Vec<_> = if settings.node_port_addresses.is_empty() {
         let loopback = if settings.localhost_node_ports {
             ""
         } else {
             "! -d 127.0.0.0/8 "
         };
-        return vec![tail(format!("{loopback}-m addrtype --dst-type LOCAL "))];
-    }
-    // A range stands for this node's addresses in it.
-    settings
-        .node_port_addresses
-        .iter()
-        .map(|range| tail(format!("-d {range} -m addrtype --dst-type LOCAL ")))
-        .collect()
+        vec![tail(format!("{loopback}-m addrtype --dst-type LOCAL "))]
+    } else {
+        // A range stands for this node's addresses in it.
+        let ranges = settings.node_port_addresses.iter();
+        ranges
+            .map(|range| tail(format!("-d {range} -m addrtype --dst-type LOCAL ")))
+            .collect()
+    };
+    // What no Service has would leave the node and be waited for in vain. (What one has was rewritten before.)
+    let refused = "-m comment --comment \"no service has this address and port\"";
+    tails.extend(
+        settings
+            .service_ranges
+            .iter()
+            .map(|range| (Hub::Refused, format!("{refused} -d {range} -j REJECT"))),
+    );
+    tails
 }

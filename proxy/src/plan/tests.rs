@@ -10,6 +10,7 @@ use crate::sync::Applied;
 fn settings() -> Settings {
     Settings {
         local: LocalTraffic::Range("10.244.0.0/16".parse().unwrap()),
+        service_ranges: vec!["10.96.0.0/12".parse().unwrap()],
         ..Settings::default()
     }
 }
