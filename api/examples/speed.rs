@@ -20,9 +20,10 @@ const POD: &str = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web-7d4
 "terminationGracePeriodSeconds":30,"dnsPolicy":"ClusterFirst","serviceAccountName":"default"}}"#;
 
 fn main() {
-    let start = cpu_time();
+    let (start, before) = (cpu_time(), resident_kib());
     let kind = schema().kind("", "v1", "Pod").expect("a built-in kind");
-    println!("schema: parsed in {:?}, {} types", cpu_time() - start, schema().types().count());
+    let (took, size) = (cpu_time() - start, resident_kib() - before);
+    println!("schema: parsed in {took:?}, {size} KiB, {} types", schema().types().count());
 
     let body = POD.replace('\n', "");
     let pod = decode(body.as_bytes(), kind, FieldValidation::Strict).expect("a valid pod").value;
@@ -51,4 +52,10 @@ fn measure<T>(name: &str, run: impl Fn() -> T) {
 fn cpu_time() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux with schedstat");
     Duration::from_nanos(text.split(' ').next().and_then(|n| n.parse().ok()).expect("schedstat begins with nanoseconds"))
+}
+
+/// What this process has in memory.
+fn resident_kib() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    4 * text.split(' ').nth(1).and_then(|n| n.parse::<usize>().ok()).expect("statm's second number is pages")
 }

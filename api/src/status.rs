@@ -122,10 +122,12 @@ impl Status {
 
     /// A success about one object, as a completed deletion answers.
     pub fn success(target: Qualified<'_>, name: &str, uid: &str) -> Self {
-        let mut status = Status::failure(200, "", "").about(target, name);
-        status.status = Outcome::Success;
+        let mut status = Status {
+            status: Outcome::Success,
+            ..Status::failure(200, "", "")
+        }
+        .about(target, name);
         status.details_mut().uid = uid.to_owned();
-        status.code = 200;
         status
     }
 
@@ -372,6 +374,10 @@ impl Status {
         value["apiVersion"] = "v1".into();
         value["kind"] = "Status".into();
         value["metadata"] = Value::Object(serde_json::Map::new());
+        if let (Outcome::Success, Some(object)) = (self.status, value.as_object_mut()) {
+            // Upstream gives a code to failures only.
+            object.remove("code");
+        }
         value
     }
 
@@ -444,6 +450,15 @@ mod tests {
                 (code, reason, message)
             );
         }
+    }
+
+    #[test]
+    fn success_has_no_code() {
+        assert_eq!(
+            Status::success(DEPLOYMENTS, "a", "u").to_value(),
+            json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success",
+                "details": {"name": "a", "group": "apps", "kind": "deployments", "uid": "u"}})
+        );
     }
 
     #[test]

@@ -20,13 +20,12 @@ pub(super) enum Found<'a> {
 
 impl Found<'_> {
     /// As Go names the JSON type in its messages.
-    pub(super) fn go_kind(&self) -> String {
+    pub(super) const fn go_kind(&self) -> &'static str {
         match self {
             Found::Bool(_) => "bool",
             Found::Number(_) => "number",
             Found::Text(_) => "string",
         }
-        .to_owned()
     }
 
     pub(super) fn into_value(self) -> Value {
@@ -89,7 +88,7 @@ pub(super) fn read(scalar: Scalar, found: Found<'_>) -> Result<Value, Wrong> {
         ))),
         (Scalar::Bytes, Found::Text(text)) => bytes(text),
         (Scalar::RawExtension | Scalar::FieldsV1 | Scalar::Json, found) => Ok(found.into_value()),
-        (_, found) => Err(Wrong::Kind(found.go_kind())),
+        (_, found) => Err(Wrong::Kind(found.go_kind().to_owned())),
     }
 }
 
@@ -106,7 +105,7 @@ fn int_or_string(found: Found<'_>) -> Result<Value, Wrong> {
             Err(Wrong::Kind(kind)) => kind,
             done => return done,
         },
-        other => other.go_kind(),
+        other => other.go_kind().to_owned(),
     };
     Err(Wrong::Text(format!(
         "json: cannot unmarshal {kind} into Go value of type int32"

@@ -97,6 +97,10 @@ fn wrong_types_have_upstream_texts() {
             "json: cannot unmarshal array into Go struct field Deployment.spec of type v1.DeploymentSpec",
         ),
         (
+            deployment(json!("x")),
+            "json: cannot unmarshal string into Go struct field Deployment.spec of type v1.DeploymentSpec",
+        ),
+        (
             container(json!({"image": 1})),
             "json: cannot unmarshal number into Go struct field Container.spec.containers.image of type string",
         ),

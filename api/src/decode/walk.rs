@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 use super::FieldValidation;
 use super::scalar;
 use crate::field::quote;
-use crate::schema::{Field, Shape, Type};
+use crate::schema::{Field, Scalar, Shape, Type};
 
 /// Most complaints about unknown and duplicate fields; upstream's cap.
 const MAX_COMPLAINTS: usize = 100;
@@ -198,14 +198,11 @@ impl<'w> Visit<'w> {
         let scalar = match self.expected {
             Expected::Shape(shape) => shape.as_scalar(),
             // JSONSchemaPropsOrBool is the one object that may be written as a scalar.
-            Expected::Struct(ty) => {
-                return (ty.union && matches!(found, scalar::Found::Bool(_)))
-                    .then(|| found.into_value())
-                    .or_else(|| self.mismatch("bool"));
-            }
+            Expected::Struct(ty) if ty.union && matches!(found, scalar::Found::Bool(_)) => Some(Scalar::Bool),
+            Expected::Struct(_) => None,
         };
         let Some(scalar) = scalar else {
-            return self.mismatch(&found.go_kind());
+            return self.mismatch(found.go_kind());
         };
         match scalar::read(scalar, found) {
             Ok(value) => Some(value),
