@@ -23,15 +23,26 @@ fn main() {
     let (start, before) = (cpu_time(), resident_kib());
     let kind = schema().kind("", "v1", "Pod").expect("a built-in kind");
     let (took, size) = (cpu_time() - start, resident_kib() - before);
-    println!("schema: parsed in {took:?}, {size} KiB, {} types", schema().types().count());
+    println!(
+        "schema: parsed in {took:?}, {size} KiB, {} types",
+        schema().types().count()
+    );
 
     let body = POD.replace('\n', "");
-    let pod = decode(body.as_bytes(), kind, FieldValidation::Strict).expect("a valid pod").value;
+    let pod = decode(body.as_bytes(), kind, FieldValidation::Strict)
+        .expect("a valid pod")
+        .value;
     let patch = serde_json::json!({"metadata": {"labels": {"x": "y"}}, "spec": {"containers": [{"name": "web", "image": "b"}]}});
     println!("pod: {} bytes", body.len());
-    measure("decode, strict", || decode(body.as_bytes(), kind, FieldValidation::Strict));
-    measure("serde_json::Value alone", || serde_json::from_slice::<Value>(body.as_bytes()));
-    measure("conform (and clone)", || conform(pod.clone(), kind, FieldValidation::Strict));
+    measure("decode, strict", || {
+        decode(body.as_bytes(), kind, FieldValidation::Strict)
+    });
+    measure("serde_json::Value alone", || {
+        serde_json::from_slice::<Value>(body.as_bytes())
+    });
+    measure("conform (and clone)", || {
+        conform(pod.clone(), kind, FieldValidation::Strict)
+    });
     measure("strategic merge", || strategic_merge(kind, &pod, &patch));
     measure("serialize", || serde_json::to_vec(&pod));
 }
@@ -51,11 +62,20 @@ fn measure<T>(name: &str, run: impl Fn() -> T) {
 /// What this thread has spent on a CPU.
 fn cpu_time() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux with schedstat");
-    Duration::from_nanos(text.split(' ').next().and_then(|n| n.parse().ok()).expect("schedstat begins with nanoseconds"))
+    Duration::from_nanos(
+        text.split(' ')
+            .next()
+            .and_then(|n| n.parse().ok())
+            .expect("schedstat begins with nanoseconds"),
+    )
 }
 
 /// What this process has in memory.
 fn resident_kib() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-    4 * text.split(' ').nth(1).and_then(|n| n.parse::<usize>().ok()).expect("statm's second number is pages")
+    4 * text
+        .split(' ')
+        .nth(1)
+        .and_then(|n| n.parse::<usize>().ok())
+        .expect("statm's second number is pages")
 }
