@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kube::Client;
 use kube::core::discovery::v2::APIGroupDiscoveryList;
+use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResourceList;
 
 /// A kind in the version that the server prefers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,14 +60,60 @@ impl Kind {
     }
 }
 
-/// Asks the server, in two requests.
+/// Asks the server: in two requests, or one for each group version where it is older than aggregated discovery.
 pub(crate) async fn discover(client: &Client) -> Result<Discovered, kube::Error> {
     let core = client.list_core_api_versions_aggregated().await?;
+    if core.items.is_empty() {
+        // Another document than the one asked for: no server is without core resources.
+        return discover_one_by_one(client).await;
+    }
     let groups = client.list_api_groups_aggregated().await?;
     let mut found = Discovered::default();
     collect(core, &mut found);
     collect(groups, &mut found);
     Ok(found)
+}
+
+async fn discover_one_by_one(client: &Client) -> Result<Discovered, kube::Error> {
+    let mut found = Discovered::default();
+    for version in client.list_core_api_versions().await?.versions {
+        let resources = client.list_core_api_resources(&version).await?;
+        collect_plain("", &version, resources, &mut found);
+    }
+    for group in client.list_api_groups().await?.groups {
+        // The preferred version first, so that it counts.
+        let mut versions = group.versions;
+        let preferred = group.preferred_version.map(|preferred| preferred.version);
+        versions.sort_by_key(|version| Some(&version.version) != preferred.as_ref());
+        for version in versions {
+            match client.list_api_group_resources(&version.group_version).await {
+                Ok(resources) => collect_plain(&group.name, &version.version, resources, &mut found),
+                Err(error) => {
+                    tracing::debug!(group = version.group_version, error = %skiff_daemon::error_chain(&error), "a group does not answer");
+                    found.stale.push(version.group_version);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn collect_plain(group: &str, version: &str, list: APIResourceList, found: &mut Discovered) {
+    // `pods/status` is no resource of its own.
+    for resource in list
+        .resources
+        .into_iter()
+        .filter(|resource| !resource.name.contains('/'))
+    {
+        found.add(Kind {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            kind: resource.kind,
+            plural: resource.name,
+            namespaced: resource.namespaced,
+            verbs: resource.verbs,
+        });
+    }
 }
 
 fn collect(list: APIGroupDiscoveryList, found: &mut Discovered) {
@@ -78,24 +125,25 @@ fn collect(list: APIGroupDiscoveryList, found: &mut Discovered) {
                 found.stale.push(format!("{group}/{version}"));
             }
             for resource in served.resources {
-                let plural = resource.resource.unwrap_or_default();
-                // Versions come in the server's order of preference: the first that has the resource counts.
-                if found
-                    .kinds
-                    .iter()
-                    .any(|known| known.group == group && known.plural == plural)
-                {
-                    continue;
-                }
-                found.kinds.push(Arc::new(Kind {
+                found.add(Kind {
                     group: group.clone(),
                     version: version.clone(),
                     kind: resource.response_kind.and_then(|kind| kind.kind).unwrap_or_default(),
-                    plural,
+                    plural: resource.resource.unwrap_or_default(),
                     namespaced: resource.scope.as_deref() == Some("Namespaced"),
                     verbs: resource.verbs,
-                }));
+                });
             }
+        }
+    }
+}
+
+impl Discovered {
+    /// Versions come in the server's order of preference: the first that has the resource counts.
+    fn add(&mut self, kind: Kind) {
+        let known = |known: &Arc<Kind>| known.group == kind.group && known.plural == kind.plural;
+        if !self.kinds.iter().any(known) {
+            self.kinds.push(Arc::new(kind));
         }
     }
 }
@@ -104,7 +152,7 @@ fn collect(list: APIGroupDiscoveryList, found: &mut Discovered) {
 mod tests {
     use serde_json::json;
 
-    use super::{Discovered, collect};
+    use super::{Discovered, collect, collect_plain};
 
     #[test]
     fn the_preferred_version_counts() {
@@ -118,5 +166,16 @@ mod tests {
         let paths: Vec<_> = found.kinds.iter().map(|kind| kind.path("ns")).collect();
         assert_eq!(paths, ["/apis/g/v2/namespaces/ns/a", "/apis/g/v1/namespaces/ns/b"]);
         assert_eq!(found.stale, ["g/v1"]);
+    }
+    #[test]
+    fn an_older_server_says_the_same() {
+        let list = json!({"groupVersion": "apps/v1", "resources": [
+            {"name": "deployments", "singularName": "", "namespaced": true, "kind": "Deployment", "verbs": ["list"]},
+            {"name": "deployments/status", "singularName": "", "namespaced": true, "kind": "Deployment", "verbs": ["get"]},
+        ]});
+        let mut found = Discovered::default();
+        collect_plain("apps", "v1", serde_json::from_value(list).unwrap(), &mut found);
+        let paths: Vec<_> = found.kinds.iter().map(|kind| kind.path("ns")).collect();
+        assert_eq!(paths, ["/apis/apps/v1/namespaces/ns/deployments"]);
     }
 }

@@ -30,6 +30,8 @@ enum Error {
     Discover(#[source] kube::Error),
     #[error("{failures} kinds of content could not be deleted from the namespace; its conditions say which")]
     Content { failures: usize },
+    #[error("content remains in the namespace")]
+    Remaining,
     #[error("finalize the namespace")]
     Finalize(#[source] kube::Error),
     #[error("update the namespace")]
@@ -39,6 +41,7 @@ enum Error {
 impl Retriable for Error {
     fn is_expected(&self) -> bool {
         match self {
+            Self::Remaining => true,
             Self::Update(error) => error.is_expected(),
             Self::Finalize(kube::Error::Api(status)) => matches!(status.code, 404 | 409),
             _ => false,
@@ -115,9 +118,9 @@ impl Controller {
             });
         }
         if let Some(estimate) = found.estimate {
-            // As upstream: look again after half of the longest grace period.
+            // Most content goes at once, so look again soon; and at the latest after half of the longest grace period.
             self.queue.add_after(key, Duration::from_secs(estimate / 2 + 1));
-            return Ok(());
+            return Err(Error::Remaining);
         }
         self.finalize(&namespace).await
     }

@@ -155,7 +155,12 @@ impl<T: QueueKey> Queue<T> {
                         () = shutdown.cancelled() => return,
                         key = queue.next() => key,
                     };
-                    queue.work_on(key, &reconcile).await;
+                    // What is cut off here is done by the next process, as after a crash.
+                    tokio::select! {
+                        biased;
+                        () = shutdown.cancelled() => return,
+                        () = queue.work_on(key, &reconcile) => {}
+                    }
                 }
             });
         }

@@ -224,7 +224,8 @@ impl Controller {
     async fn create_one(&self, set: &ReplicaSet, owner: &Key, body: &Value) -> Result<(), Error> {
         match self.writer.create_one_of::<Pod>(set.namespace(), body).await {
             Ok(name) => {
-                self.recorder.normal(Regarding::of(set), "SuccessfulCreate", format!("Created pod: {name}"));
+                self.recorder
+                    .normal(Regarding::of(set), "SuccessfulCreate", format!("Created pod: {name}"));
                 Ok(())
             }
             Err(error) => {

@@ -128,7 +128,10 @@ impl Writer {
     /// may turn that into a failure and so into a second object.
     pub(crate) async fn create_one_of<K: Object>(&self, namespace: &str, body: &Value) -> Result<String, Error> {
         let key = Key::new(namespace, "");
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PostParams::default()
+        };
         let request = at::<K>(&key).create(&params, body.to_string().into_bytes());
         let answer: Value = self.send::<K, Value>("create", &key, request).await?;
         Ok(answer["metadata"]["name"].as_str().unwrap_or_default().to_owned())

@@ -13,7 +13,7 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_apiserver::ApiServer;
-use skiff_daemon::Context;
+use skiff_daemon::{Context, Shutdown};
 use skiff_pki::{CertificateAuthority, Request as CertificateRequest, ServiceAccountKey};
 use tokio::net::TcpListener;
 use tokio::process::Command;
@@ -23,6 +23,9 @@ pub(crate) const NEVER_READY: &str = "never-ready";
 
 pub(crate) struct Cluster {
     pub(crate) client: kube::Client,
+    server: ApiServer,
+    config: skiff_controllers::Config,
+    manager: Shutdown,
     context: Context,
     directory: tempfile::TempDir,
 }
@@ -45,7 +48,10 @@ impl Cluster {
         let identity = authority.issue(&request).unwrap();
         let listener = TcpListener::bind((loopback, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let store = skiff_store::sqlite::open(directory.path().join("state.db"), skiff_store::sqlite::Options::default());
+        let store = skiff_store::sqlite::open(
+            directory.path().join("state.db"),
+            skiff_store::sqlite::Options::default(),
+        );
         let config = skiff_apiserver::Config {
             identity,
             client_ca_pem: authority.certificate_pem().to_owned(),
@@ -59,10 +65,14 @@ impl Cluster {
             kubelet_ca_pem: None,
         };
         let context = Context::default();
-        let server = ApiServer::start(config, Arc::new(store.unwrap()), context.clone()).await.unwrap();
+        let server = ApiServer::start(config, Arc::new(store.unwrap()), context.clone())
+            .await
+            .unwrap();
         let serving = server.clone();
         tokio::spawn(async move { serving.serve(vec![listener]).await });
-        let admin = authority.issue(&CertificateRequest::client("admin", &["system:masters"])).unwrap();
+        let admin = authority
+            .issue(&CertificateRequest::client("admin", &["system:masters"]))
+            .unwrap();
         let url = format!("https://127.0.0.1:{port}");
         let kubeconfig = skiff_pki::Kubeconfig::embedded("skiff", &url, authority.certificate_pem(), "admin", &admin);
         kubeconfig.write(&directory.path().join("admin.conf")).unwrap();
@@ -74,15 +84,44 @@ impl Cluster {
             ..skiff_controllers::Config::default()
         };
         change(&mut manager);
-        let client = server.client("system:kube-controller-manager", &["system:authenticated"]);
-        tokio::spawn(skiff_controllers::run(manager, client, context.clone()));
-        Self { client: server.client("admin", &["system:masters"]), context, directory }
+        let client = server.client("admin", &["system:masters"]);
+        let mut cluster = Self {
+            client,
+            server,
+            config: manager,
+            manager: Shutdown::new(),
+            context,
+            directory,
+        };
+        cluster.restart_manager();
+        // Without it no pod is admitted.
+        let account = "/api/v1/namespaces/default/serviceaccounts/default";
+        eventually("the default account is there", async || {
+            !cluster.get(account).await.is_null()
+        })
+        .await;
+        cluster
+    }
+
+    /// Stops the manager wherever it is, and starts another that knows nothing of it.
+    pub(crate) fn restart_manager(&mut self) {
+        self.manager.cancel();
+        let context = Context {
+            shutdown: self.context.shutdown.child_token(),
+            ..Context::default()
+        };
+        self.manager = context.shutdown.clone();
+        let client = self
+            .server
+            .client("system:kube-controller-manager", &["system:authenticated"]);
+        tokio::spawn(skiff_controllers::run(self.config.clone(), client, context));
     }
 
     /// Plays `count` nodes: pods are bound in turn, run at once, and end when deleted.
     pub(crate) async fn play_nodes(&self, count: usize) {
         for number in 0..count {
-            self.post("/api/v1/nodes", json!({"metadata": {"name": format!("node-{number}")}})).await;
+            self.post("/api/v1/nodes", json!({"metadata": {"name": format!("node-{number}")}}))
+                .await;
             self.set_node_ready(number, "True").await;
         }
         let client = self.client.clone();
@@ -93,14 +132,33 @@ impl Cluster {
     pub(crate) async fn set_node_ready(&self, number: usize, status: &str) {
         let now = "2026-01-01T00:00:00Z";
         let condition = json!({"type": "Ready", "status": status, "reason": "Test", "message": "", "lastHeartbeatTime": now, "lastTransitionTime": now});
-        self.patch(&format!("/api/v1/nodes/node-{number}/status"), json!({"status": {"conditions": [condition]}})).await;
+        self.patch(
+            &format!("/api/v1/nodes/node-{number}/status"),
+            json!({"status": {"conditions": [condition]}}),
+        )
+        .await;
     }
 
     // === requests ===
 
-    pub(crate) async fn send(&self, method: &str, path: &str, content_type: &str, body: Value) -> Result<Value, kube::Error> {
-        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-        let request = Request::builder().method(method).uri(path).header("content-type", content_type).body(body).unwrap();
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: Value,
+    ) -> Result<Value, kube::Error> {
+        let body = if body.is_null() {
+            Vec::new()
+        } else {
+            body.to_string().into_bytes()
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content_type)
+            .body(body)
+            .unwrap();
         self.client.request(request).await
     }
 
@@ -117,17 +175,23 @@ impl Cluster {
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Value {
-        self.send("POST", path, "application/json", body).await.unwrap_or_else(|error| panic!("POST {path}: {error}"))
+        self.send("POST", path, "application/json", body)
+            .await
+            .unwrap_or_else(|error| panic!("POST {path}: {error}"))
     }
 
     pub(crate) async fn patch(&self, path: &str, body: Value) -> Value {
         let content_type = "application/merge-patch+json";
-        self.send("PATCH", path, content_type, body).await.unwrap_or_else(|error| panic!("PATCH {path}: {error}"))
+        self.send("PATCH", path, content_type, body)
+            .await
+            .unwrap_or_else(|error| panic!("PATCH {path}: {error}"))
     }
 
     pub(crate) async fn delete(&self, path: &str, policy: &str) {
         let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy});
-        self.send("DELETE", path, "application/json", options).await.unwrap_or_else(|error| panic!("DELETE {path}: {error}"));
+        self.send("DELETE", path, "application/json", options)
+            .await
+            .unwrap_or_else(|error| panic!("DELETE {path}: {error}"));
     }
 
     /// What the real kubectl prints.
@@ -159,28 +223,42 @@ impl Cluster {
     }
 
     pub(crate) async fn pods(&self, app: &str) -> Vec<Value> {
-        self.list(&format!("/api/v1/namespaces/default/pods?labelSelector=app%3D{app}")).await
+        self.list(&format!("/api/v1/namespaces/default/pods?labelSelector=app%3D{app}"))
+            .await
     }
 
     pub(crate) async fn replica_sets(&self, app: &str) -> Vec<Value> {
-        self.list(&format!("/apis/apps/v1/namespaces/default/replicasets?labelSelector=app%3D{app}")).await
+        self.list(&format!(
+            "/apis/apps/v1/namespaces/default/replicasets?labelSelector=app%3D{app}"
+        ))
+        .await
     }
 
     /// `reason: message` of the events about an object.
     pub(crate) async fn events(&self, kind: &str, name: &str) -> Vec<String> {
         let events = self.list("/api/v1/namespaces/default/events").await;
-        let about = events.iter().filter(|event| event["involvedObject"]["kind"] == kind && event["involvedObject"]["name"] == name);
-        about.map(|event| format!("{}: {}", text(&event["reason"]), text(&event["message"]))).collect()
+        let about = events
+            .iter()
+            .filter(|event| event["involvedObject"]["kind"] == kind && event["involvedObject"]["name"] == name);
+        about
+            .map(|event| format!("{}: {}", text(&event["reason"]), text(&event["message"])))
+            .collect()
     }
 
     pub(crate) async fn wait_deployed(&self, name: &str, replicas: u64) {
         let path = format!("/apis/apps/v1/namespaces/default/deployments/{name}");
-        eventually(&format!("{name} has {replicas} available replicas and no other"), async || {
-            let object = self.get(&path).await;
-            let status = &object["status"];
-            let is = |field: &str| status[field].as_u64().unwrap_or_default() == replicas;
-            is("availableReplicas") && is("replicas") && is("updatedReplicas") && status["observedGeneration"] == object["metadata"]["generation"]
-        })
+        eventually(
+            &format!("{name} has {replicas} available replicas and no other"),
+            async || {
+                let object = self.get(&path).await;
+                let status = &object["status"];
+                let is = |field: &str| status[field].as_u64().unwrap_or_default() == replicas;
+                is("availableReplicas")
+                    && is("replicas")
+                    && is("updatedReplicas")
+                    && status["observedGeneration"] == object["metadata"]["generation"]
+            },
+        )
         .await;
     }
 }
@@ -232,7 +310,9 @@ async fn play_pods(client: kube::Client, nodes: usize) {
     let pods: Api<Pod> = Api::all(client.clone());
     let mut next = 0;
     loop {
-        let Ok(stream) = pods.watch(&WatchParams::default(), "0").await else { return };
+        let Ok(stream) = pods.watch(&WatchParams::default(), "0").await else {
+            return;
+        };
         let mut stream = std::pin::pin!(stream);
         while let Some(Ok(event)) = stream.next().await {
             if let WatchEvent::Added(pod) | WatchEvent::Modified(pod) = event {
@@ -254,19 +334,31 @@ async fn play(client: &kube::Client, pod: &Pod, node: &str, number: usize) {
     let runs = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
     if bound.is_none() {
         let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": node}});
-        api.create_subresource::<Value, Value>("binding", &name, &Default::default(), &binding).await.ok();
+        api.create_subresource::<Value, Value>("binding", &name, &Default::default(), &binding)
+            .await
+            .ok();
     } else if !runs {
         let now = "2026-01-01T00:00:00Z";
-        let never = pod.metadata.labels.iter().flatten().any(|(label, _)| label == NEVER_READY);
+        let never = pod
+            .metadata
+            .labels
+            .iter()
+            .flatten()
+            .any(|(label, _)| label == NEVER_READY);
         let ready = json!({"type": "Ready", "status": if never { "False" } else { "True" }, "lastTransitionTime": now});
         let ip = format!("10.244.{}.{}", number / 250, number % 250 + 1);
         let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "startTime": now, "conditions": [ready]}});
-        api.patch_status(&name, &Default::default(), &kube::api::Patch::Merge(&status)).await.ok();
+        api.patch_status(&name, &Default::default(), &kube::api::Patch::Merge(&status))
+            .await
+            .ok();
     }
 }
 
 /// Every object of a resource that was ever added, by name, from now on.
-pub(crate) async fn additions(cluster: &Cluster, resource: &kube::core::ApiResource) -> impl Future<Output = Vec<String>> + use<> {
+pub(crate) async fn additions(
+    cluster: &Cluster,
+    resource: &kube::core::ApiResource,
+) -> impl Future<Output = Vec<String>> + use<> {
     let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), resource);
     let stream = api.watch(&WatchParams::default(), "0").await.unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -32,7 +32,10 @@ async fn in_the_foreground_the_owner_goes_last() {
     eventually("all are gone, the owner last", async || {
         let owner = cluster.get(DEPLOYMENT).await;
         let (sets, pods) = (cluster.replica_sets("web").await.len(), cluster.pods("web").await.len());
-        assert!(!owner.is_null() || (sets == 0 && pods == 0), "the owner went before {sets} sets and {pods} pods");
+        assert!(
+            !owner.is_null() || (sets == 0 && pods == 0),
+            "the owner went before {sets} sets and {pods} pods"
+        );
         owner.is_null()
     })
     .await;
@@ -46,7 +49,10 @@ async fn orphans_stay_and_can_be_adopted_again() {
     let sets = cluster.replica_sets("web").await;
     assert_eq!(sets.len(), 1);
     assert!(sets[0]["metadata"]["ownerReferences"].is_null(), "set free");
-    holds_for(std::time::Duration::from_millis(300), "three pods", async || cluster.pods("web").await.len() == 3).await;
+    holds_for(std::time::Duration::from_millis(300), "three pods", async || {
+        cluster.pods("web").await.len() == 3
+    })
+    .await;
     let again = cluster.create_deployment("web", 3, json!({})).await;
     eventually("the new deployment takes the set", async || {
         cluster.replica_sets("web").await[0]["metadata"]["ownerReferences"][0]["uid"] == again["metadata"]["uid"]
@@ -63,17 +69,43 @@ async fn any_kind_may_own_any_other() {
     let second = cluster.post(maps, json!({"metadata": {"name": "second"}})).await;
     let reference = |owner: &serde_json::Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]});
     let secrets = "/api/v1/namespaces/default/secrets";
-    cluster.post(secrets, json!({"metadata": {"name": "one", "ownerReferences": [reference(&owner)]}})).await;
-    cluster.post(secrets, json!({"metadata": {"name": "two", "ownerReferences": [reference(&owner), reference(&second)]}})).await;
+    cluster
+        .post(
+            secrets,
+            json!({"metadata": {"name": "one", "ownerReferences": [reference(&owner)]}}),
+        )
+        .await;
+    cluster
+        .post(
+            secrets,
+            json!({"metadata": {"name": "two", "ownerReferences": [reference(&owner), reference(&second)]}}),
+        )
+        .await;
     let ghost = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "ghost", "uid": "00000000-0000-0000-0000-000000000000"});
-    cluster.post(secrets, json!({"metadata": {"name": "ghostly", "ownerReferences": [ghost]}})).await;
-    eventually("what a ghost owns is collected", async || cluster.get(&format!("{secrets}/ghostly")).await.is_null()).await;
+    cluster
+        .post(
+            secrets,
+            json!({"metadata": {"name": "ghostly", "ownerReferences": [ghost]}}),
+        )
+        .await;
+    eventually("what a ghost owns is collected", async || {
+        cluster.get(&format!("{secrets}/ghostly")).await.is_null()
+    })
+    .await;
     cluster.delete(&format!("{maps}/owner"), "Background").await;
-    eventually("the dependent follows", async || cluster.get(&format!("{secrets}/one")).await.is_null()).await;
+    eventually("the dependent follows", async || {
+        cluster.get(&format!("{secrets}/one")).await.is_null()
+    })
+    .await;
     eventually("that of two owners keeps the living one", async || {
-        cluster.get(&format!("{secrets}/two")).await["metadata"]["ownerReferences"].as_array().is_some_and(|owners| owners.len() == 1)
+        cluster.get(&format!("{secrets}/two")).await["metadata"]["ownerReferences"]
+            .as_array()
+            .is_some_and(|owners| owners.len() == 1)
     })
     .await;
     cluster.delete(&format!("{maps}/second"), "Background").await;
-    eventually("until that goes too", async || cluster.get(&format!("{secrets}/two")).await.is_null()).await;
+    eventually("until that goes too", async || {
+        cluster.get(&format!("{secrets}/two")).await.is_null()
+    })
+    .await;
 }

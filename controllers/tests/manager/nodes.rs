@@ -19,7 +19,10 @@ async fn impatient() -> Cluster {
 
 fn taints(node: &Value) -> Vec<String> {
     let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
-    taints.iter().map(|taint| format!("{}:{}", text(&taint["key"]), text(&taint["effect"]))).collect()
+    taints
+        .iter()
+        .map(|taint| format!("{}:{}", text(&taint["key"]), text(&taint["effect"])))
+        .collect()
 }
 
 /// Renews the leases of some nodes until the returned guard is dropped.
@@ -32,10 +35,24 @@ fn keep_alive(cluster: &Cluster, nodes: &'static [&'static str]) -> tokio::task:
                 let renewed = time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
                 let body = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": node}, "spec": {"renewTime": renewed}});
                 let base = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
-                let (method, path) = if round == 0 { ("POST", base.to_owned()) } else { ("PATCH", format!("{base}/{node}")) };
-                let content_type = if round == 0 { "application/json" } else { "application/merge-patch+json" };
-                let request = http::Request::builder().method(method).uri(path).header("content-type", content_type);
-                client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await.ok();
+                let (method, path) = if round == 0 {
+                    ("POST", base.to_owned())
+                } else {
+                    ("PATCH", format!("{base}/{node}"))
+                };
+                let content_type = if round == 0 {
+                    "application/json"
+                } else {
+                    "application/merge-patch+json"
+                };
+                let request = http::Request::builder()
+                    .method(method)
+                    .uri(path)
+                    .header("content-type", content_type);
+                client
+                    .request::<Value>(request.body(body.to_string().into_bytes()).unwrap())
+                    .await
+                    .ok();
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -45,12 +62,17 @@ fn keep_alive(cluster: &Cluster, nodes: &'static [&'static str]) -> tokio::task:
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_gets_a_range_of_its_own() {
     let cluster = Cluster::start().await;
-    let taken = json!({"metadata": {"name": "old"}, "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}});
+    let taken =
+        json!({"metadata": {"name": "old"}, "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}});
     cluster.post("/api/v1/nodes", taken).await;
     cluster.play_nodes(5).await;
     eventually("all six have different ranges", async || {
         let nodes = cluster.list("/api/v1/nodes").await;
-        let ranges: BTreeSet<_> = nodes.iter().map(|node| text(&node["spec"]["podCIDR"]).to_owned()).filter(|range| !range.is_empty()).collect();
+        let ranges: BTreeSet<_> = nodes
+            .iter()
+            .map(|node| text(&node["spec"]["podCIDR"]).to_owned())
+            .filter(|range| !range.is_empty())
+            .collect();
         ranges.len() == 6
     })
     .await;
@@ -76,31 +98,53 @@ async fn a_silent_node_loses_its_pods_and_gets_new_ones_when_it_speaks() {
     eventually("the silent node is unknown and tainted", async || {
         let node = cluster.get("/api/v1/nodes/node-0").await;
         let found = taints(&node);
-        let wanted = ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
+        let wanted = [
+            "node.kubernetes.io/unreachable:NoSchedule",
+            "node.kubernetes.io/unreachable:NoExecute",
+        ];
         wanted.iter().all(|taint| found.iter().any(|found| found == taint))
     })
     .await;
     let since = tokio::time::Instant::now();
     let node = cluster.get("/api/v1/nodes/node-0").await;
     assert_eq!(node["status"]["conditions"][0]["reason"], "NodeStatusUnknown");
-    assert_eq!(node["status"]["conditions"][0]["message"], "Kubelet stopped posting node status.");
+    assert_eq!(
+        node["status"]["conditions"][0]["message"],
+        "Kubelet stopped posting node status."
+    );
     for other in ["node-1", "node-2"] {
-        assert!(taints(&cluster.get(&format!("/api/v1/nodes/{other}")).await).is_empty(), "{other} speaks");
+        assert!(
+            taints(&cluster.get(&format!("/api/v1/nodes/{other}")).await).is_empty(),
+            "{other} speaks"
+        );
     }
     eventually("its pod is not ready", async || {
         let pod = cluster.get(path).await;
         let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        pod.is_null() || conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "False")
+        pod.is_null()
+            || conditions
+                .iter()
+                .any(|condition| condition["type"] == "Ready" && condition["status"] == "False")
     })
     .await;
     eventually("its pod is deleted", async || cluster.get(path).await.is_null()).await;
-    assert!(since.elapsed() > Duration::from_millis(1500), "not before its toleration ended: {:?}", since.elapsed());
+    assert!(
+        since.elapsed() > Duration::from_millis(1500),
+        "not before its toleration ended: {:?}",
+        since.elapsed()
+    );
     let events = cluster.events("Pod", "solo").await;
-    assert!(events.contains(&"TaintManagerEviction: Marking for deletion Pod default/solo".to_owned()), "{events:?}");
+    assert!(
+        events.contains(&"TaintManagerEviction: Marking for deletion Pod default/solo".to_owned()),
+        "{events:?}"
+    );
 
     let back = keep_alive(&cluster, &["node-0"]);
     cluster.set_node_ready(0, "True").await;
-    eventually("a node that speaks again has no taints", async || taints(&cluster.get("/api/v1/nodes/node-0").await).is_empty()).await;
+    eventually("a node that speaks again has no taints", async || {
+        taints(&cluster.get("/api/v1/nodes/node-0").await).is_empty()
+    })
+    .await;
     alive.abort();
     back.abort();
 }
@@ -111,12 +155,16 @@ async fn when_all_nodes_are_silent_nobody_is_evicted() {
     cluster.play_nodes(2).await;
     eventually("both are unknown", async || {
         let nodes = cluster.list("/api/v1/nodes").await;
-        nodes.iter().all(|node| taints(node).contains(&"node.kubernetes.io/unreachable:NoSchedule".to_owned()))
+        nodes
+            .iter()
+            .all(|node| taints(node).contains(&"node.kubernetes.io/unreachable:NoSchedule".to_owned()))
     })
     .await;
     holds_for(Duration::from_millis(500), "no node is being emptied", async || {
         let nodes = cluster.list("/api/v1/nodes").await;
-        nodes.iter().all(|node| !taints(node).iter().any(|taint| taint.ends_with("NoExecute")))
+        nodes
+            .iter()
+            .all(|node| !taints(node).iter().any(|taint| taint.ends_with("NoExecute")))
     })
     .await;
 }
@@ -131,5 +179,8 @@ async fn a_cordoned_node_is_tainted() {
     })
     .await;
     cluster.kubectl(&["uncordon", "node-0"]).await;
-    eventually("and gone", async || taints(&cluster.get("/api/v1/nodes/node-0").await).is_empty()).await;
+    eventually("and gone", async || {
+        taints(&cluster.get("/api/v1/nodes/node-0").await).is_empty()
+    })
+    .await;
 }
