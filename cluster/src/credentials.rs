@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use skiff_pki::{CertificateAuthority, Kubeconfig, Request, ServiceAccountKey};
+use skiff_pki::{CertificateAuthority, Identity, Kubeconfig, Request, ServiceAccountKey};
 
 use crate::layout::{self, Layout, NodeLayout};
 use crate::{Error, Result};
@@ -19,27 +19,19 @@ const API_NAMES: [&str; 5] = [
 /// Makes what is missing or near its end, and writes the kubeconfigs.
 pub(crate) fn ensure(layout: &Layout, nodes: &[NodeLayout], api_port: u16) -> Result<()> {
     let pki = layout.pki();
-    std::fs::create_dir_all(&pki).map_err(Error::file("create", &pki))?;
-    let authority = CertificateAuthority::load_or_generate(&pki, "ca", "kubernetes")?;
+    let authority = authority(&pki)?;
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let api_addresses = [nodes[0].address, layout::kubernetes_service(), loopback];
-    authority.load_or_issue(
-        &pki,
-        "apiserver",
-        &Request::server("kube-apiserver", &API_NAMES, &api_addresses),
-    )?;
-    authority.load_or_issue(
-        &pki,
-        "apiserver-kubelet-client",
-        &Request::client("kube-apiserver-kubelet-client", &["system:masters"]),
-    )?;
-    ServiceAccountKey::load_or_generate(&pki)?;
-
-    let config = Kubeconfigs {
+    let config = Credentials {
         authority,
         pki: &pki,
         cluster: layout.name(),
     };
+    let server = Request::server("kube-apiserver", &API_NAMES, &api_addresses);
+    config.issue("apiserver", &server)?;
+    let client = Request::client("kube-apiserver-kubelet-client", &["system:masters"]);
+    config.issue("apiserver-kubelet-client", &client)?;
+
     let outside = format!("https://127.0.0.1:{api_port}");
     let inside = format!("https://{}:6443", nodes[0].address);
     let admin = Request::client("kubernetes-admin", &["system:masters"]);
@@ -58,9 +50,24 @@ pub(crate) fn ensure(layout: &Layout, nodes: &[NodeLayout], api_port: u16) -> Re
         config.write(&node.proxy_kubeconfig(), &inside, "proxy", &proxy)?;
         let mut serving = Request::server(&user, &[node.name.as_str()], &[node.address]);
         serving.organizations = vec!["system:nodes".to_owned()];
-        config.authority.load_or_issue(&pki, &kubelet_serving(node), &serving)?;
+        config.issue(&kubelet_serving(node), &serving)?;
     }
     Ok(())
+}
+
+/// The authority and the key that signs service accounts' tokens. They come into their place together: were one of two files
+/// missing after a crash, nobody could tell whether something still trusts the lost one.
+fn authority(pki: &Path) -> Result<CertificateAuthority> {
+    if !pki.exists() {
+        let new = pki.with_extension("new");
+        if new.exists() {
+            std::fs::remove_dir_all(&new).map_err(Error::file("remove", &new))?;
+        }
+        CertificateAuthority::generate("kubernetes")?.save(&new, "ca")?;
+        ServiceAccountKey::load_or_generate(&new)?;
+        std::fs::rename(&new, pki).map_err(Error::file("rename", &new))?;
+    }
+    Ok(CertificateAuthority::load(pki, "ca")?)
 }
 
 /// The file name of a node's serving certificate, without its ending.
@@ -68,21 +75,50 @@ pub(crate) fn kubelet_serving(node: &NodeLayout) -> String {
     format!("kubelet-serving-{}", node.name)
 }
 
-struct Kubeconfigs<'a> {
+struct Credentials<'a> {
     authority: CertificateAuthority,
     pki: &'a Path,
     cluster: &'a str,
 }
 
-impl Kubeconfigs<'_> {
+impl Credentials<'_> {
+    fn issue(&self, name: &str, request: &Request) -> Result<Identity> {
+        let files = ["crt", "key"].map(|ending| self.pki.join(format!("{name}.{ending}")));
+        if files.iter().filter(|file| file.exists()).count() == 1 {
+            // A crash between the two. Nobody has used it yet, and the authority can issue another.
+            files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+        }
+        Ok(self.authority.load_or_issue(self.pki, name, request)?)
+    }
+
     fn write(&self, path: &Path, server: &str, identity_name: &str, request: &Request) -> Result<()> {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(Error::file("create", directory))?;
         }
-        let identity = self.authority.load_or_issue(self.pki, identity_name, request)?;
+        let identity = self.issue(identity_name, request)?;
         let cluster = format!("skiff-{}", self.cluster);
         let authority = self.authority.certificate_pem();
         Kubeconfig::embedded(&cluster, server, authority, &request.common_name, &identity).write(path)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_between_two_files_is_repaired() {
+        let home = tempfile::tempdir().unwrap();
+        let layout = Layout::new(home.path(), "dev").unwrap();
+        let nodes = [layout.node(0)];
+        std::fs::create_dir_all(layout.pki().with_extension("new")).unwrap();
+        std::fs::write(layout.pki().with_extension("new").join("ca.key"), "half").unwrap();
+        ensure(&layout, &nodes, 1).unwrap();
+        let authority = std::fs::read(layout.pki().join("ca.crt")).unwrap();
+        std::fs::remove_file(layout.pki().join("apiserver.crt")).unwrap();
+        ensure(&layout, &nodes, 2).unwrap();
+        assert!(layout.pki().join("apiserver.crt").exists());
+        assert_eq!(std::fs::read(layout.pki().join("ca.crt")).unwrap(), authority);
     }
 }

@@ -30,7 +30,10 @@ impl Cluster {
         let _lock = lock(&layout)?;
         let mut cluster = match Record::read(&layout.record()) {
             Ok(record) => Self {
-                record: record.unwrap_or_default(),
+                record: record.unwrap_or_else(|| Record {
+                    nodes: nodes_by_directory(&layout),
+                    ..Record::default()
+                }),
                 layout,
             },
             // A garbled record must not keep anybody from purging.
@@ -96,6 +99,11 @@ impl Cluster {
         let directory = self.layout.directory();
         let mut left = leftovers::remove_cgroups(&self.layout.cgroup());
         for node in self.nodes() {
+            left.extend(
+                network::open(&node)
+                    .ok()
+                    .and_then(|namespace| leftovers::end_processes(&namespace).err()),
+            );
             let shims = containerd::kill_shims(&node.containerd_socket());
             left.extend(
                 shims
@@ -103,6 +111,10 @@ impl Cluster {
                     .map(|error| format!("end the shims of {}: {error}", node.name)),
             );
             containerd::remove_shim_sockets(&node.containerd_state());
+            if purge {
+                // Otherwise containerd, when it runs again, ends what it finds.
+                containerd::remove_cni_results(&node.containerd_root());
+            }
         }
         let unmounted = containerd::unmount_below(&directory);
         left.extend(
@@ -123,6 +135,8 @@ impl Cluster {
     /// Deletes the directory, or only notes that nothing runs any more.
     fn forget(&self, purge: bool, directory: &Path) -> Option<String> {
         if !directory.exists() {
+            // Nobody would ever take it again; it fails only when it is gone already.
+            std::fs::remove_file(self.layout.lock()).ok();
             return None;
         }
         let result = if purge {

@@ -91,6 +91,8 @@ impl Layout {
     pub fn new(home: &Path, name: &str) -> Result<Self> {
         let valid = name.starts_with(|first: char| first.is_ascii_lowercase())
             && !name.ends_with('-')
+            // The namespaces of cluster `a-node-1` would be taken for those of cluster `a`.
+            && !name.contains("-node-")
             && name.len() <= LONGEST_NAME
             && name
                 .bytes()
@@ -288,7 +290,7 @@ mod tests {
 
     #[test]
     fn names_that_cannot_be_part_of_paths_are_refused() {
-        for name in ["", "A", "1a", "a_b", "a-", "../x", "a".repeat(21).as_str()] {
+        for name in ["", "A", "1a", "a_b", "a-", "../x", "a-node-1", "a".repeat(21).as_str()] {
             assert!(
                 matches!(Layout::new(Path::new("/home"), name), Err(Error::Name { .. })),
                 "{name:?}"

@@ -1,8 +1,12 @@
-//! The cgroups that containers can leave when they are ended from outside. Only those under a cluster's own are touched.
+//! What is left when processes are ended from outside: cgroups of containers, processes that nobody recorded. Only what is under a
+//! cluster's own cgroup, or in its own namespaces, is touched.
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use skiff_net::netns::Namespace;
 
 use crate::process::Process;
 
@@ -27,6 +31,23 @@ pub(crate) fn remove_cgroups(path: &str) -> Vec<String> {
         roots.iter().for_each(|root| drop(fs::remove_dir(root.join(parent))));
     }
     left
+}
+
+/// Ends the processes in a node's network namespace: what an interrupted `up` had started but not yet recorded.
+pub(crate) fn end_processes(namespace: &Namespace) -> Result<(), String> {
+    let failed = |error| format!("list the processes in {}: {error}", namespace.name());
+    let (_, wanted) = namespace.id().map_err(failed)?;
+    for entry in fs::read_dir("/proc").map_err(failed)?.filter_map(Result::ok) {
+        // A process may end while we look at it.
+        let inside = fs::metadata(entry.path().join("ns/net")).is_ok_and(|found| found.ino() == wanted);
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let Some(process) = pid.filter(|_| inside).and_then(Process::of) {
+            process
+                .kill()
+                .map_err(|error| format!("end process {}: {error}", process.pid))?;
+        }
+    }
+    Ok(())
 }
 
 /// The cgroups at and below `path`, in every hierarchy.

@@ -57,11 +57,13 @@ impl Cluster {
                 kubeconfig,
             });
         }
+        progress.step("images");
+        images::collect(&cluster.layout, options.images.as_deref())?;
+        // Before anything outside the directory is made: from here on `down` knows what to look for.
+        cluster.record.write(&cluster.layout.record())?;
         progress.step("network");
         let nodes = cluster.nodes();
         network::build(&cluster.layout, &nodes)?;
-        progress.step("images");
-        images::collect(&cluster.layout, options.images.as_deref())?;
         progress.step("credentials and configuration");
         let listener = cluster.open_listener()?;
         credentials::ensure(&cluster.layout, &nodes, cluster.record.api_port)?;

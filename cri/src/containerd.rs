@@ -162,6 +162,25 @@ pub fn remove_shim_sockets(state: &Path) -> usize {
     sockets.filter(|socket| fs::remove_file(socket).is_ok()).count()
 }
 
+/// Where the CNI library inside containerd notes the results of its plugins; containerd 1.x has no setting for it.
+const CNI_RESULTS: &str = "/var/lib/cni/results";
+
+/// Removes the CNI results of a containerd's sandboxes (its root tells them), for when it is to be deleted without having been
+/// able to take their networks down.
+pub fn remove_cni_results(root: &Path) -> usize {
+    let names = |directory: PathBuf| {
+        let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+        entries.filter_map(|entry| entry.file_name().into_string().ok())
+    };
+    let sandboxes: Vec<_> = names(root.join("io.containerd.grpc.v1.cri/sandboxes")).collect();
+    // NETWORK-SANDBOX-INTERFACE, where a sandbox's id is 64 digits.
+    let ours = |name: &String| sandboxes.iter().any(|sandbox| name.contains(&format!("-{sandbox}-")));
+    let results = names(CNI_RESULTS.into()).filter(ours);
+    results
+        .filter(|name| fs::remove_file(Path::new(CNI_RESULTS).join(name)).is_ok())
+        .count()
+}
+
 /// Unmounts everything below a directory, the innermost first. What is busy is detached.
 ///
 /// # Errors
