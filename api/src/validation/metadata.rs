@@ -258,7 +258,8 @@ mod tests {
                 .starts_with("metadata.labels: Invalid value: \"-bad-\": a valid label must be an empty string or")
         );
         assert!(
-            messages[1].starts_with("metadata.annotations: Invalid value: \"a/b/c\": a valid label key must consist of")
+            messages[1]
+                .starts_with("metadata.annotations: Invalid value: \"a/b/c\": a valid label key must consist of")
         );
         assert_eq!(
             messages[2],
