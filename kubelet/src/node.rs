@@ -156,6 +156,7 @@ impl NodeTask {
         let mut delay = FIRST_RETRY;
         let began = Instant::now();
         let mut first = true;
+        let mut announced = NodeStatus::default();
         loop {
             let status = self.status(&told.status).await;
             let change = status::diff(&told.status, &status, first || told.at.elapsed() >= report);
@@ -163,7 +164,8 @@ impl NodeTask {
             if let Some(change) = change {
                 match self.send(&api, change).await {
                     Ok(node) => {
-                        self.tell(&told.status, &status);
+                        self.tell(&announced, &status);
+                        announced = status.clone();
                         told = Told {
                             status: node.status.unwrap_or(status),
                             at: Instant::now(),

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
@@ -362,11 +363,14 @@ impl Worker {
             cancel,
         };
         self.running.spawn(async move {
+            let begun = Instant::now();
             let outcome = tokio::select! {
                 biased;
                 outcome = execute::execute(&context, &action) => outcome,
                 () = context.cancel.cancelled(), if killing => Outcome::Cancelled,
             };
+            let pod = context.pod.metadata.name.as_deref().unwrap_or_default();
+            tracing::debug!(pod, ?action, ?outcome, took = ?begun.elapsed(), "acted");
             (action, outcome)
         });
     }
@@ -381,10 +385,9 @@ impl Worker {
                 self.memory.volumes = Volumes::Ready { refresh };
             }
             (Action::PrepareVolumes, Outcome::Failed { reason, message }) => {
-                let text = format!("MountVolume.SetUp failed: {message}");
                 self.agent
                     .events
-                    .pod(&self.pod, Severity::Warning, reason, text.clone());
+                    .pod(&self.pod, Severity::Warning, reason, message.clone());
                 let last = match &self.memory.volumes {
                     Volumes::Failed(failure) => Some(failure.clone()),
                     Volumes::Ready { .. } => {
@@ -397,7 +400,7 @@ impl Worker {
                 let delay = last.map_or(Duration::from_millis(500), |last| {
                     (last.delay * 2).min(Duration::from_secs(122))
                 });
-                self.memory.volumes = Volumes::Failed(Failure::steady(reason, text, delay, now));
+                self.memory.volumes = Volumes::Failed(Failure::steady(reason, message, delay, now));
             }
             (Action::CreateSandbox { .. }, Outcome::Done) => self.memory.sandbox = None,
             (Action::CreateSandbox { .. }, Outcome::Failed { reason, message }) => {

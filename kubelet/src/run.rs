@@ -130,6 +130,15 @@ pub async fn run_with(
             .map_err(|error| Error::Server(Box::new(error)))?;
         tasks.spawn(server.run(listener, shutdown.clone()));
     }
+    if let Some(listener) = healthz(&config).await {
+        let (health, metrics) = (daemon.health.clone(), daemon.metrics.clone());
+        let serving = skiff_daemon::health::serve(listener, health, metrics, shutdown.clone());
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "cannot serve health checks any longer");
+            }
+        });
+    }
     let (updates, received) = mpsc::channel(UPDATES);
     tasks.spawn(sources::api(client.clone(), name.clone(), updates, shutdown.clone()));
     tasks.spawn(writer.run(client.clone(), shutdown.clone()));
@@ -221,6 +230,19 @@ fn dns_node(config: &Config) -> dns::Node {
         servers: kubelet.cluster_dns.clone(),
         domain: kubelet.cluster_domain.clone(),
         host: host.map(dns::read).unwrap_or_default(),
+    }
+}
+
+/// The listener for health checks; without one the kubelet still works.
+async fn healthz(config: &Config) -> Option<TcpListener> {
+    let kubelet = &config.kubelet;
+    let port = u16::try_from(kubelet.healthz_port).ok().filter(|port| *port > 0)?;
+    match TcpListener::bind((kubelet.healthz_bind_address.as_str(), port)).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(%error, port, "cannot serve health checks: is healthzPort taken? Set another, or 0 for none");
+            None
+        }
     }
 }
 

@@ -26,6 +26,15 @@ pub(crate) use token::Tokens;
 /// Why a volume is not ready; shown as the event FailedMount.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    /// One volume is not ready.
+    #[error("MountVolume.SetUp failed for volume {name:?}")]
+    Volume {
+        /// The volume.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
     /// A step on the file system failed.
     #[error("cannot {step} {path}")]
     File {
@@ -105,7 +114,15 @@ impl Volumes {
             make_dir(&dir.join(name), 0o750)?;
         }
         let volumes = pod::spec(pod).volumes.as_deref().unwrap_or_default();
-        futures::future::try_join_all(volumes.iter().map(|volume| self.prepare_one(pod, volume, facts))).await?;
+        let prepare = |volume| async move {
+            self.prepare_one(pod, volume, facts)
+                .await
+                .map_err(|source| Error::Volume {
+                    name: volume.name.clone(),
+                    source: Box::new(source),
+                })
+        };
+        futures::future::try_join_all(volumes.iter().map(prepare)).await?;
         Ok(())
     }
 

@@ -102,8 +102,11 @@ impl Reporter {
             .and_then(|wanted| patch::diff(pod::uid(pod), &patch::json(&self.last), wanted));
         if let Some(change) = change {
             self.call = Some(tokio::spawn(async move {
+                let begun = Instant::now();
                 let patch = Patch::Strategic(change);
-                match api.patch_status(&name, &PatchParams::default(), &patch).await {
+                let answer = api.patch_status(&name, &PatchParams::default(), &patch).await;
+                tracing::debug!(pod = name, took = ?begun.elapsed(), ?patch, "told the API");
+                match answer {
                     Ok(pod) => Answer::Patched(Box::new(pod)),
                     Err(error) => refused(&error),
                 }

@@ -27,6 +27,9 @@ pub(super) struct User {
     pub(super) groups: Vec<String>,
 }
 
+/// Answers, each with the time until which it holds.
+type Memory<K, V> = Mutex<HashMap<K, (Instant, V)>>;
+
 /// Decides on requests.
 pub(super) struct Access {
     client: kube::Client,
@@ -37,8 +40,8 @@ pub(super) struct Access {
     token_ttl: Duration,
     allowed_ttl: Duration,
     refused_ttl: Duration,
-    known_tokens: Mutex<HashMap<[u8; 32], (Instant, Option<User>)>>,
-    known_rights: Mutex<HashMap<(User, String, &'static str), (Instant, bool)>>,
+    known_tokens: Memory<[u8; 32], Option<User>>,
+    known_rights: Memory<(User, &'static str, &'static str), bool>,
 }
 
 impl Access {
@@ -147,7 +150,7 @@ impl Access {
     }
 
     async fn allowed(&self, user: &User, subresource: &'static str, verb: &'static str) -> Result<bool, String> {
-        let key = (user.clone(), verb.to_owned(), subresource);
+        let key = (user.clone(), verb, subresource);
         let now = Instant::now();
         if let Some((until, allowed)) = self.known_rights.lock().get(&key)
             && *until > now

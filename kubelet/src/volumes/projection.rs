@@ -8,7 +8,6 @@ use super::atomic::{File, Files};
 use super::{Error, Tokens};
 use crate::env::{self, Facts};
 use crate::objects::{Kind, Objects};
-use crate::pod;
 
 const DEFAULT_MODE: i32 = 0o644;
 
@@ -96,11 +95,7 @@ impl Collector<'_> {
             if optional {
                 return Ok(());
             }
-            let namespace = pod::namespace(self.pod);
-            return Err(Error::Missing(format!(
-                "{} \"{name}\" not found (namespace {namespace})",
-                kind.word()
-            )));
+            return Err(Error::Missing(format!("{} \"{name}\" not found", kind.word())));
         };
         let items = items.unwrap_or_default();
         if items.is_empty() {

@@ -28,14 +28,14 @@ impl Scene {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         skiff_daemon::install_crypto();
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let runtime = FakeRuntime::new();
         runtime.add_image("busybox:1");
         let cgroup = format!("/skiff-kubelet-test-{}-{serial}", std::process::id());
         let mut config = Config {
             flags: Flags {
                 hostname_override: Some("node-1".into()),
-                node_ips: vec!["127.0.0.1".parse().unwrap()],
+                node_ips: vec![std::net::Ipv4Addr::LOCALHOST.into()],
                 root_dir: dir.path().join("kubelet"),
                 ..Flags::default()
             },
@@ -44,6 +44,7 @@ impl Scene {
         config.kubelet.pod_logs_dir = dir.path().join("logs");
         config.kubelet.cgroup_root.clone_from(&cgroup);
         config.kubelet.enable_server = false;
+        config.kubelet.healthz_port = 0;
         config.kubelet.cluster_domain = "cluster.local".into();
         let mut scene = Self {
             api: Api::new(),
@@ -93,7 +94,7 @@ impl Scene {
             },
             "status": {"phase": "Pending"},
         });
-        for (key, value) in spec.as_object().unwrap() {
+        for (key, value) in spec.as_object().into_iter().flatten() {
             pod["spec"][key] = value.clone();
         }
         self.api.put(&Self::path(name), pod);
@@ -142,7 +143,7 @@ impl Scene {
             state: Some(ContainerState::Running),
             ..ContainerFilter::default()
         };
-        let all = self.runtime.list_containers(&filter).await.unwrap();
+        let all = self.runtime.list_containers(&filter).await.expect("a list");
         all.into_iter()
             .filter(|container| container.metadata.name == name)
             .map(|container| container.id)
