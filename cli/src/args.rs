@@ -73,7 +73,10 @@ impl LogArgs {
             Format::Text => LogFormat::Text,
             Format::Json => LogFormat::Json,
         };
-        LogOptions { verbosity: self.verbosity, format }
+        LogOptions {
+            verbosity: self.verbosity,
+            format,
+        }
     }
 }
 

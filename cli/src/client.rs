@@ -9,8 +9,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 pub(crate) async fn from_file(path: &Path, component: &str) -> anyhow::Result<kube::Client> {
     let read = || format!("read the kubeconfig {}", path.display());
     let kubeconfig = Kubeconfig::read_from(path).with_context(read)?;
-    let mut config =
-        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(read)?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .with_context(read)?;
     // Watches are long; a dead connection is noticed by the server's bookmarks and TCP, not by a short read timeout.
     config.read_timeout = None;
     config.headers.push((

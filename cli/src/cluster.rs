@@ -144,7 +144,11 @@ pub(crate) async fn up(args: UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     }
     bar.finish();
     let kubeconfig = cluster.layout().admin_kubeconfig();
-    eprintln!("cluster {} is ready after {:.1} s; use it with:", options.name, begin.elapsed().as_secs_f64());
+    eprintln!(
+        "cluster {} is ready after {:.1} s; use it with:",
+        options.name,
+        begin.elapsed().as_secs_f64()
+    );
     println!("export KUBECONFIG={}", kubeconfig.display());
     Ok(())
 }
@@ -155,7 +159,11 @@ pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
     let result = Cluster::down(&args.home.home, &args.name, args.purge, &bar).await;
     bar.finish();
     result?;
-    eprintln!("cluster {} is down{}", args.name, if args.purge { " and its data deleted" } else { "" });
+    eprintln!(
+        "cluster {} is down{}",
+        args.name,
+        if args.purge { " and its data deleted" } else { "" }
+    );
     Ok(())
 }
 
@@ -186,7 +194,12 @@ pub(crate) async fn list(args: ListArgs) -> anyhow::Result<()> {
     for (cluster, name) in &clusters {
         let status = if cluster.is_running() { "Running" } else { "Stopped" };
         let kubeconfig = cluster.layout().admin_kubeconfig().display().to_string();
-        table.add_row([name.as_str(), &cluster.record().nodes.len().to_string(), status, &kubeconfig]);
+        table.add_row([
+            name.as_str(),
+            &cluster.record().nodes.len().to_string(),
+            status,
+            &kubeconfig,
+        ]);
     }
     println!("{table}");
     Ok(())
@@ -196,7 +209,11 @@ pub(crate) async fn list(args: ListArgs) -> anyhow::Result<()> {
 pub(crate) async fn kubeconfig(args: NameArgs) -> anyhow::Result<()> {
     let cluster = Cluster::open(&args.home.home, &args.name)?;
     let layout = cluster.layout();
-    let path = if args.in_cluster_network { layout.cluster_kubeconfig() } else { layout.admin_kubeconfig() };
+    let path = if args.in_cluster_network {
+        layout.cluster_kubeconfig()
+    } else {
+        layout.admin_kubeconfig()
+    };
     println!("{}", path.display());
     Ok(())
 }
@@ -222,7 +239,9 @@ fn run_node(command: NodeCommand) -> anyhow::Result<ExitCode> {
                 .with_context(|| format!("is cluster {} running?", node.name))?;
             let mut process = Command::new(&command[0]);
             process.args(&command[1..]);
-            let status = namespace.run(|| process.status())?.with_context(|| format!("run {}", command[0]))?;
+            let status = namespace
+                .run(|| process.status())?
+                .with_context(|| format!("run {}", command[0]))?;
             return Ok(exit_code(status));
         }
     }

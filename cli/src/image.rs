@@ -56,6 +56,9 @@ struct BuildArgs {
     /// A file of the image and where it comes from; its mode is kept
     #[arg(long = "file", value_name = "PATH=SOURCE", value_parser = pair)]
     files: Vec<(String, String)>,
+    /// A directory of the image and its mode
+    #[arg(long = "directory", value_name = "PATH=MODE", value_parser = pair)]
+    directories: Vec<(String, String)>,
     /// A symbolic link of the image and what it points to
     #[arg(long = "symlink", value_name = "PATH=TARGET", value_parser = pair)]
     symlinks: Vec<(String, String)>,
@@ -109,7 +112,10 @@ pub(crate) async fn import_directory(client: &Client, directory: &Path) -> anyho
     for file in files.iter().filter(|file| file.is_file()) {
         match import_file(client, file).await {
             Ok(names) => tracing::info!(file = %file.display(), images = names.join(" "), "imported"),
-            Err(error) => tracing::error!(error = skiff_daemon::error_chain(error.as_ref()), "image archive left out"),
+            Err(error) => tracing::error!(
+                error = skiff_daemon::error_chain(error.as_ref()),
+                "image archive left out"
+            ),
         }
     }
     Ok(())
@@ -118,28 +124,46 @@ pub(crate) async fn import_directory(client: &Client, directory: &Path) -> anyho
 async fn import_file(client: &Client, path: &Path) -> anyhow::Result<Vec<String>> {
     let failed = || format!("import {}", path.display());
     let archive = File::open(path).with_context(failed)?;
-    let imported = images::import(client, archive, Options { pinned: true }).await.with_context(failed)?;
+    let imported = images::import(client, archive, Options { pinned: true })
+        .await
+        .with_context(failed)?;
     Ok(imported.into_iter().map(|image| image.name).collect())
 }
 
 fn build(args: BuildArgs) -> anyhow::Result<()> {
-    let execution =
-        Execution { entrypoint: args.entrypoint, cmd: args.cmd, env: args.environment, ..Execution::default() };
+    let execution = Execution {
+        entrypoint: args.entrypoint,
+        cmd: args.cmd,
+        env: args.environment,
+        ..Execution::default()
+    };
     let mut image = Builder::new(&args.tag).execution(execution);
+    for (path, mode) in &args.directories {
+        let mode = u32::from_str_radix(mode, 8).with_context(|| format!("{mode:?} is not an octal mode"))?;
+        image = image.directory(path, mode);
+    }
     for (path, source) in &args.files {
-        let mode = std::fs::metadata(source).with_context(|| format!("read {source}"))?.permissions().mode() & 0o7777;
+        let mode = std::fs::metadata(source)
+            .with_context(|| format!("read {source}"))?
+            .permissions()
+            .mode()
+            & 0o7777;
         image = image.file(path, mode, source);
     }
     for (path, target) in &args.symlinks {
         image = image.link(path, target);
     }
     let output = File::create(&args.output).with_context(|| format!("create {}", args.output.display()))?;
-    let digest = image.write(output).with_context(|| format!("write {}", args.output.display()))?;
+    let digest = image
+        .write(output)
+        .with_context(|| format!("write {}", args.output.display()))?;
     println!("{} {digest}", args.tag);
     Ok(())
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
-    let (first, second) = text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form A=B"))?;
+    let (first, second) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not of the form A=B"))?;
     Ok((first.to_owned(), second.to_owned()))
 }

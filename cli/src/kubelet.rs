@@ -61,11 +61,18 @@ pub(crate) async fn run(args: KubeletArgs, shutdown: Shutdown) -> anyhow::Result
         let runtime = Client::new(&config.kubelet.container_runtime_endpoint);
         image::import_directory(&runtime, directory).await?;
     }
-    let daemon = Context { shutdown, ..Context::default() };
-    skiff_kubelet::run(config, client, daemon).await.context("run the kubelet")
+    let daemon = Context {
+        shutdown,
+        ..Context::default()
+    };
+    skiff_kubelet::run(config, client, daemon)
+        .await
+        .context("run the kubelet")
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form key=value"))?;
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not of the form key=value"))?;
     Ok((key.to_owned(), value.to_owned()))
 }

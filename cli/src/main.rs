@@ -24,7 +24,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let called_as = std::env::args_os().next().unwrap_or_default();
-    let called_as = Path::new(&called_as).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let called_as = Path::new(&called_as)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     if skiff_cni::PLUGINS.contains(&called_as) {
         return skiff_cni::main_as(called_as);
     }

@@ -35,24 +35,37 @@ pub(crate) async fn run(args: ProxyArgs, shutdown: Shutdown) -> anyhow::Result<(
     let text = std::fs::read_to_string(&args.config).with_context(|| format!("read {}", args.config.display()))?;
     let file = KubeProxyConfiguration::parse(&text).with_context(|| format!("use {}", args.config.display()))?;
     let node_name = args.hostname_override.unwrap_or_else(|| file.hostname_override.clone());
-    anyhow::ensure!(!node_name.is_empty(), "the node's name is needed: give --hostname-override");
-    let kubeconfig = args.kubeconfig.unwrap_or_else(|| file.client_connection.kubeconfig.clone().into());
+    anyhow::ensure!(
+        !node_name.is_empty(),
+        "the node's name is needed: give --hostname-override"
+    );
+    let kubeconfig = args
+        .kubeconfig
+        .unwrap_or_else(|| file.client_connection.kubeconfig.clone().into());
     let client = client::from_file(&kubeconfig, "kube-proxy").await?;
 
-    let cluster_cidr = file.cluster_cidr.split(',').filter(|range| !range.is_empty()).map(str::parse);
+    let cluster_cidr = file
+        .cluster_cidr
+        .split(',')
+        .filter(|range| !range.is_empty())
+        .map(str::parse);
     let overlay = skiff_overlay::Config {
         cluster_cidr: cluster_cidr.collect::<Result<_, _>>().context("clusterCIDR")?,
         cni_config_dir: args.cni_conf_dir,
         cni_data_dir: args.cni_data_dir,
         ..skiff_overlay::Config::new(&node_name)
     };
-    let proxy = file.for_node(&node_name).with_context(|| format!("use {}", args.config.display()))?;
-    let daemon = Context { shutdown: shutdown.clone(), ..Context::default() };
+    let proxy = file
+        .for_node(&node_name)
+        .with_context(|| format!("use {}", args.config.display()))?;
+    let daemon = Context {
+        shutdown: shutdown.clone(),
+        ..Context::default()
+    };
     let services = skiff_proxy::run(proxy, client.clone(), daemon.clone());
     let routes = skiff_overlay::run(overlay, client, daemon);
-    tokio::try_join!(
-        async { services.await.context("run the service proxy") },
-        async { routes.await.context("keep the routes between nodes") },
-    )?;
+    tokio::try_join!(async { services.await.context("run the service proxy") }, async {
+        routes.await.context("keep the routes between nodes")
+    },)?;
     Ok(())
 }

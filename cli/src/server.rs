@@ -35,14 +35,18 @@ pub(crate) struct ServerArgs {
 pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let config = read(&args.config)?;
     let listeners = listen(&config, args.listen_stdin).await?;
-    let daemon = Context { shutdown: shutdown.clone(), ..Context::default() };
+    let daemon = Context {
+        shutdown: shutdown.clone(),
+        ..Context::default()
+    };
 
     let database = config.data_dir.join("state.db");
     std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
     let store = tokio::task::spawn_blocking(move || sqlite::open(database, sqlite::Options::default()));
     let store: Arc<dyn Store> = Arc::new(store.await.context("open the store")?.context("open the store")?);
-    let server =
-        ApiServer::start(api_config(&config)?, store, daemon.clone()).await.context("start the API server")?;
+    let server = ApiServer::start(api_config(&config)?, store, daemon.clone())
+        .await
+        .context("start the API server")?;
 
     let mut parts = JoinSet::new();
     let serving = server.clone();
@@ -85,9 +89,14 @@ async fn listen(config: &ServerConfiguration, stdin: bool) -> anyhow::Result<Vec
         .with_context(|| format!("listen on {address}: is another API server running there?"))?;
     let mut listeners = vec![listener];
     if stdin {
-        let socket = std::io::stdin().as_fd().try_clone_to_owned().context("take over the socket on standard input")?;
+        let socket = std::io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .context("take over the socket on standard input")?;
         let socket = std::net::TcpListener::from(socket);
-        socket.set_nonblocking(true).context("use the socket on standard input")?;
+        socket
+            .set_nonblocking(true)
+            .context("use the socket on standard input")?;
         listeners.push(TcpListener::from_std(socket).context("standard input is not a listening TCP socket")?);
     }
     Ok(listeners)
@@ -95,8 +104,15 @@ async fn listen(config: &ServerConfiguration, stdin: bool) -> anyhow::Result<Vec
 
 fn api_config(config: &ServerConfiguration) -> anyhow::Result<skiff_apiserver::Config> {
     let pki = &config.pki_dir;
-    let (first, last) = config.service_node_port_range.split_once('-').context("serviceNodePortRange: not A-B")?;
-    let port = |text: &str| text.trim().parse::<u16>().with_context(|| format!("serviceNodePortRange: {text:?}"));
+    let (first, last) = config
+        .service_node_port_range
+        .split_once('-')
+        .context("serviceNodePortRange: not A-B")?;
+    let port = |text: &str| {
+        text.trim()
+            .parse::<u16>()
+            .with_context(|| format!("serviceNodePortRange: {text:?}"))
+    };
     Ok(skiff_apiserver::Config {
         identity: Identity::load(pki, "apiserver")?,
         client_ca_pem: ca(config)?,
@@ -124,5 +140,7 @@ fn controllers_config(config: &ServerConfiguration) -> anyhow::Result<skiff_cont
 }
 
 fn ca(config: &ServerConfiguration) -> anyhow::Result<String> {
-    Ok(CertificateAuthority::load(&config.pki_dir, "ca")?.certificate_pem().to_owned())
+    Ok(CertificateAuthority::load(&config.pki_dir, "ca")?
+        .certificate_pem()
+        .to_owned())
 }

@@ -23,7 +23,10 @@ pub(crate) async fn apply_and_show(
 ) -> anyhow::Result<String> {
     let kubectl = |arguments: &[&str]| {
         let mut command = Command::new("kubectl");
-        command.arg("--kubeconfig").arg(cluster.layout().admin_kubeconfig()).args(arguments);
+        command
+            .arg("--kubeconfig")
+            .arg(cluster.layout().admin_kubeconfig())
+            .args(arguments);
         run(command)
     };
     let file = manifests.to_str().context("the path of the manifests is not text")?;
@@ -34,7 +37,10 @@ pub(crate) async fn apply_and_show(
     }
     let mut shown = kubectl(&["get", "nodes", "-o", "wide"])?;
     shown += &format!("\n{}", kubectl(&["get", "pods", "-o", "wide"])?);
-    let services: Vec<&str> = applied.lines().filter_map(|name| name.strip_prefix("service/")).collect();
+    let services: Vec<&str> = applied
+        .lines()
+        .filter_map(|name| name.strip_prefix("service/"))
+        .collect();
     for name in services {
         shown += &format!("\n{}", ask(cluster, name).await?);
     }
@@ -44,7 +50,12 @@ pub(crate) async fn apply_and_show(
 /// What a Service answers through its cluster IP, and through its node port on the last node.
 async fn ask(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
     let services: Api<Service> = Api::default_namespaced(cluster.client().await?);
-    let spec = services.get(name).await.with_context(|| format!("read service {name}"))?.spec.unwrap_or_default();
+    let spec = services
+        .get(name)
+        .await
+        .with_context(|| format!("read service {name}"))?
+        .spec
+        .unwrap_or_default();
     let nodes = cluster.nodes();
     let namespace = Namespace::open_named(Path::new(NAMESPACES), nodes[0].namespace())?;
     let last = nodes.last().map_or(nodes[0].address, |node| node.address);
@@ -77,6 +88,10 @@ fn http_get(target: SocketAddr) -> anyhow::Result<String> {
 
 fn run(mut command: Command) -> anyhow::Result<String> {
     let output = command.output().context("run kubectl: is it installed?")?;
-    anyhow::ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    anyhow::ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

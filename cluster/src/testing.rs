@@ -102,7 +102,7 @@ impl TestCluster {
     }
 
     /// What a person would look at after a failure.
-    fn report(&self) -> String {
+    pub fn report(&self) -> String {
         let mut report = String::new();
         let views: [&[&str]; 4] = [
             &[

@@ -8,13 +8,13 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 applets=()
-for applet in sh cat cp date dd echo env false hostname httpd id ip kill ls mkdir mount nc nslookup ping ps rm sleep stat tail test touch true umount wget; do
+for applet in sh cat cp date dd echo env false hostname httpd id ip kill ls mkdir mount nc nslookup ping ps rm sleep stat tail test touch true umount; do
     applets+=(--symlink "/bin/$applet=busybox")
 done
 
 # A shell and what goes with it.
 "$skiff" image build --tag docker.io/library/busybox:1.36 --file /bin/busybox=/bin/busybox "${applets[@]}" \
-    --env PATH=/bin --cmd /bin/sh --output "$out/busybox.tar"
+    --directory /tmp=1777 --env PATH=/bin --cmd /bin/sh --output "$out/busybox.tar"
 
 # A web server that says which version it is and where it runs.
 for version in 1 2; do

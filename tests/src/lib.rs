@@ -42,11 +42,7 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// Starts a cluster.
-    ///
-    /// # Errors
-    /// When images cannot be built or the cluster does not come up.
-    pub async fn start(nodes: usize) -> anyhow::Result<Self> {
+    async fn start(nodes: usize) -> anyhow::Result<Self> {
         skiff_daemon::install_crypto();
         let binary = binary()?;
         let images = tempfile::tempdir().context("make a directory for images")?;
@@ -56,6 +52,22 @@ impl Fixture {
         let kubectl = Kubectl::new(cluster.layout().admin_kubeconfig());
         Ok(Self { cluster, kubectl })
     }
+}
+
+/// Runs a test on a cluster of `nodes` nodes; when it fails, prints what a person would look at first.
+///
+/// # Errors
+/// What the test returns.
+pub async fn on_cluster(
+    nodes: usize,
+    test: impl AsyncFnOnce(&mut Fixture) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut fixture = Fixture::start(nodes).await?;
+    let result = test(&mut fixture).await;
+    if result.is_err() {
+        eprintln!("{}", fixture.cluster.report());
+    }
+    result
 }
 
 /// Builds the archives of the test images into `directory`.

@@ -136,8 +136,12 @@ fn a_garbled_database_is_told_and_nothing_hangs() -> anyhow::Result<()> {
     let name = home.names[0].as_str();
     home.ok(&["up", "--name", name])?;
     home.ok(&["down", "--name", name])?;
-    let database = home.path().join("clusters").join(name).join("server/state.db");
-    std::fs::write(&database, vec![b'x'; 8192])?;
+    let data = home.path().join("clusters").join(name).join("server");
+    // Without its write-ahead log: an intact one would heal it.
+    for file in std::fs::read_dir(&data)? {
+        std::fs::remove_file(file?.path())?;
+    }
+    std::fs::write(data.join("state.db"), vec![b'x'; 8192])?;
     let told = home.refused(&["up", "--name", name])?;
     assert!(
         told.contains("server of node-1 has ended") && told.contains("state.db"),

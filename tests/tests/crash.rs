@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use skiff_cluster::Role;
-use skiff_tests::Fixture;
 use skiff_tests::traffic::Traffic;
 use skiff_tests::wait::until;
+use skiff_tests::{Fixture, on_cluster};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const HELLO: &str = include_str!("../../examples/hello.yaml");
@@ -20,69 +20,71 @@ fn containers(fixture: &Fixture) -> anyhow::Result<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_each_process_in_turn_loses_no_request_and_restarts_no_container() -> anyhow::Result<()> {
-    let mut fixture = Fixture::start(2).await?;
-    fixture.kubectl.apply(HELLO)?;
-    fixture
-        .kubectl
-        .run(&["rollout", "status", "deployment/hello", "--timeout=60s"])?;
-    let ip = fixture.kubectl.field(&["service", "hello"], "{.spec.clusterIP}")?;
-    let service = SocketAddr::new(ip.parse().context("the cluster IP")?, 80);
-    let before = containers(&fixture)?;
-    let traffic = Traffic::start(fixture.cluster.namespace("node-1")?, service)?;
-
-    for (round, (role, node)) in [
-        (Role::Kubelet, "node-1"),
-        (Role::Proxy, "node-1"),
-        (Role::Server, "node-1"),
-        (Role::Kubelet, "node-2"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        fixture.cluster.kill(role, node)?;
-        fixture.cluster.restart(role, node)?;
-        fixture.cluster.wait_until_ready().await?;
-        // It works again, not only runs: a new pod goes all the way.
-        let name = format!("after-{round}");
-        let run = async || {
-            let ran = fixture.kubectl.run(&[
-                "run",
-                &name,
-                "--image=docker.io/library/busybox:1.36",
-                "--image-pull-policy=Never",
-                "--restart=Never",
-                "--overrides",
-                &format!(r#"{{"spec":{{"nodeName":"{node}","terminationGracePeriodSeconds":0}}}}"#),
-                "--",
-                "sleep",
-                "3600",
-            ]);
-            // A connection to a server that is just starting may be refused; the pod is then not there yet.
-            if ran.is_err() {
-                fixture.kubectl.run(&["get", "pod", &name])?;
-            }
-            Ok(())
-        };
-        until(
-            &format!("a pod can be created after {role} of {node} was killed"),
-            LIMIT,
-            run,
-            |()| true,
-        )
-        .await?;
+    on_cluster(2, async |fixture| {
+        fixture.kubectl.apply(HELLO)?;
         fixture
             .kubectl
-            .run(&["wait", &format!("pod/{name}"), "--for=condition=Ready", "--timeout=40s"])?;
-        fixture.kubectl.run(&["delete", "pod", &name, "--now"])?;
-    }
+            .run(&["rollout", "status", "deployment/hello", "--timeout=60s"])?;
+        let ip = fixture.kubectl.field(&["service", "hello"], "{.spec.clusterIP}")?;
+        let service = SocketAddr::new(ip.parse().context("the cluster IP")?, 80);
+        let before = containers(fixture)?;
+        let traffic = Traffic::start(fixture.cluster.namespace("node-1")?, service)?;
 
-    let outcome = traffic.stop()?;
-    assert_eq!(
-        outcome.failures,
-        Vec::<String>::new(),
-        "requests lost while processes were killed"
-    );
-    assert!(outcome.answered > 100, "too few requests to tell: {}", outcome.answered);
-    assert_eq!(containers(&fixture)?, before, "containers were restarted");
-    Ok(())
+        for (round, (role, node)) in [
+            (Role::Kubelet, "node-1"),
+            (Role::Proxy, "node-1"),
+            (Role::Server, "node-1"),
+            (Role::Kubelet, "node-2"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            fixture.cluster.kill(role, node)?;
+            fixture.cluster.restart(role, node)?;
+            fixture.cluster.wait_until_ready().await?;
+            // It works again, not only runs: a new pod goes all the way.
+            let name = format!("after-{round}");
+            let run = async || {
+                let ran = fixture.kubectl.run(&[
+                    "run",
+                    &name,
+                    "--image=docker.io/library/busybox:1.36",
+                    "--image-pull-policy=Never",
+                    "--restart=Never",
+                    "--overrides",
+                    &format!(r#"{{"spec":{{"nodeName":"{node}","terminationGracePeriodSeconds":0}}}}"#),
+                    "--",
+                    "sleep",
+                    "3600",
+                ]);
+                // A connection to a server that is just starting may be refused; the pod is then not there yet.
+                if ran.is_err() {
+                    fixture.kubectl.run(&["get", "pod", &name])?;
+                }
+                Ok(())
+            };
+            until(
+                &format!("a pod can be created after {role} of {node} was killed"),
+                LIMIT,
+                run,
+                |()| true,
+            )
+            .await?;
+            fixture
+                .kubectl
+                .run(&["wait", &format!("pod/{name}"), "--for=condition=Ready", "--timeout=40s"])?;
+            fixture.kubectl.run(&["delete", "pod", &name, "--now"])?;
+        }
+
+        let outcome = traffic.stop()?;
+        assert_eq!(
+            outcome.failures,
+            Vec::<String>::new(),
+            "requests lost while processes were killed"
+        );
+        assert!(outcome.answered > 100, "too few requests to tell: {}", outcome.answered);
+        assert_eq!(containers(fixture)?, before, "containers were restarted");
+        Ok(())
+    })
+    .await
 }

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use skiff_tests::census::Census;
 use skiff_tests::traffic::{Traffic, get_in};
 use skiff_tests::wait::until;
-use skiff_tests::{Fixture, Kubectl};
+use skiff_tests::{Fixture, Kubectl, on_cluster};
 
 const HELLO: &str = include_str!("../../examples/hello.yaml");
 const LIMIT: Duration = Duration::from_secs(60);
@@ -42,66 +42,68 @@ fn rollout(kubectl: &Kubectl) -> anyhow::Result<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_runs_behind_a_service() -> anyhow::Result<()> {
-    let fixture = Fixture::start(3).await?;
-    let kubectl = &fixture.kubectl;
-    let mut before = Vec::new();
-    for node in fixture.cluster.nodes() {
-        before.push(Census::of(&fixture.cluster, &node.name).await?);
-    }
+    on_cluster(3, async |fixture| {
+        let kubectl = &fixture.kubectl;
+        let mut before = Vec::new();
+        for node in fixture.cluster.nodes() {
+            before.push(Census::of(&fixture.cluster, &node.name).await?);
+        }
 
-    kubectl.apply(HELLO)?;
-    rollout(kubectl)?;
-    let nodes = kubectl.field(
-        &["pods", "-l", "app=hello"],
-        "{range .items[*]}{.spec.nodeName}{\"\\n\"}{end}",
-    )?;
-    assert_eq!(
-        nodes.lines().collect::<BTreeSet<_>>().len(),
-        2,
-        "two replicas on two nodes, not on {nodes:?}"
-    );
+        kubectl.apply(HELLO)?;
+        rollout(kubectl)?;
+        let nodes = kubectl.field(
+            &["pods", "-l", "app=hello"],
+            "{range .items[*]}{.spec.nodeName}{\"\\n\"}{end}",
+        )?;
+        assert_eq!(
+            nodes.lines().collect::<BTreeSet<_>>().len(),
+            2,
+            "two replicas on two nodes, not on {nodes:?}"
+        );
 
-    let service = cluster_ip(kubectl)?;
-    for node in fixture.cluster.nodes() {
-        distinct_answers(&fixture, &node.name, service, 2).await?;
-    }
-    let node_port = SocketAddr::new(fixture.cluster.node("node-3")?.address, 30080);
-    distinct_answers(&fixture, "node-1", node_port, 2).await?;
-    from_a_pod(&fixture, service)?;
+        let service = cluster_ip(kubectl)?;
+        for node in fixture.cluster.nodes() {
+            distinct_answers(fixture, &node.name, service, 2).await?;
+        }
+        let node_port = SocketAddr::new(fixture.cluster.node("node-3")?.address, 30080);
+        distinct_answers(fixture, "node-1", node_port, 2).await?;
+        from_a_pod(fixture, service)?;
 
-    scale(&fixture, service).await?;
-    roll_without_losing_a_request(&fixture, service).await?;
-    kubectl.run(&["rollout", "undo", "deployment/hello"])?;
-    rollout(kubectl)?;
-    let body = get_in(&fixture.cluster.namespace("node-1")?, service)?;
-    assert!(body.contains("version 1"), "rolled back, yet: {body}");
+        scale(fixture, service).await?;
+        roll_without_losing_a_request(fixture, service).await?;
+        kubectl.run(&["rollout", "undo", "deployment/hello"])?;
+        rollout(kubectl)?;
+        let body = get_in(&fixture.cluster.namespace("node-1")?, service)?;
+        assert!(body.contains("version 1"), "rolled back, yet: {body}");
 
-    kubectl.run(&[
-        "delete",
-        "deployment/hello",
-        "service/hello",
-        "pod/client",
-        "--wait=true",
-        "--now",
-    ])?;
-    for (node, before) in fixture.cluster.nodes().iter().zip(before) {
-        until(
-            &format!("{} holds what it held before", node.name),
-            LIMIT,
-            async || Census::of(&fixture.cluster, &node.name).await,
-            |now| {
-                // A node keeps the bridge of its first pod.
-                Census {
-                    links: now.links.min(before.links),
-                    cgroups: now.cgroups.min(before.cgroups),
-                    ..now.clone()
-                } == before
-                    && now.links <= before.links + 1
-            },
-        )
-        .await?;
-    }
-    Ok(())
+        kubectl.run(&[
+            "delete",
+            "deployment/hello",
+            "service/hello",
+            "pod/client",
+            "--wait=true",
+            "--now",
+        ])?;
+        for (node, before) in fixture.cluster.nodes().iter().zip(before) {
+            until(
+                &format!("{} holds what it held before", node.name),
+                LIMIT,
+                async || Census::of(&fixture.cluster, &node.name).await,
+                |now| {
+                    // A node keeps the bridge of its first pod.
+                    Census {
+                        links: now.links.min(before.links),
+                        cgroups: now.cgroups.min(before.cgroups),
+                        ..now.clone()
+                    } == before
+                        && now.links <= before.links + 1
+                },
+            )
+            .await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn from_a_pod(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {
@@ -117,18 +119,12 @@ fn from_a_pod(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {
         "3600",
     ])?;
     kubectl.run(&["wait", "pod/client", "--for=condition=Ready", "--timeout=30s"])?;
-    let answer = kubectl.run(&[
-        "exec",
-        "client",
-        "--",
-        "wget",
-        "-q",
-        "-T",
-        "5",
-        "-O",
-        "-",
-        &format!("http://{service}/"),
-    ])?;
+    let ask = format!(
+        "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc {} {}",
+        service.ip(),
+        service.port()
+    );
+    let answer = kubectl.run(&["exec", "client", "--", "sh", "-c", &ask])?;
     assert!(
         answer.contains("hello from hello-"),
         "a pod reaches the Service: {answer}"

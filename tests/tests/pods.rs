@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skiff_tests::Fixture;
 use skiff_tests::wait::until;
+use skiff_tests::{Fixture, on_cluster};
 
 const LIMIT: Duration = Duration::from_secs(45);
 const BUSYBOX: &str = "docker.io/library/busybox:1.36";
@@ -33,27 +33,29 @@ async fn wait_for(fixture: &Fixture, pod: &str, path: &str, wanted: &str) -> any
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_over_its_memory_limit_is_oom_killed() -> anyhow::Result<()> {
-    let fixture = Fixture::start(1).await?;
-    let eat =
-        r#"command: [sh, -c, "dd if=/dev/zero of=/dev/null bs=200M count=1"], resources: {limits: {memory: 32Mi}}"#;
-    let manifest = pod("hungry", eat).replace(
-        "terminationGracePeriodSeconds: 1,",
-        "terminationGracePeriodSeconds: 1, restartPolicy: Never,",
-    );
-    fixture.kubectl.apply(&manifest)?;
-    wait_for(
-        &fixture,
-        "hungry",
-        "{.status.containerStatuses[0].state.terminated.reason}",
-        "OOMKilled",
-    )
-    .await?;
-    wait_for(&fixture, "hungry", "{.status.phase}", "Failed").await
+    on_cluster(1, async |fixture| {
+        let eat =
+            r#"command: [sh, -c, "dd if=/dev/zero of=/dev/null bs=200M count=1"], resources: {limits: {memory: 32Mi}}"#;
+        let manifest = pod("hungry", eat).replace(
+            "terminationGracePeriodSeconds: 1,",
+            "terminationGracePeriodSeconds: 1, restartPolicy: Never,",
+        );
+        fixture.kubectl.apply(&manifest)?;
+        wait_for(
+            fixture,
+            "hungry",
+            "{.status.containerStatuses[0].state.terminated.reason}",
+            "OOMKilled",
+        )
+        .await?;
+        wait_for(fixture, "hungry", "{.status.phase}", "Failed").await
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_restart_a_container_and_take_a_pod_out_of_its_service() -> anyhow::Result<()> {
-    let fixture = Fixture::start(1).await?;
+    on_cluster(1, async |fixture| {
     let kubectl = &fixture.kubectl;
     let live = r#"command: [sh, -c, "touch /tmp/ok; sleep 2; rm /tmp/ok; sleep 3600"], livenessProbe: {exec: {command: [cat, /tmp/ok]}, periodSeconds: 1, failureThreshold: 1}"#;
     kubectl.apply(&pod("sick", live))?;
@@ -78,7 +80,7 @@ async fn probes_restart_a_container_and_take_a_pod_out_of_its_service() -> anyho
     kubectl.run(&["exec", "moody", "--", "rm", "/tmp/ok"])?;
     endpoints("false").await?;
     wait_for(
-        &fixture,
+        fixture,
         "moody",
         "{.status.conditions[?(@.type==\"Ready\")].status}",
         "False",
@@ -86,7 +88,7 @@ async fn probes_restart_a_container_and_take_a_pod_out_of_its_service() -> anyho
     .await?;
     kubectl.run(&["exec", "moody", "--", "touch", "/tmp/ok"])?;
     endpoints("true").await?;
-    wait_for(&fixture, "moody", "{.status.containerStatuses[0].restartCount}", "0").await?;
+    wait_for(fixture, "moody", "{.status.containerStatuses[0].restartCount}", "0").await?;
 
     let restarts = async || kubectl.field(&["pod", "sick"], "{.status.containerStatuses[0].restartCount}");
     until(
@@ -98,12 +100,13 @@ async fn probes_restart_a_container_and_take_a_pod_out_of_its_service() -> anyho
     .await?;
     let events = kubectl.run(&["get", "events", "--field-selector=involvedObject.name=sick"])?;
     assert!(events.contains("Unhealthy") && events.contains("Killing"), "{events}");
-    Ok(())
+    Ok(())    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_exec_and_port_forward_reach_a_container() -> anyhow::Result<()> {
-    let fixture = Fixture::start(1).await?;
+    on_cluster(1, async |fixture| {
     let kubectl = &fixture.kubectl;
     let talk = r#"command: [sh, -c, "echo one; echo two; mkdir /www; echo served > /www/index.html; httpd -p 8080 -h /www; while [ ! -e /tmp/end ]; do sleep 0.1; done; echo three; exit 3"]"#;
     kubectl.apply(&pod("talker", talk))?;
@@ -132,7 +135,7 @@ async fn logs_exec_and_port_forward_reach_a_container() -> anyhow::Result<()> {
     let failed = kubectl.attempt(&["exec", "talker", "--", "sh", "-c", "exit 7"], "")?;
     assert!(failed.stderr.contains("exit code 7"), "{}", failed.stderr);
 
-    port_forward(&fixture)?;
+    port_forward(fixture)?;
 
     let mut follower = kubectl
         .command()
@@ -146,7 +149,7 @@ async fn logs_exec_and_port_forward_reach_a_container() -> anyhow::Result<()> {
     follower.wait()?;
     assert!(rest.iter().any(|line| line == "three"), "followed to the end: {rest:?}");
     wait_for(
-        &fixture,
+        fixture,
         "talker",
         "{.status.containerStatuses[0].lastState.terminated.exitCode}",
         "3",
@@ -154,7 +157,8 @@ async fn logs_exec_and_port_forward_reach_a_container() -> anyhow::Result<()> {
     .await?;
     let previous = kubectl.run(&["logs", "talker", "--previous"])?;
     assert_eq!(previous, "one\ntwo\nthree\n");
-    Ok(())
+    Ok(())    })
+    .await
 }
 
 fn port_forward(fixture: &Fixture) -> anyhow::Result<()> {
@@ -165,8 +169,10 @@ fn port_forward(fixture: &Fixture) -> anyhow::Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let served = (|| {
+        // Held to the end: kubectl ends when nobody reads what it says.
+        let mut said = BufReader::new(forwarder.stdout.take().context("kubectl's output")?);
         let mut line = String::new();
-        BufReader::new(forwarder.stdout.take().context("kubectl's output")?).read_line(&mut line)?;
+        said.read_line(&mut line)?;
         let port = line
             .split("127.0.0.1:")
             .nth(1)
@@ -188,7 +194,7 @@ fn port_forward(fixture: &Fixture) -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_sees_its_configuration_secrets_token_and_itself() -> anyhow::Result<()> {
-    let fixture = Fixture::start(1).await?;
+    on_cluster(1, async |fixture| {
     let kubectl = &fixture.kubectl;
     kubectl.run(&["create", "configmap", "settings", "--from-literal=colour=green"])?;
     kubectl.run(&["create", "secret", "generic", "hidden", "--from-literal=key=s3cret"])?;
@@ -241,13 +247,20 @@ spec:
     let token = inside("cat /var/run/secrets/kubernetes.io/serviceaccount/token")?;
     assert_eq!(token.split('.').count(), 3, "a token: {token}");
     assert!(inside("cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt")?.contains("BEGIN CERTIFICATE"));
-    let who = kubectl.attempt(&["--token", token.trim(), "auth", "whoami"], "")?;
-    assert!(
-        who.stdout.contains("system:serviceaccount:default:default"),
-        "{}{}",
-        who.stdout,
-        who.stderr
-    );
+    // Without the administrator's certificate: by the token alone.
+        let layout = fixture.cluster.layout();
+        let kubeconfig = layout.admin_kubeconfig();
+        let server = kubectl.run(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+        let authority = layout.pki().join("ca.crt");
+        let output = std::process::Command::new("kubectl")
+            .args(["--kubeconfig", "/dev/null", "--server", &server, "--token", token.trim(), "auth", "whoami"])
+            .arg("--certificate-authority")
+            .arg(authority)
+            .arg("--cache-dir")
+            .arg(kubeconfig.with_extension("token-cache"))
+            .output()?;
+        let who = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(who.contains("system:serviceaccount:default:default"), "{who}");
 
     kubectl.run(&["patch", "configmap", "settings", "-p", r#"{"data":{"colour":"blue"}}"#])?;
     until(
@@ -257,5 +270,6 @@ spec:
         |seen| seen == "blue",
     )
     .await?;
-    Ok(())
+    Ok(())    })
+    .await
 }
