@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::core::v1::{Node, NodeStatus, Taint};
 use skiff_api::k8s_openapi::jiff::Timestamp;
-use skiff_cri::Runtime;
+use skiff_cri::{Runtime, RuntimeStatus};
 use skiff_daemon::{Shutdown, error_chain};
 use tokio::time::Instant;
 
@@ -31,8 +32,11 @@ pub(crate) const VERSION: &str = "v1.36.0";
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(7);
 
+/// How long a runtime may be away before the node is not ready, as upstream's: a restart of containerd must not take the
+/// pods out of their Services.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What the node's task needs.
-#[derive(Clone)]
 pub(crate) struct NodeTask {
     pub(crate) client: kube::Client,
     pub(crate) runtime: Arc<dyn Runtime>,
@@ -41,6 +45,8 @@ pub(crate) struct NodeTask {
     pub(crate) name: String,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) facts: Facts,
+    /// What the runtime last said of itself, and when.
+    pub(crate) heard: Mutex<Option<(Instant, RuntimeStatus)>>,
 }
 
 /// What the API was last told.
@@ -154,7 +160,7 @@ impl NodeTask {
             at: Instant::now(),
         };
         let mut delay = FIRST_RETRY;
-        let began = Instant::now();
+        let mut unready_since = Instant::now();
         let mut first = true;
         let mut announced = NodeStatus::default();
         loop {
@@ -183,7 +189,10 @@ impl NodeTask {
                     }
                 }
             }
-            tokio::time::sleep(self.pause(&told.status, began)).await;
+            if status::is_ready(&told.status) {
+                unready_since = Instant::now();
+            }
+            tokio::time::sleep(self.pause(&told.status, unready_since)).await;
         }
     }
 
@@ -202,11 +211,11 @@ impl NodeTask {
     }
 
     /// Short while the node waits for its network, upstream's otherwise.
-    fn pause(&self, status: &NodeStatus, began: Instant) -> Duration {
+    fn pause(&self, status: &NodeStatus, unready_since: Instant) -> Duration {
         if status::is_ready(status) {
             return self.config.kubelet.node_status_update_frequency.0;
         }
-        match began.elapsed().as_secs() {
+        match unready_since.elapsed().as_secs() {
             0..60 => Duration::from_millis(25),
             60..600 => Duration::from_millis(250),
             _ => Duration::from_secs(1),
@@ -241,18 +250,32 @@ impl NodeTask {
         }
     }
 
+    /// What the runtime says; while it is silent for a moment, what it said last.
+    fn hear(&self, answer: skiff_cri::Result<RuntimeStatus>) -> Result<RuntimeStatus, String> {
+        let mut heard = self.heard.lock();
+        match (answer, &*heard) {
+            (Ok(status), _) => {
+                *heard = Some((Instant::now(), status.clone()));
+                Ok(status)
+            }
+            (Err(_), Some((at, status))) if at.elapsed() < PATIENCE => Ok(status.clone()),
+            (Err(error), _) => Err(error.rpc_text()),
+        }
+    }
+
     async fn status(&self, last: &NodeStatus) -> NodeStatus {
         let (runtime, images, version) = tokio::join!(
             self.runtime.status(),
             self.runtime.list_images(),
             self.runtime.version()
         );
+        let runtime = self.hear(runtime);
         let input = status::Input {
             config: &self.config,
             facts: &self.facts,
             name: &self.name,
             ips: &self.ips,
-            runtime: runtime.as_ref().map_err(skiff_cri::Error::rpc_text),
+            runtime: runtime.as_ref().map_err(Clone::clone),
             version: version.ok(),
             images: images.unwrap_or_default(),
             pressure: facts::pressure(&self.config),

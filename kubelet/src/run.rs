@@ -151,6 +151,7 @@ pub async fn run_with(
         name,
         ips,
         facts,
+        heard: parking_lot::Mutex::default(),
     };
     tasks.spawn(task.run(daemon.health.readiness("node-registered"), shutdown.clone()));
     let inputs = Inputs {
