@@ -29,6 +29,8 @@ pub struct Config {
     pub node_eviction_rate: f64,
     /// `--unhealthy-zone-threshold`: the share of silent nodes from which a zone counts as disrupted.
     pub unhealthy_zone_threshold: f64,
+    /// How long a node may be gone before its pods are removed; 40 s, not a flag, upstream.
+    pub node_quarantine: Duration,
     /// `--terminated-pod-gc-threshold`: how many ended pods are kept; 0 keeps all.
     pub terminated_pod_gc_threshold: usize,
 }
@@ -47,6 +49,7 @@ impl Default for Config {
             node_startup_grace_period: Duration::from_secs(60),
             node_eviction_rate: 0.1,
             unhealthy_zone_threshold: 0.55,
+            node_quarantine: Duration::from_secs(40),
             terminated_pod_gc_threshold: 12500,
         }
     }

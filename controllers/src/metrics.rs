@@ -1,12 +1,18 @@
 //! `workqueue_*`, as upstream names them.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
+use tokio::time::Instant;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabels {
@@ -23,6 +29,22 @@ pub(crate) struct WorkqueueMetrics {
     retries: Family<QueueLabels, Counter>,
     queue_duration: Histograms,
     work_duration: Histograms,
+    running: Running,
+}
+
+/// Since when each worker has been at its key, by queue; asked at each scrape.
+#[derive(Clone, Debug, Default)]
+struct Running {
+    queues: Arc<Mutex<Vec<(&'static str, Started)>>>,
+}
+
+/// The starts of one queue's workers; a worker that is idle has none.
+type Started = Arc<Mutex<Vec<Instant>>>;
+
+/// A worker is at a key while this lives.
+pub(crate) struct Work<'a> {
+    metrics: &'a QueueMetrics,
+    since: Instant,
 }
 
 /// Those of one queue.
@@ -33,6 +55,7 @@ pub(crate) struct QueueMetrics {
     retries: Counter,
     queue_duration: Histogram,
     work_duration: Histogram,
+    started: Started,
 }
 
 fn seconds() -> Histogram {
@@ -48,6 +71,7 @@ impl Default for WorkqueueMetrics {
             retries: Family::default(),
             queue_duration: Family::new_with_constructor(seconds),
             work_duration: Family::new_with_constructor(seconds),
+            running: Running::default(),
         }
     }
 }
@@ -77,11 +101,14 @@ impl WorkqueueMetrics {
                 "How long in seconds processing an item from workqueue takes",
                 self.work_duration.clone(),
             );
+            registry.register_collector(Box::new(self.running.clone()));
         });
     }
 
     pub(crate) fn queue(&self, name: &'static str) -> QueueMetrics {
         let labels = QueueLabels { name };
+        let started = Started::default();
+        self.running.queues.lock().push((name, Arc::clone(&started)));
         QueueMetrics {
             name,
             depth: self.depth.get_or_create_owned(&labels),
@@ -89,6 +116,7 @@ impl WorkqueueMetrics {
             retries: self.retries.get_or_create_owned(&labels),
             queue_duration: self.queue_duration.get_or_create_owned(&labels),
             work_duration: self.work_duration.get_or_create_owned(&labels),
+            started,
         }
     }
 }
@@ -115,7 +143,100 @@ impl QueueMetrics {
         self.depth(left);
     }
 
-    pub(crate) fn worked(&self, took: Duration) {
-        self.work_duration.observe(took.as_secs_f64());
+    /// A worker begins with a key.
+    pub(crate) fn work(&self) -> Work<'_> {
+        let since = Instant::now();
+        self.started.lock().push(since);
+        Work { metrics: self, since }
+    }
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        let mut started = self.metrics.started.lock();
+        if let Some(at) = started.iter().position(|since| *since == self.since) {
+            started.swap_remove(at);
+        }
+        self.metrics.work_duration.observe(self.since.elapsed().as_secs_f64());
+    }
+}
+
+impl fmt::Debug for Work<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work")
+            .field("since", &self.since)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Collector for Running {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let queues: Vec<(&'static str, Vec<f64>)> = self
+            .queues
+            .lock()
+            .iter()
+            .map(|(name, started)| {
+                (
+                    *name,
+                    started
+                        .lock()
+                        .iter()
+                        .map(|since| since.elapsed().as_secs_f64())
+                        .collect(),
+                )
+            })
+            .collect();
+        let name = "workqueue_unfinished_work_seconds";
+        let help =
+            "How many seconds of work has been done that is in progress and hasn't been observed by work_duration";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (name, running) in &queues {
+            let labels = QueueLabels { name };
+            ConstGauge::new(running.iter().fold(0.0, |total, running| total + running))
+                .encode(family.encode_family(&labels)?)?;
+        }
+        let name = "workqueue_longest_running_processor_seconds";
+        let help = "How many seconds has the longest running processor for workqueue been running";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (name, running) in &queues {
+            let labels = QueueLabels { name };
+            let longest = running.iter().copied().fold(0.0, f64::max);
+            ConstGauge::new(longest).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::WorkqueueMetrics;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_in_progress_is_seen() {
+        let metrics = skiff_daemon::Metrics::default();
+        let queues = WorkqueueMetrics::default();
+        queues.register(&metrics);
+        let queue = queues.queue("deployment");
+        queue.added();
+        let work = queue.work();
+        tokio::time::advance(std::time::Duration::from_secs(3)).await;
+        let text = metrics.encode();
+        for line in [
+            r#"workqueue_adds_total{name="deployment"} 1"#,
+            r#"workqueue_unfinished_work_seconds{name="deployment"} 3.0"#,
+            r#"workqueue_longest_running_processor_seconds{name="deployment"} 3.0"#,
+        ] {
+            assert!(text.contains(line), "{line} not in {text}");
+        }
+        drop(work);
+        let text = metrics.encode();
+        assert!(
+            text.contains(r#"workqueue_unfinished_work_seconds{name="deployment"} 0.0"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"workqueue_work_duration_seconds_count{name="deployment"} 1"#),
+            "{text}"
+        );
     }
 }

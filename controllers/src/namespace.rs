@@ -165,7 +165,13 @@ impl Controller {
 
     async fn try_delete_kind(&self, namespace: &Namespace, kind: &Kind, found: &mut Found) -> Result<(), kube::Error> {
         let request = ApiRequest::new(kind.path(namespace.name()));
-        if self.list(&request).await?.items.is_empty() {
+        let items = self.list(&request).await?.items;
+        if items.is_empty() {
+            return Ok(());
+        }
+        if items.iter().all(|item| item.metadata.deletion_timestamp.is_some()) {
+            // All have been asked to go.
+            items.iter().for_each(|item| found.remains(kind, &item.metadata));
             return Ok(());
         }
         let client = self.writer.client();
@@ -175,7 +181,7 @@ impl Controller {
                 .request::<serde::de::IgnoredAny>(delete.map_err(kube::Error::BuildRequest)?)
                 .await?;
         } else {
-            for item in self.list(&request).await?.items {
+            for item in items {
                 let name = item.metadata.name.unwrap_or_default();
                 let delete = request
                     .delete(&name, &DeleteParams::background())

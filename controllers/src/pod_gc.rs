@@ -15,8 +15,6 @@ use crate::view::{Index, Key, Node, Pod, View};
 use crate::write::{Error, Merge, Writer};
 
 const WORKERS: usize = 2;
-/// How long a node may be away from the store before its pods are taken for orphans.
-const QUARANTINE: Duration = Duration::from_secs(40);
 /// Ended pods are counted at most so often.
 const COUNT_AFTER: Duration = Duration::from_secs(20);
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
@@ -45,6 +43,7 @@ struct Controller {
     writer: Writer,
     queue: Arc<Queue<Work>>,
     threshold: usize,
+    quarantine: Duration,
 }
 
 /// Registers the handlers; the future runs until shutdown.
@@ -55,6 +54,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         writer: shared.writer.clone(),
         queue: shared.queue("pod_garbage_collector"),
         threshold: shared.config.terminated_pod_gc_threshold,
+        quarantine: shared.config.node_quarantine,
     });
     let this = Arc::clone(&controller);
     controller.nodes.on_change(move |change| this.node_changed(change));
@@ -85,7 +85,7 @@ impl Controller {
     fn node_changed(&self, change: &Change<'_, Node>) {
         let node = change.object();
         if change.is_deletion() {
-            self.queue.add_after(Work::Node(node.name().into()), QUARANTINE);
+            self.queue.add_after(Work::Node(node.name().into()), self.quarantine);
         } else if is_out_of_service(node) {
             self.queue.add(Work::Node(node.name().into()));
         }
@@ -97,7 +97,7 @@ impl Controller {
             None if pod.is_being_deleted() => self.queue.add(Work::Unbound(pod.key())),
             None => {}
             Some(node) => match self.nodes.get(&Key::cluster(node)) {
-                None => self.queue.add_after(Work::Node(node.into()), QUARANTINE),
+                None => self.queue.add_after(Work::Node(node.into()), self.quarantine),
                 Some(found) if pod.is_terminating() && is_out_of_service(&found) => {
                     self.queue.add(Work::Node(node.into()))
                 }

@@ -173,9 +173,9 @@ impl<T: QueueKey> Queue<T> {
         R: Future<Output = Result<(), E>>,
         E: Retriable,
     {
-        let started = Instant::now();
+        let work = self.metrics.work();
         let result = reconcile(key.clone()).await;
-        self.metrics.worked(started.elapsed());
+        drop(work);
         match &result {
             Ok(()) => {}
             Err(error) if error.is_expected() => {

@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::{DeleteParams, WatchEvent, WatchParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
-use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_api::k8s_openapi::api::core::v1::{Node, Pod};
 use skiff_apiserver::ApiServer;
 use skiff_daemon::{Context, Shutdown};
 use skiff_pki::{CertificateAuthority, Request as CertificateRequest, ServiceAccountKey};
@@ -103,18 +103,32 @@ impl Cluster {
         cluster
     }
 
-    /// Stops the manager wherever it is, and starts another that knows nothing of it.
-    pub(crate) fn restart_manager(&mut self) {
+    /// A client that goes the way of a manager in another process: kubeconfig, HTTPS, certificate.
+    pub(crate) async fn remote_client(&self) -> kube::Client {
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.directory.path().join("admin.conf")).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
+            .await
+            .unwrap();
+        kube::Client::try_from(config).unwrap()
+    }
+
+    /// Stops the manager and starts one with this client.
+    pub(crate) fn restart_manager_with(&mut self, client: kube::Client) {
         self.manager.cancel();
         let context = Context {
             shutdown: self.context.shutdown.child_token(),
             ..Context::default()
         };
         self.manager = context.shutdown.clone();
-        let client = self
-            .server
-            .client("system:kube-controller-manager", &["system:authenticated"]);
         tokio::spawn(skiff_controllers::run(self.config.clone(), client, context));
+    }
+
+    /// Stops the manager wherever it is, and starts another that knows nothing of it.
+    pub(crate) fn restart_manager(&mut self) {
+        self.restart_manager_with(
+            self.server
+                .client("system:kube-controller-manager", &["system:authenticated"]),
+        );
     }
 
     /// Plays `count` nodes: pods are bound in turn, run at once, and end when deleted.
@@ -317,7 +331,15 @@ async fn play_pods(client: kube::Client, nodes: usize) {
         while let Some(Ok(event)) = stream.next().await {
             if let WatchEvent::Added(pod) | WatchEvent::Modified(pod) = event {
                 next += 1;
-                play(&client, &pod, &format!("node-{}", next % nodes), next).await;
+                let mut node = format!("node-{}", next % nodes);
+                if Api::<Node>::all(client.clone())
+                    .get_opt(&node)
+                    .await
+                    .is_ok_and(|node| node.is_none())
+                {
+                    node = "node-0".to_owned();
+                }
+                play(&client, &pod, &node, next).await;
             }
         }
     }

@@ -184,3 +184,25 @@ async fn a_cordoned_node_is_tainted() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pods_of_a_deleted_node_are_removed_and_replaced() {
+    let cluster = Cluster::with(|config| config.node_quarantine = Duration::from_millis(500)).await;
+    cluster.play_nodes(2).await;
+    cluster.create_deployment("web", 4, json!({})).await;
+    cluster.wait_deployed("web", 4).await;
+    cluster.delete("/api/v1/nodes/node-1", "Background").await;
+    let since = tokio::time::Instant::now();
+    eventually("no pod is on the node that is gone", async || {
+        let pods = cluster.pods("web").await;
+        pods.len() >= 4
+            && pods
+                .iter()
+                .all(|pod| pod["spec"]["nodeName"] != "node-1" || !pod["metadata"]["deletionTimestamp"].is_null())
+    })
+    .await;
+    assert!(
+        since.elapsed() >= Duration::from_millis(450),
+        "not before the quarantine ended"
+    );
+}

@@ -322,3 +322,17 @@ async fn a_replica_set_that_cannot_make_pods_says_why() {
     cluster.wait_deployed("web", 2).await;
     assert!(condition(&cluster.get(DEPLOYMENT).await, "ReplicaFailure").is_null());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_works_over_https_as_well() {
+    let mut cluster = Cluster::start().await;
+    cluster.play_nodes(2).await;
+    let remote = cluster.remote_client().await;
+    cluster.restart_manager_with(remote);
+    cluster.create_deployment("web", 3, json!({})).await;
+    cluster.wait_deployed("web", 3).await;
+    cluster.patch(DEPLOYMENT, image("two")).await;
+    cluster.wait_deployed("web", 3).await;
+    cluster.delete(DEPLOYMENT, "Background").await;
+    eventually("all pods are gone", async || cluster.pods("web").await.is_empty()).await;
+}
