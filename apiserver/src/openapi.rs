@@ -1,12 +1,14 @@
-//! `/openapi/v3`: the schema as clients read it (`kubectl explain`, strategic merges and `--validate` of `kubectl apply`).
+//! `/openapi/v3` and `/openapi/v2`: the schema as clients read it (`kubectl explain`, strategic merges and `--validate` of `kubectl apply`).
 //!
 //! Made from the same model that decodes and merges; a document is made when it is asked for and not kept. No descriptions: the model has none.
+
+mod protobuf;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use skiff_api::resource::Resource;
@@ -16,8 +18,36 @@ use crate::body::Body;
 use crate::discovery::group_version_path;
 use crate::resources::{Resources, Served};
 
-/// Answers a path under `/openapi/v3`; `None` when there is no such document.
-pub(crate) fn answer(resources: &Resources, path: &str) -> Option<Response<Body>> {
+/// What clients ask for; `@` must not stand in a media type, so the answer names itself with a dot.
+const ASKED: [&str; 2] = ["application/com.github.proto-openapi.spec.v2@v1.0+protobuf", PROTOBUF];
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// Which edition of OpenAPI is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Edition {
+    V2,
+    V3,
+}
+
+/// Answers a path under `/openapi`; `None` when there is no such document.
+pub(crate) fn answer(resources: &Resources, path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
+    if path == "/openapi/v2" {
+        let document = whole(resources);
+        let binary = headers
+            .get(header::ACCEPT)
+            .and_then(|accept| accept.to_str().ok())
+            .is_some_and(|accept| accept.split([',', ';']).any(|entry| ASKED.contains(&entry.trim())));
+        let (bytes, content_type) = if binary {
+            (protobuf::document(&document), PROTOBUF)
+        } else {
+            (serde_json::to_vec(&document).unwrap_or_default(), "application/json")
+        };
+        let mut response = Response::new(Body::from(Bytes::from(bytes)));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        return Some(response);
+    }
     let path = path.strip_prefix("/openapi/v3")?.trim_matches('/');
     let document = if path.is_empty() {
         index(resources)
@@ -65,53 +95,9 @@ fn of_version<'a>(resources: &'a Resources, group: &'a str, version: &'a str) ->
         .filter(move |served| served.resource.group == group && served.resource.version == version)
 }
 
+/// One version of one group, as OpenAPI v3.
 fn document(resources: &Resources, group: &str, version: &str) -> Value {
-    let mut paths = Map::new();
-    let mut types: BTreeMap<String, Arc<Type>> = BTreeMap::new();
-    let mut kinds: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for served in of_version(resources, group, version) {
-        let resource = served.resource;
-        collect(&served.kind, &mut types);
-        kinds
-            .entry(served.kind.name.to_string())
-            .or_default()
-            .push(kind(resource));
-        let base = match resource.namespaced {
-            true => format!(
-                "{}/namespaces/{{namespace}}/{}",
-                group_version_path(group, version),
-                resource.plural
-            ),
-            false => format!("{}/{}", group_version_path(group, version), resource.plural),
-        };
-        let collection = operations(
-            served,
-            &[("list", "get"), ("create", "post"), ("deletecollection", "delete")],
-        );
-        let single = operations(
-            served,
-            &[
-                ("get", "get"),
-                ("update", "put"),
-                ("patch", "patch"),
-                ("delete", "delete"),
-            ],
-        );
-        if single.as_object().is_some_and(|operations| !operations.is_empty()) {
-            paths.insert(format!("{base}/{{name}}"), single);
-        }
-        paths.insert(base, collection);
-    }
-    let schemas: Map<String, Value> = types
-        .values()
-        .map(|ty| {
-            let mut schema = object(ty);
-            if let Some(kinds) = kinds.get(&*ty.name) {
-                schema["x-kubernetes-group-version-kind"] = kinds.clone().into();
-            }
-            (ty.name.to_string(), schema)
-        })
-        .collect();
+    let (paths, schemas) = parts(of_version(resources, group, version), Edition::V3);
     json!({
         "openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": "v1.36.0"},
@@ -120,50 +106,134 @@ fn document(resources: &Resources, group: &str, version: &str) -> Value {
     })
 }
 
+/// Everything, as OpenAPI v2.
+fn whole(resources: &Resources) -> Value {
+    let (paths, definitions) = parts(resources.all().iter().map(|served| &**served), Edition::V2);
+    json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": "v1.36.0"},
+        "paths": paths,
+        "definitions": definitions,
+    })
+}
+
+/// The paths and the types of some resources.
+fn parts<'a>(served: impl Iterator<Item = &'a Served>, edition: Edition) -> (Map<String, Value>, Map<String, Value>) {
+    let mut paths = Map::new();
+    let mut types: BTreeMap<String, Arc<Type>> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for served in served {
+        let resource = served.resource;
+        collect(&served.kind, &mut types);
+        kinds
+            .entry(served.kind.name.to_string())
+            .or_default()
+            .push(kind(resource));
+        let root = group_version_path(resource.group, resource.version);
+        let base = match resource.namespaced {
+            true => format!("{root}/namespaces/{{namespace}}/{}", resource.plural),
+            false => format!("{root}/{}", resource.plural),
+        };
+        let collection = [("list", "get"), ("create", "post"), ("deletecollection", "delete")];
+        let single = [
+            ("get", "get"),
+            ("update", "put"),
+            ("patch", "patch"),
+            ("delete", "delete"),
+        ];
+        for (path, verbs) in [
+            (base.clone(), &collection[..]),
+            (format!("{base}/{{name}}"), &single[..]),
+        ] {
+            let operations = operations(served, verbs, edition);
+            if !operations.is_empty() {
+                paths.insert(path, operations.into());
+            }
+        }
+    }
+    let schemas = types
+        .values()
+        .map(|ty| {
+            let mut schema = object(ty, edition);
+            if let Some(kinds) = kinds.get(&*ty.name) {
+                schema["x-kubernetes-group-version-kind"] = kinds.clone().into();
+            }
+            (ty.name.to_string(), schema)
+        })
+        .collect();
+    (paths, schemas)
+}
+
 fn kind(resource: &Resource) -> Value {
     json!({"group": resource.group, "version": resource.version, "kind": resource.kind})
 }
 
-fn operations(served: &Served, wanted: &[(&str, &str)]) -> Value {
+const PATCHES: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+
+fn operations(served: &Served, wanted: &[(&str, &str)], edition: Edition) -> Map<String, Value> {
     let resource = served.resource;
     let mut operations = Map::new();
     for (verb, method) in wanted.iter().filter(|(verb, _)| resource.allows(verb)) {
         let mut operation = json!({
             "x-kubernetes-action": verb,
             "x-kubernetes-group-version-kind": kind(resource),
-            "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": reference(&served.kind.name)}}}},
         });
+        let schema = reference(&served.kind.name, edition);
+        operation["responses"] = match edition {
+            Edition::V2 => json!({"200": {"description": "OK"}}),
+            Edition::V3 => json!({"200": {"description": "OK", "content": {"application/json": {"schema": schema}}}}),
+        };
         let writes = matches!(*method, "post" | "put" | "patch");
         if writes || *method == "delete" {
-            let mut parameters = vec![query("dryRun")];
-            if writes {
-                parameters.push(query("fieldManager"));
-                parameters.push(query("fieldValidation"));
-            }
-            operation["parameters"] = parameters.into();
+            let names: &[&str] = if writes {
+                &["dryRun", "fieldManager", "fieldValidation"]
+            } else {
+                &["dryRun"]
+            };
+            operation["parameters"] = names.iter().map(|name| query(name, edition)).collect();
         }
-        if *method == "patch" {
-            let patch = json!({"schema": {"type": "object"}});
-            operation["requestBody"] = json!({"content": {
-                "application/json-patch+json": patch,
-                "application/merge-patch+json": patch,
-                "application/strategic-merge-patch+json": patch,
-            }});
-        } else if writes {
-            operation["requestBody"] =
-                json!({"content": {"application/json": {"schema": reference(&served.kind.name)}}});
+        let consumes: &[&str] = match *method {
+            "patch" => &PATCHES,
+            "post" | "put" => &["application/json"],
+            _ => &[],
+        };
+        match edition {
+            _ if consumes.is_empty() => {}
+            Edition::V2 => operation["consumes"] = json!(consumes),
+            Edition::V3 => {
+                let body = if *method == "patch" {
+                    json!({"type": "object"})
+                } else {
+                    schema
+                };
+                let content: Map<String, Value> = consumes
+                    .iter()
+                    .map(|media| ((*media).to_owned(), json!({"schema": body})))
+                    .collect();
+                operation["requestBody"] = json!({"content": content});
+            }
         }
         operations.insert((*method).to_owned(), operation);
     }
-    operations.into()
+    operations
 }
 
-fn query(name: &str) -> Value {
-    json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}})
+fn query(name: &str, edition: Edition) -> Value {
+    match edition {
+        Edition::V2 => json!({"name": name, "in": "query", "type": "string"}),
+        Edition::V3 => json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}}),
+    }
 }
 
-fn reference(name: &str) -> Value {
-    json!({"$ref": format!("#/components/schemas/{name}")})
+fn reference(name: &str, edition: Edition) -> Value {
+    match edition {
+        Edition::V2 => json!({"$ref": format!("#/definitions/{name}")}),
+        Edition::V3 => json!({"$ref": format!("#/components/schemas/{name}")}),
+    }
 }
 
 /// Adds a type, and every type that it mentions.
@@ -185,7 +255,7 @@ fn collect_shape(shape: &Shape, types: &mut BTreeMap<String, Arc<Type>>) {
     }
 }
 
-fn object(ty: &Type) -> Value {
+fn object(ty: &Type, edition: Edition) -> Value {
     // A union is written as any one of its members.
     if ty.union {
         return json!({});
@@ -193,7 +263,7 @@ fn object(ty: &Type) -> Value {
     let mut properties = Map::new();
     let mut required = Vec::new();
     for field in ty.fields() {
-        properties.insert(field.name.to_string(), property(field));
+        properties.insert(field.name.to_string(), property(field, edition));
         if field.required {
             required.push(field.name.to_string());
         }
@@ -208,8 +278,8 @@ fn object(ty: &Type) -> Value {
     schema
 }
 
-fn property(field: &Field) -> Value {
-    let mut schema = shape(&field.shape);
+fn property(field: &Field, edition: Edition) -> Value {
+    let mut schema = shape(&field.shape, edition);
     if let Some(default) = &field.default {
         schema["default"] = default.clone();
     }
@@ -234,20 +304,21 @@ fn property(field: &Field) -> Value {
     schema
 }
 
-fn shape(shape_: &Shape) -> Value {
+fn shape(shape_: &Shape, edition: Edition) -> Value {
     match shape_ {
-        Shape::Scalar(kind) => scalar(*kind),
+        Shape::Scalar(kind) => scalar(*kind, edition),
         Shape::Named(named) => {
-            let mut schema = scalar(named.scalar);
+            let mut schema = scalar(named.scalar, edition);
             if !named.values.is_empty() {
                 schema["enum"] = named.values.iter().map(|value| Value::from(&**value)).collect();
             }
             schema
         }
-        // Siblings of a $ref are ignored, so it stands alone inside allOf.
-        Shape::Struct(ty) => json!({"allOf": [reference(&ty.name)]}),
+        // In v3, siblings of a $ref are ignored, so it stands alone inside allOf.
+        Shape::Struct(ty) if edition == Edition::V3 => json!({"allOf": [reference(&ty.name, edition)]}),
+        Shape::Struct(ty) => reference(&ty.name, edition),
         Shape::List(list) => {
-            let mut schema = json!({"type": "array", "items": shape(&list.item)});
+            let mut schema = json!({"type": "array", "items": shape(&list.item, edition)});
             match &list.kind {
                 ListKind::Atomic => schema["x-kubernetes-list-type"] = "atomic".into(),
                 ListKind::Set => schema["x-kubernetes-list-type"] = "set".into(),
@@ -259,7 +330,7 @@ fn shape(shape_: &Shape) -> Value {
             schema
         }
         Shape::Map(map) => {
-            let mut schema = json!({"type": "object", "additionalProperties": shape(&map.value)});
+            let mut schema = json!({"type": "object", "additionalProperties": shape(&map.value, edition)});
             if map.atomic {
                 schema["x-kubernetes-map-type"] = "atomic".into();
             }
@@ -268,8 +339,11 @@ fn shape(shape_: &Shape) -> Value {
     }
 }
 
-fn scalar(kind: Scalar) -> Value {
+fn scalar(kind: Scalar, edition: Edition) -> Value {
     match kind {
+        // v2 has no oneOf.
+        Scalar::Quantity if edition == Edition::V2 => json!({"type": "string"}),
+        Scalar::IntOrString if edition == Edition::V2 => json!({"type": "string", "format": "int-or-string"}),
         Scalar::Bool => json!({"type": "boolean"}),
         Scalar::Int32 => json!({"type": "integer", "format": "int32"}),
         Scalar::Int64 | Scalar::Uint32 => json!({"type": "integer", "format": "int64"}),

@@ -174,7 +174,7 @@ impl Server {
         if let Some(answer) = health::answer(&self.daemon.health, path, &call.query) {
             return Ok(answer);
         }
-        if let Some(answer) = openapi::answer(&self.registry.resources, path) {
+        if let Some(answer) = openapi::answer(&self.registry.resources, path, call.headers()) {
             return Ok(answer);
         }
         match path {

@@ -25,6 +25,8 @@ use skiff_api::meta;
 use skiff_api::resource::Resource;
 
 pub use age::human_duration;
+#[cfg(test)]
+use tests::check;
 
 /// A column of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -221,6 +223,3 @@ mod tests {
         );
     }
 }
-
-#[cfg(test)]
-use tests::check;

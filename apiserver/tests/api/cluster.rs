@@ -44,7 +44,7 @@ impl Cluster {
             node_port_range: 30000..=32767,
             service_account_key: ServiceAccountKey::generate().unwrap(),
             service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
-            advertise_address: "192.0.2.1".parse().unwrap(),
+            advertise_address: "198.51.100.1".parse().unwrap(),
             advertise_port: port,
             kubelet_client: Some(kubelet_client),
             kubelet_ca_pem: None,

@@ -39,7 +39,7 @@ async fn get(cluster: &Cluster, arguments: &[&str]) -> Vec<String> {
 }
 
 async fn json(cluster: &Cluster, kind: &str, name: &str) -> Value {
-    serde_json::from_str(&cluster.kubectl(&["get", kind, name, "-o", "json"]).await).unwrap()
+    serde_json::from_str(&cluster.kubectl(&["get", kind, name, "-o", "json"]).await).expect("kubectl prints JSON")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,6 +87,19 @@ async fn every_kind_is_accepted_and_printed() {
         "{labelled}"
     );
     run(all(&["delete"], &["--wait=false"]), "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_applied_again_does_not_change() {
+    let cluster = start().await;
+    let count = |output: &str, word: &str| output.lines().filter(|line| line.ends_with(word)).count();
+    let all = SAMPLES.matches("\nkind: ").count();
+    let first = cluster.apply(SAMPLES).await;
+    assert_eq!(count(&first, " created"), all, "{first}");
+    let second = cluster.apply(SAMPLES).await;
+    assert_eq!(count(&second, " unchanged"), all, "{second}");
+    let third = cluster.apply(&SAMPLES.replace("nginx:1.27", "nginx:1.28")).await;
+    assert_eq!(count(&third, " configured"), 1, "{third}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
