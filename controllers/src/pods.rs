@@ -1,6 +1,6 @@
 //! What controllers ask of a pod: is it active, ready, available; and which of several should go first.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -78,54 +78,43 @@ impl Pod {
     }
 }
 
-/// Which of two pods is to be deleted first (`Less`): the one whose loss hurts less. The rank of a pod is the number of
-/// related active pods on its node.
-pub(crate) fn deletion_order(a: (&Pod, usize), b: (&Pod, usize), now: Timestamp) -> Ordering {
-    let ((a, a_rank), (b, b_rank)) = (a, b);
-    let assigned = |pod: &Pod| pod.spec.node_name.is_some();
-    let phase = |pod: &Pod| match pod.phase() {
+/// Orders pods by how little their loss hurts: the first is to be deleted first. `rank` is the number of related active
+/// pods on its node. Ages count by their magnitude only, so that pods of about the same age go in random order (of their
+/// uids). A key, not a comparison of two: only so is the order total whatever the pods are.
+pub(crate) fn deletion_key(pod: &Pod, rank: usize, now: Timestamp) -> impl Ord + use<> {
+    let phase = match pod.phase() {
         "Pending" => 0,
         "Unknown" => 1,
         _ => 2,
     };
-    assigned(a)
-        .cmp(&assigned(b))
-        .then_with(|| phase(a).cmp(&phase(b)))
-        .then_with(|| a.is_ready().cmp(&b.is_ready()))
-        .then_with(|| a.deletion_cost().cmp(&b.deletion_cost()))
-        .then_with(|| b_rank.cmp(&a_rank))
-        .then_with(|| match (a.is_ready(), b.is_ready()) {
-            (true, true) => younger_first(a.ready_since(), b.ready_since(), a, b, now),
-            _ => Ordering::Equal,
-        })
-        .then_with(|| b.restarts().cmp(&a.restarts()))
-        .then_with(|| younger_first(a.created(), b.created(), a, b, now))
+    let is_ready = pod.is_ready();
+    let ready_for = if is_ready {
+        magnitude(pod.ready_since(), now)
+    } else {
+        -2
+    };
+    (
+        (pod.spec.node_name.is_some(), phase, is_ready, pod.deletion_cost()),
+        (Reverse(rank), ready_for, Reverse(pod.restarts())),
+        (magnitude(pod.created(), now), pod.uid().to_owned()),
+    )
 }
 
-/// Ages count by their magnitude only, so that pods of about the same age go in random order (of their uids).
-fn younger_first(a_at: Option<Timestamp>, b_at: Option<Timestamp>, a: &Pod, b: &Pod, now: Timestamp) -> Ordering {
-    if a_at == b_at {
-        return Ordering::Equal;
+/// The power of two of an age; without a time it counts as the youngest.
+fn magnitude(at: Option<Timestamp>, now: Timestamp) -> i64 {
+    match at.map(|at| now.duration_since(at).as_nanos()) {
+        None => -2,
+        Some(age) if age > 0 => i64::from(age.ilog2()),
+        Some(_) => -1,
     }
-    let (Some(a_at), Some(b_at)) = (a_at, b_at) else {
-        // Without a time it counts as the youngest.
-        return a_at.is_some().cmp(&b_at.is_some());
-    };
-    let magnitude = |at: Timestamp| match now.duration_since(at).as_nanos() {
-        age if age > 0 => i64::from(age.ilog2()),
-        _ => -1,
-    };
-    magnitude(a_at).cmp(&magnitude(b_at)).then_with(|| a.uid().cmp(b.uid()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cmp::Ordering;
-
     use jiff::Timestamp;
     use serde_json::{Value, json};
 
-    use super::deletion_order;
+    use super::deletion_key;
     use crate::view::Pod;
 
     fn pod(extra: &Value) -> Pod {
@@ -183,17 +172,11 @@ mod tests {
         ];
         for (name, first, second) in cases {
             let (first, second) = (pod(&first), pod(&second));
-            assert_eq!(deletion_order((&first, 0), (&second, 0), now), Ordering::Less, "{name}");
-            assert_eq!(
-                deletion_order((&second, 0), (&first, 0), now),
-                Ordering::Greater,
-                "{name}, turned"
-            );
+            assert!(deletion_key(&first, 0, now) < deletion_key(&second, 0, now), "{name}");
         }
         let alike = pod(&json!({}));
-        assert_eq!(
-            deletion_order((&alike, 3), (&alike, 1), now),
-            Ordering::Less,
+        assert!(
+            deletion_key(&alike, 3, now) < deletion_key(&alike, 1, now),
             "crowded node first"
         );
     }

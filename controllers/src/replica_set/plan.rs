@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::pods::deletion_order;
+use crate::pods::deletion_key;
 use crate::view::Pod;
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(super) fn scale(
                         .copied()
                         .unwrap_or(0)
                 };
-                pods.sort_by(|a, b| deletion_order((a, rank(a)), (b, rank(b)), now));
+                pods.sort_by_cached_key(|pod| deletion_key(pod, rank(pod), now));
             }
             pods.truncate(surplus);
             Scale::Delete(pods)
