@@ -1,17 +1,19 @@
 //! What follows from decisions, away from the cycle: conditions, events, deleted victims.
 //!
-//! Two tasks, each with a queue: one writes pod statuses in order, one records events. Neither is waited for; when the
-//! API server is too slow for them, the oldest news is dropped, not the scheduling.
+//! Two tasks: one writes pod statuses, the newest of each pod; one records events. Scheduling waits for neither, but a
+//! binding waits for a status of the same pod that is being written: it must not overtake the binding and take it back.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::core::v1::ObjectReference;
 use skiff_daemon::{Shutdown, error_chain};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::Error;
 use crate::config::Config;
@@ -19,18 +21,14 @@ use crate::framework::Preemption;
 use crate::model::{Condition, Pod};
 use crate::request::{delete, patch};
 
+/// Events that wait to be recorded; more are dropped.
 const BACKLOG: usize = 5000;
 
-/// What is to be told of a pod.
+/// What is to be written about pods.
 #[derive(Debug)]
-pub(crate) enum Status {
-    /// No node can take it.
-    Unschedulable {
-        pod: Arc<Pod>,
-        message: String,
-        /// Where room is being made for it.
-        nominated: Option<Arc<str>>,
-    },
+enum Task {
+    /// No node can take this one; what to say is in [`Waiting::statuses`].
+    Status(Arc<str>),
     /// Pods that have to go for another.
     Preempt {
         preemptor: Arc<Pod>,
@@ -38,10 +36,37 @@ pub(crate) enum Status {
     },
 }
 
+/// No node can take a pod.
+#[derive(Debug)]
+struct Unschedulable {
+    pod: Arc<Pod>,
+    message: String,
+    /// Where room is being made for it.
+    nominated: Option<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    tasks: VecDeque<Task>,
+    /// The newest for each pod; one that is missing here has been overtaken.
+    statuses: HashMap<Arc<str>, Unschedulable>,
+    /// The pod whose status is being written right now.
+    writing: Option<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// Something waits.
+    more: Notify,
+    /// Held while a status is being written.
+    busy: tokio::sync::Mutex<()>,
+}
+
 /// Hands decisions on.
 #[derive(Clone, Debug)]
 pub(crate) struct Effects {
-    statuses: mpsc::Sender<Status>,
+    shared: Arc<Shared>,
     events: mpsc::Sender<(Event, ObjectReference)>,
 }
 
@@ -56,19 +81,21 @@ struct StatusWriter {
 impl Effects {
     /// Starts the two tasks; they end at shutdown.
     pub(crate) fn start(client: &Client, config: &Config, shutdown: &Shutdown) -> Self {
-        let (statuses, mut status_queue) = mpsc::channel(BACKLOG);
         let (events, mut event_queue) = mpsc::channel::<(Event, ObjectReference)>(BACKLOG);
-        let effects = Self { statuses, events };
+        let effects = Self {
+            shared: Arc::default(),
+            events,
+        };
         let writer = StatusWriter {
             client: client.clone(),
             scheduler: config.scheduler_name.clone(),
             effects: effects.clone(),
         };
-        tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
-            while let Some(status) = status_queue.recv().await {
-                writer.write(status).await;
-            }
-        }));
+        tokio::spawn(
+            shutdown
+                .clone()
+                .run_until_cancelled_owned(async move { writer.run().await }),
+        );
         let mut reporter = Reporter::from(config.scheduler_name.as_str());
         let host = config.instance.clone().or(reporter.instance.take());
         reporter.instance = host.map(|host| format!("{}-{host}", config.scheduler_name));
@@ -101,19 +128,35 @@ impl Effects {
         if pod.wants.condition.as_ref() == Some(&condition) && nominated.is_none() {
             return;
         }
-        self.tell(Status::Unschedulable {
+        let status = Unschedulable {
             pod: Arc::clone(pod),
             message,
             nominated,
-        });
+        };
+        let known = self.shared.waiting.lock().statuses.insert(Arc::clone(&pod.uid), status);
+        if known.is_none() {
+            self.shared.add(Task::Status(Arc::clone(&pod.uid)));
+        }
     }
 
     /// Deletes victims.
     pub(crate) fn preempt(&self, preemptor: &Arc<Pod>, preemption: Preemption) {
-        self.tell(Status::Preempt {
+        self.shared.add(Task::Preempt {
             preemptor: Arc::clone(preemptor),
             preemption,
         });
+    }
+
+    /// A node was found after all: what was to be said about the pod no longer is, not even by a write under way.
+    pub(crate) async fn settle(&self, uid: &str) {
+        let is_writing = {
+            let mut waiting = self.shared.waiting.lock();
+            waiting.statuses.remove(uid);
+            waiting.writing.as_deref() == Some(uid)
+        };
+        if is_writing {
+            drop(self.shared.busy.lock().await);
+        }
     }
 
     /// A decision is made and known to the API server.
@@ -133,12 +176,6 @@ impl Effects {
         );
     }
 
-    fn tell(&self, status: Status) {
-        if self.statuses.try_send(status).is_err() {
-            tracing::warn!("pod statuses are not written as fast as they change; one was left out");
-        }
-    }
-
     fn event(&self, pod: &Pod, type_: EventType, reason: &str, action: &str, note: String) {
         let event = Event {
             type_,
@@ -156,33 +193,31 @@ impl Effects {
 // === impl StatusWriter ===
 
 impl StatusWriter {
-    async fn write(&self, status: Status) {
-        let result = match status {
-            Status::Unschedulable {
-                pod,
-                message,
-                nominated,
-            } => self.unschedulable(&pod, &message, nominated).await,
-            Status::Preempt { preemptor, preemption } => self.preempt(&preemptor, preemption).await,
-        };
-        match result {
-            // A pod that is gone needs no status.
-            Err(
-                Error::Status {
-                    source: kube::Error::Api(status),
-                    ..
+    async fn run(&self) {
+        let shared = &self.effects.shared;
+        loop {
+            let task = shared.waiting.lock().tasks.pop_front();
+            match task {
+                None => shared.more.notified().await,
+                Some(Task::Preempt { preemptor, preemption }) => report(self.preempt(&preemptor, preemption).await),
+                Some(Task::Status(uid)) => {
+                    let _busy = shared.busy.lock().await;
+                    let status = shared.waiting.lock().begin(uid);
+                    if let Some(status) = status {
+                        report(self.unschedulable(status).await);
+                    }
+                    shared.waiting.lock().writing = None;
                 }
-                | Error::Preempt {
-                    source: kube::Error::Api(status),
-                    ..
-                },
-            ) if matches!(status.code, 404 | 409) => {}
-            Err(error) => tracing::warn!(error = %error_chain(&error), "cannot tell of a decision"),
-            Ok(()) => {}
+            }
         }
     }
 
-    async fn unschedulable(&self, pod: &Pod, message: &str, nominated: Option<Arc<str>>) -> Result<(), Error> {
+    async fn unschedulable(&self, status: Unschedulable) -> Result<(), Error> {
+        let Unschedulable {
+            pod,
+            message,
+            nominated,
+        } = status;
         let known = pod
             .wants
             .condition
@@ -201,7 +236,7 @@ impl StatusWriter {
         if let Some(node) = nominated {
             status["nominatedNodeName"] = json!(&*node);
         }
-        self.patch_status(pod, status).await
+        self.patch_status(&pod, status).await
     }
 
     async fn preempt(&self, preemptor: &Pod, preemption: Preemption) -> Result<(), Error> {
@@ -242,6 +277,39 @@ impl StatusWriter {
                 pod: pod.full_name(),
                 source,
             })
+    }
+}
+
+impl Shared {
+    fn add(&self, task: Task) {
+        self.waiting.lock().tasks.push_back(task);
+        self.more.notify_one();
+    }
+}
+
+impl Waiting {
+    fn begin(&mut self, uid: Arc<str>) -> Option<Unschedulable> {
+        let status = self.statuses.remove(&uid)?;
+        self.writing = Some(uid);
+        Some(status)
+    }
+}
+
+fn report(result: Result<(), Error>) {
+    match result {
+        // A pod that is gone needs no status.
+        Err(
+            Error::Status {
+                source: kube::Error::Api(status),
+                ..
+            }
+            | Error::Preempt {
+                source: kube::Error::Api(status),
+                ..
+            },
+        ) if matches!(status.code, 404 | 409) => {}
+        Err(error) => tracing::warn!(error = %error_chain(&error), "cannot tell of a decision"),
+        Ok(()) => {}
     }
 }
 

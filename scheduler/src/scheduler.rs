@@ -162,8 +162,9 @@ impl Scheduler {
         // Counted at once; the next pod must not take the same room.
         self.cache.assume(&attempt.pod, &node);
         self.cache.nominate(&attempt.pod, None);
-        let (framework, bound) = (Arc::clone(&self.framework), self.bound.clone());
+        let (framework, effects, bound) = (Arc::clone(&self.framework), self.effects.clone(), self.bound.clone());
         tokio::spawn(async move {
+            effects.settle(&attempt.pod.uid).await;
             let result = framework.bind(&attempt.pod, &node).await;
             // Nobody listens after shutdown.
             bound

@@ -42,6 +42,8 @@ impl Strategy for Pod {
             Some("status") => prepare_status_update(new, old),
             Some("ephemeralcontainers") => keep_spec_but(new, old, take_ephemeral_containers),
             Some("resize") => keep_spec_but(new, old, take_resources),
+            // `bind` has changed what it may: the node, and the condition that says so.
+            Some("binding") => {}
             _ => {
                 keep(new, old, "status");
                 generic::carry_generation(new, old, &["spec"]);

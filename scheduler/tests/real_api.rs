@@ -1,0 +1,243 @@
+//! The scheduler on a real API server and a real store, as `system:kube-scheduler` with nothing but its roles.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Api, ListParams, PostParams};
+use kube::core::DynamicObject;
+use serde_json::{Value, json};
+use skiff_api::k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
+use skiff_apiserver::ApiServer;
+use skiff_daemon::Context;
+use skiff_pki::{CertificateAuthority, Request, ServiceAccountKey};
+use tokio::time::Instant;
+
+struct Cluster {
+    client: kube::Client,
+    context: Context,
+    _directory: tempfile::TempDir,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        skiff_daemon::install_crypto();
+        let directory = tempfile::tempdir().unwrap();
+        let authority = CertificateAuthority::generate("kubernetes").unwrap();
+        let store = skiff_store::sqlite::open(
+            directory.path().join("state.db"),
+            skiff_store::sqlite::Options::default(),
+        );
+        let config = skiff_apiserver::Config {
+            identity: authority
+                .issue(&Request::server("kube-apiserver", &["localhost"], &[]))
+                .unwrap(),
+            client_ca_pem: authority.certificate_pem().to_owned(),
+            service_cluster_ip_range: "10.96.0.0/12".parse().unwrap(),
+            node_port_range: 30000..=32767,
+            service_account_key: ServiceAccountKey::generate().unwrap(),
+            service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
+            advertise_address: "192.0.2.1".parse().unwrap(),
+            advertise_port: 6443,
+            kubelet_client: None,
+            kubelet_ca_pem: None,
+        };
+        let context = Context::default();
+        let server = ApiServer::start(config, Arc::new(store.unwrap()), context.clone())
+            .await
+            .unwrap();
+        let client = server.client("admin", &["system:masters"]);
+        let scheduler = server.client("system:kube-scheduler", &["system:authenticated"]);
+        tokio::spawn(skiff_scheduler::run(
+            skiff_scheduler::Config::default(),
+            scheduler,
+            context.clone(),
+        ));
+        let cluster = Self {
+            client,
+            context,
+            _directory: directory,
+        };
+        cluster.namespace().await;
+        cluster
+    }
+
+    /// What the controllers would make.
+    async fn namespace(&self) {
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        if namespaces.get_opt("default").await.unwrap().is_none() {
+            self.create::<Namespace>(None, json!({"metadata": {"name": "default"}}))
+                .await;
+        }
+        let accounts = Api::<ServiceAccount>::default_namespaced(self.client.clone());
+        if accounts.get_opt("default").await.unwrap().is_none() {
+            self.create::<ServiceAccount>(Some("default"), json!({"metadata": {"name": "default"}}))
+                .await;
+        }
+    }
+
+    async fn create<K>(&self, namespace: Option<&str>, object: Value)
+    where
+        K: kube::Resource<DynamicType = ()>,
+    {
+        let resource = kube::core::ApiResource::erase::<K>(&());
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        };
+        let mut object = object;
+        object["apiVersion"] = json!(K::api_version(&()));
+        object["kind"] = json!(K::kind(&()));
+        api.create(&PostParams::default(), &serde_json::from_value(object).unwrap())
+            .await
+            .unwrap();
+    }
+
+    async fn node(&self, name: &str, cpu: &str) {
+        let status = json!({"capacity": {"cpu": cpu, "memory": "64Gi", "pods": "110"}, "allocatable": {"cpu": cpu, "memory": "64Gi", "pods": "110"}});
+        self.create::<Node>(
+            None,
+            json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "status": status}),
+        )
+        .await;
+    }
+
+    async fn pod(&self, name: &str, cpu: &str) {
+        let container = json!({"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}});
+        self.create::<Pod>(
+            Some("default"),
+            json!({"metadata": {"name": name}, "spec": {"containers": [container]}}),
+        )
+        .await;
+    }
+
+    async fn pods(&self) -> Vec<Pod> {
+        Api::<Pod>::default_namespaced(self.client.clone())
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+    }
+
+    /// Waits until something is true of all pods.
+    async fn until(&self, what: impl Fn(&[Pod]) -> bool) -> Vec<Pod> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let pods = self.pods().await;
+            if what(&pods) {
+                return pods;
+            }
+            assert!(Instant::now() < deadline, "it does not come true: {pods:#?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.context.shutdown.cancel();
+    }
+}
+
+fn is_bound(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())
+}
+
+fn condition(pod: &Pod) -> Option<(String, String, String)> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Some((
+        scheduled.status.clone(),
+        text(&scheduled.reason),
+        text(&scheduled.message),
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_fits_nowhere_waits_and_is_told_why() {
+    let cluster = Cluster::start().await;
+    cluster.pod("a", "2").await;
+    let pods = cluster.until(|pods| condition(&pods[0]).is_some()).await;
+    let unschedulable = |message: &str| Some(("False".to_owned(), "Unschedulable".to_owned(), message.to_owned()));
+    assert_eq!(
+        condition(&pods[0]),
+        unschedulable("no nodes available to schedule pods")
+    );
+
+    cluster.node("small", "1").await;
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: \
+                   1 Preemption is not helpful for scheduling.";
+    // A node without room is no reason to try again by itself; a change of the pod is.
+    cluster.node("large", "4").await;
+    let pods = cluster.until(|pods| is_bound(&pods[0])).await;
+    assert_eq!(pods[0].spec.as_ref().unwrap().node_name.as_deref(), Some("large"));
+    assert_eq!(condition(&pods[0]).unwrap().0, "True");
+
+    cluster.pod("b", "100").await;
+    let only_b = |pods: &[Pod]| {
+        pods.iter()
+            .find(|pod| pod.metadata.name.as_deref() == Some("b"))
+            .cloned()
+    };
+    let pods = cluster
+        .until(|pods| only_b(pods).is_some_and(|pod| condition(&pod).is_some()))
+        .await;
+    let two = message
+        .replace("0/1", "0/2")
+        .replace("1 Insufficient", "2 Insufficient")
+        .replace("1 Preemption", "2 Preemption");
+    assert_eq!(condition(&only_b(&pods).unwrap()), unschedulable(&two));
+
+    // What `kubectl describe pod` shows.
+    let events = Api::<Event>::default_namespaced(cluster.client.clone());
+    let about_b = ListParams::default().fields("involvedObject.name=b");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let event = loop {
+        if let Some(event) = events.list(&about_b).await.unwrap().items.pop() {
+            break event;
+        }
+        assert!(Instant::now() < deadline, "no event");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(
+        (event.reason.as_deref(), event.message.as_deref()),
+        (Some("FailedScheduling"), Some(two.as_str()))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_is_spread_over_the_nodes() {
+    const NODES: usize = 25;
+    const PODS: usize = 300;
+    let cluster = Arc::new(Cluster::start().await);
+    for number in 0..NODES {
+        cluster.node(&format!("n{number}"), "4").await;
+    }
+    let began = Instant::now();
+    let writers = (0..8).map(|writer| {
+        let cluster = Arc::clone(&cluster);
+        tokio::spawn(async move {
+            for number in (writer..PODS).step_by(8) {
+                cluster.pod(&format!("p{number}"), "100m").await;
+            }
+        })
+    });
+    futures::future::try_join_all(writers).await.unwrap();
+    let pods = cluster
+        .until(|pods| pods.iter().filter(|pod| is_bound(pod)).count() == PODS)
+        .await;
+    println!("{PODS} pods made and bound in {:?}", began.elapsed());
+    let mut each: BTreeMap<&str, usize> = BTreeMap::new();
+    for pod in &pods {
+        *each
+            .entry(pod.spec.as_ref().unwrap().node_name.as_deref().unwrap())
+            .or_default() += 1;
+    }
+    assert!(
+        each.len() == NODES && each.values().all(|&count| count == PODS / NODES),
+        "{each:?}"
+    );
+}
