@@ -13,7 +13,8 @@ help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 up: deps-up build ## Start a cluster (NODES=1, NAME=skiff), run examples/hello.yaml and show it
-	@$(SKIFF) up --name $(NAME) --nodes $(NODES) --apply examples/hello.yaml
+	@tests/images/build.sh $(SKIFF) target/images >/dev/null
+	@$(SKIFF) up --name $(NAME) --nodes $(NODES) --images target/images --apply examples/hello.yaml
 
 down: ## Take the cluster (NAME=skiff) down and leave nothing behind
 	@test ! -x $(SKIFF) || $(SKIFF) down --name $(NAME) --purge
@@ -30,7 +31,7 @@ lint: deps-test ## Format check, clippy, licences and bans, the house's own rule
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
 	@cargo xtask check
 	@cargo deny --log-level error check bans licenses sources
-	@shellcheck packaging/*.sh .ci/run bench/*.sh
+	@shellcheck packaging/*.sh tests/images/*.sh bench/*.sh .ci/run
 
 fmt: ## Format the code
 	@cargo fmt --all

@@ -22,7 +22,10 @@ for version in 1 2; do
     cat >"$work/$version/serve" <<SERVE
 #!/bin/sh
 mkdir -p /www && echo "hello from \$(hostname), version $version" >/www/index.html
-exec httpd -f -p 8080 -h /www
+# A first process without a handler would sit out SIGTERM until the grace period is over.
+httpd -f -p 8080 -h /www &
+trap 'kill \$!' TERM
+wait
 SERVE
     chmod 755 "$work/$version/serve"
     "$skiff" image build --tag "skiff.local/hello:$version" --file /bin/busybox=/bin/busybox "${applets[@]}" \
