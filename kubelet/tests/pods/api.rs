@@ -17,6 +17,9 @@ use skiff_api::patch::{json_merge, strategic_merge};
 use skiff_api::schema::schema;
 use tokio::sync::watch;
 
+/// How long a condition may take to come true, on a machine that compiles beside it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The server; clones share one state.
@@ -127,7 +130,7 @@ impl Api {
                     .ok();
             }
         };
-        match tokio::time::timeout(Duration::from_secs(20), waiting).await {
+        match tokio::time::timeout(PATIENCE, waiting).await {
             Ok(found) => found,
             Err(_) => panic!(
                 "no {what}; pods: {:#?}\nevents: {:#?}",
@@ -169,6 +172,21 @@ impl Api {
                 answer(
                     StatusCode::CREATED,
                     &json!({"metadata": {}, "spec": {"audiences": []}, "status": status}),
+                )
+            }
+            Method::POST if segments.last() == Some(&"subjectaccessreviews") => {
+                let allowed = value["spec"]["user"] == "admin";
+                answer(
+                    StatusCode::CREATED,
+                    &json!({"metadata": {}, "spec": {}, "status": {"allowed": allowed}}),
+                )
+            }
+            Method::POST if segments.last() == Some(&"tokenreviews") => {
+                let good = value["spec"]["token"] == "good";
+                let status = json!({"authenticated": good, "user": {"username": if good { "admin" } else { "" }}});
+                answer(
+                    StatusCode::CREATED,
+                    &json!({"metadata": {}, "spec": {}, "status": status}),
                 )
             }
             Method::POST => {

@@ -4,3 +4,4 @@ mod api;
 mod lives;
 mod node;
 mod scene;
+mod server;

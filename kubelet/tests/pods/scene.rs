@@ -17,6 +17,9 @@ pub(crate) struct Scene {
     pub(crate) api: Api,
     pub(crate) runtime: FakeRuntime,
     pub(crate) dir: tempfile::TempDir,
+    /// Whose clients the server trusts.
+    pub(crate) authority: skiff_pki::CertificateAuthority,
+    pub(crate) port: u16,
     config: Config,
     shutdown: Shutdown,
     kubelet: Option<tokio::task::JoinHandle<()>>,
@@ -25,6 +28,15 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
+        Self::make(false)
+    }
+
+    /// One whose server listens on a port of its own.
+    pub(crate) fn with_server() -> Self {
+        Self::make(true)
+    }
+
+    fn make(server: bool) -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         skiff_daemon::install_crypto();
@@ -43,13 +55,23 @@ impl Scene {
         };
         config.kubelet.pod_logs_dir = dir.path().join("logs");
         config.kubelet.cgroup_root.clone_from(&cgroup);
-        config.kubelet.enable_server = false;
+        let authority = skiff_pki::CertificateAuthority::generate("test").expect("an authority");
+        let ca_file = dir.path().join("clients.crt");
+        std::fs::write(&ca_file, authority.certificate_pem()).expect("a file");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = free.expect("a free port").port();
+        config.kubelet.enable_server = server;
+        config.kubelet.address = "127.0.0.1".into();
+        config.kubelet.port = port.into();
+        config.kubelet.authentication.x509.client_ca_file = Some(ca_file);
         config.kubelet.healthz_port = 0;
         config.kubelet.cluster_domain = "cluster.local".into();
         let mut scene = Self {
             api: Api::new(),
             runtime,
             dir,
+            authority,
+            port,
             config,
             shutdown: Shutdown::new(),
             kubelet: None,

@@ -1,0 +1,135 @@
+//! The kubelet against a real containerd in a directory of the test's own, with a scripted API. Pods share the node's network,
+//! so that no CNI plugin is needed.
+
+#[allow(dead_code)] // each suite uses a part of it
+#[path = "../pods/api.rs"]
+mod api;
+mod node;
+
+use std::time::Duration;
+
+use node::{IMAGE, Node};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+fn is_ready(status: &Value) -> bool {
+    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    conditions
+        .iter()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+fn container(script: &str) -> Value {
+    json!({"name": "c", "image": IMAGE, "imagePullPolicy": "Never", "command": ["/bin/busybox", "sh", "-c", script]})
+}
+
+#[tokio::test]
+async fn a_pod_has_its_cgroup_survives_its_kubelet_and_leaves_nothing() {
+    let mut node = Node::start().await;
+    let mut spec = container("trap 'exit 0' TERM; echo hello; while true; do /bin/busybox sleep 0.1; done");
+    spec["resources"] = json!({"limits": {"cpu": "500m", "memory": "64Mi"}});
+    spec["readinessProbe"] = json!({"exec": {"command": ["/bin/busybox", "true"]}, "periodSeconds": 1});
+    node.create("p", &json!({"containers": [spec]}));
+    let status = node.until("p", "ready pod", is_ready).await;
+    assert_eq!(status["qosClass"], "Guaranteed");
+    assert_eq!(status["podIP"], "127.0.0.1");
+    let cgroup = |controller: &str| node.cgroup(controller).join("kubepods/poduid-p");
+    let read = |controller: &str, file: &str| {
+        let dir = cgroup(controller);
+        std::fs::read_to_string(dir.join(file))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(read("memory", "memory.limit_in_bytes"), (64 << 20).to_string());
+    assert_eq!(
+        (read("cpu", "cpu.shares"), read("cpu", "cpu.cfs_quota_us")),
+        ("512".into(), "50000".into())
+    );
+    let id = status["containerStatuses"][0]["containerID"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let own = cgroup("memory").join(id.trim_start_matches("containerd://"));
+    assert!(
+        own.join("cgroup.procs").exists(),
+        "the container is below its pod: {own:?}"
+    );
+
+    node.stop_kubelet().await;
+    node.start_kubelet();
+    node.create("q", &json!({"containers": [container("/bin/busybox sleep 1000")]}));
+    node.until("q", "second pod", is_ready).await;
+    let after = node.api.get(&Node::path("p")).unwrap()["status"]["containerStatuses"][0].clone();
+    assert_eq!((&after["containerID"], &after["restartCount"]), (&json!(id), &json!(0)));
+
+    for name in ["p", "q"] {
+        node.delete(name, 1);
+    }
+    for name in ["p", "q"] {
+        node.until_gone(name).await;
+    }
+    assert_eq!(node.leftovers().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn memory_limits_exits_and_messages() {
+    let node = Node::start().await;
+    let mut eater = container("/bin/busybox tail /dev/zero");
+    eater["resources"] = json!({"limits": {"memory": "16Mi"}});
+    node.create("oom", &json!({"restartPolicy": "Never", "containers": [eater]}));
+    let message = container("echo why > /dev/termination-log; exit 7");
+    node.create("message", &json!({"restartPolicy": "Never", "containers": [message]}));
+    let mut log = container("echo last words; exit 1");
+    log["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
+    node.create("log", &json!({"restartPolicy": "Never", "containers": [log]}));
+    let mut absent = container("");
+    absent["command"] = json!(["/absent"]);
+    node.create("absent", &json!({"containers": [absent]}));
+    let failed = |status: &Value| status["phase"] == "Failed";
+    let ended = |status: &Value| status["containerStatuses"][0]["state"]["terminated"].clone();
+    let oom = ended(&node.until("oom", "end", failed).await);
+    assert_eq!(
+        (&oom["reason"], &oom["exitCode"]),
+        (&json!("OOMKilled"), &json!(137)),
+        "{oom}"
+    );
+    let message = ended(&node.until("message", "end", failed).await);
+    assert_eq!(
+        (&message["message"], &message["exitCode"]),
+        (&json!("why\n"), &json!(7)),
+        "{message}"
+    );
+    let log = ended(&node.until("log", "end", failed).await);
+    assert_eq!(log["message"], "last words\n", "{log}");
+    let waits = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff";
+    let status = node.until("absent", "back-off", waits).await;
+    assert_eq!(
+        status["containerStatuses"][0]["lastState"]["terminated"]["reason"],
+        "StartError"
+    );
+}
+
+#[tokio::test]
+async fn a_killed_container_is_seen_at_once() {
+    let node = Node::start().await;
+    node.create("p", &json!({"containers": [container("/bin/busybox sleep 1000")]}));
+    let status = node.until("p", "ready pod", is_ready).await;
+    let id = status["containerStatuses"][0]["containerID"]
+        .as_str()
+        .unwrap()
+        .trim_start_matches("containerd://")
+        .to_owned();
+    let killed = Instant::now();
+    node.kill_container("kubepods/besteffort/poduid-p", &id);
+    let ended = |status: &Value| {
+        status["containerStatuses"][0]["containerID"] != format!("containerd://{id}") || !is_ready(status)
+    };
+    node.until("p", "the end of the container", ended).await;
+    // The promise is 50 ms on a quiet machine; what is asserted is that no poll of a second or more is in the way.
+    let took = killed.elapsed();
+    println!("status changed {took:?} after the kill");
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    let restarted = |status: &Value| status["containerStatuses"][0]["restartCount"] == 1 && is_ready(status);
+    node.until("p", "restart", restarted).await;
+}

@@ -1,0 +1,302 @@
+//! A containerd and a kubelet of the test's own.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use skiff_cri::archive::Builder;
+use skiff_cri::containerd::{self, Config as Containerd};
+use skiff_cri::images::{self, Options};
+use skiff_cri::{Client, Runtime as _, pause};
+use skiff_daemon::{Context, Shutdown};
+use skiff_kubelet::{Config, Flags};
+
+use crate::api::Api;
+
+pub(crate) const IMAGE: &str = "localhost/test/busybox:1";
+
+/// Dropping it takes everything down that it or its containers made.
+pub(crate) struct Node {
+    pub(crate) api: Api,
+    directory: tempfile::TempDir,
+    containerd: Containerd,
+    process: Child,
+    client: Client,
+    cgroup: String,
+    config: Config,
+    shutdown: Shutdown,
+    kubelet: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Node {
+    pub(crate) async fn start() -> Self {
+        skiff_daemon::install_crypto();
+        let directory = tempfile::Builder::new()
+            .prefix("skiff-kubelet-")
+            .tempdir()
+            .expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        let containerd = Containerd {
+            root: at("root"),
+            state: at("state"),
+            socket: at("containerd.sock"),
+            cni_conf_dir: at("cni/net.d"),
+            cni_bin_dir: at("cni/bin"),
+            registry_dir: at("certs.d"),
+            sandbox_image: pause::IMAGE.into(),
+            restrict_oom_score: containerd::must_restrict_oom_score(),
+        };
+        fs::create_dir_all(&containerd.cni_conf_dir).expect("a directory");
+        let process = spawn(directory.path(), &containerd);
+        let socket = containerd.socket.to_string_lossy().into_owned();
+        let client = Client::new(&socket);
+        let cgroup = format!(
+            "/{}",
+            directory.path().file_name().unwrap_or_default().to_string_lossy()
+        );
+        let mut config = Config {
+            flags: Flags {
+                hostname_override: Some("node-1".into()),
+                node_ips: vec![std::net::Ipv4Addr::LOCALHOST.into()],
+                root_dir: at("kubelet"),
+                ..Flags::default()
+            },
+            ..Config::default()
+        };
+        config.kubelet.pod_logs_dir = at("logs");
+        config.kubelet.cgroup_root.clone_from(&cgroup);
+        config.kubelet.enable_server = false;
+        config.kubelet.healthz_port = 0;
+        let mut node = Self {
+            api: Api::new(),
+            directory,
+            containerd,
+            process,
+            client,
+            cgroup,
+            config,
+            shutdown: Shutdown::new(),
+            kubelet: None,
+        };
+        if let Err(error) = node.client.wait_until_ready(Duration::from_secs(30)).await {
+            panic!(
+                "{error}: {}",
+                fs::read_to_string(node.directory.path().join("log")).unwrap_or_default()
+            );
+        }
+        node.import().await;
+        node.start_kubelet();
+        node
+    }
+
+    async fn import(&self) {
+        let busybox = Builder::new(IMAGE)
+            .file("/bin/busybox", 0o755, "/bin/busybox")
+            .directory("/tmp", 0o777);
+        let (pause_path, path) = (
+            self.directory.path().join("pause.tar"),
+            self.directory.path().join("busybox.tar"),
+        );
+        pause::write_archive(File::create(&pause_path).expect("a file")).expect("an archive");
+        busybox
+            .link("/bin/sh", "busybox")
+            .write(File::create(&path).expect("a file"))
+            .expect("an archive; is busybox-static installed?");
+        for archive in [pause_path, path] {
+            let file = File::open(archive).expect("a file");
+            images::import(&self.client, file, Options { pinned: true })
+                .await
+                .expect("an import");
+        }
+    }
+
+    pub(crate) fn start_kubelet(&mut self) {
+        self.shutdown = Shutdown::new();
+        let daemon = Context {
+            shutdown: self.shutdown.clone(),
+            ..Context::default()
+        };
+        let runtime = Arc::new(self.client.clone());
+        let kubelet = skiff_kubelet::run_with(self.config.clone(), self.api.client(), runtime, daemon);
+        self.kubelet = Some(tokio::spawn(async move { kubelet.await.expect("a kubelet that runs") }));
+    }
+
+    pub(crate) async fn stop_kubelet(&mut self) {
+        self.shutdown.cancel();
+        if let Some(kubelet) = self.kubelet.take() {
+            kubelet.await.ok();
+        }
+    }
+
+    pub(crate) fn path(name: &str) -> String {
+        format!("/api/v1/namespaces/ns/pods/{name}")
+    }
+
+    /// Creates a pod on the node's network.
+    pub(crate) fn create(&self, name: &str, spec: &Value) {
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "ns", "uid": format!("uid-{name}"), "generation": 1},
+            "spec": {"nodeName": "node-1", "hostNetwork": true, "terminationGracePeriodSeconds": 1},
+            "status": {"phase": "Pending"},
+        });
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            pod["spec"][key] = value.clone();
+        }
+        self.api.put(&Self::path(name), pod);
+    }
+
+    pub(crate) fn delete(&self, name: &str, grace: i64) {
+        self.api.edit(&Self::path(name), |pod| {
+            pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            pod["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+        });
+    }
+
+    pub(crate) async fn until(&self, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let find = |api: &Api| {
+            api.get(&Self::path(name))
+                .map(|pod| pod["status"].clone())
+                .filter(|status| holds(status))
+        };
+        self.api.until(what, find).await
+    }
+
+    pub(crate) async fn until_gone(&self, name: &str) {
+        self.api
+            .until("end of the pod", |api| {
+                api.get(&Self::path(name)).is_none().then_some(())
+            })
+            .await;
+    }
+
+    pub(crate) fn cgroup(&self, controller: &str) -> PathBuf {
+        PathBuf::from(format!("/sys/fs/cgroup/{controller}{}", self.cgroup))
+    }
+
+    /// SIGKILL for the processes of one container.
+    pub(crate) fn kill_container(&self, pod: &str, id: &str) {
+        kill_all(&self.cgroup("memory").join(pod).join(id));
+    }
+
+    /// What pods have left behind on this node.
+    pub(crate) async fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let sandboxes = self
+            .client
+            .list_sandboxes(&skiff_cri::SandboxFilter::default())
+            .await
+            .expect("a list");
+        left.extend(
+            sandboxes
+                .into_iter()
+                .map(|sandbox| format!("sandbox {}", sandbox.metadata.name)),
+        );
+        for dir in [
+            self.config.flags.root_dir.join("pods"),
+            self.config.kubelet.pod_logs_dir.clone(),
+        ] {
+            let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+            left.extend(entries.map(|entry| entry.path().display().to_string()));
+        }
+        for root in hierarchies(&self.cgroup) {
+            for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+                let entries = fs::read_dir(root.join(class))
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Result::ok);
+                let pods = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("pod"));
+                left.extend(pods.map(|entry| entry.path().display().to_string()));
+            }
+        }
+        left
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        if let Some(kubelet) = &self.kubelet {
+            kubelet.abort();
+        }
+        self.process.kill().ok();
+        self.process.wait().ok();
+        // The shims go, and with the first process of each pid namespace all that runs in it.
+        containerd::kill_shims(&self.containerd.socket).ok();
+        containerd::remove_shim_sockets(&self.containerd.state);
+        for cgroup in hierarchies(&self.cgroup) {
+            kill_all(&cgroup);
+        }
+        containerd::unmount_below(self.directory.path()).ok();
+        for cgroup in hierarchies(&self.cgroup) {
+            remove_cgroup(&cgroup);
+        }
+    }
+}
+
+fn spawn(directory: &Path, config: &Containerd) -> Child {
+    let file = directory.join("config.toml");
+    fs::write(&file, config.render()).expect("a file");
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(directory.join("log"))
+        .expect("a file");
+    Command::new("containerd")
+        .arg("--config")
+        .arg(file)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a file"))
+        .stderr(log)
+        .spawn()
+        .expect("containerd is installed")
+}
+
+/// The test's cgroup in every hierarchy.
+fn hierarchies(name: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.path());
+    mounts
+        .map(|mount| mount.join(name.trim_matches('/')))
+        .filter(|path| path.is_dir())
+        .collect()
+}
+
+fn children(cgroup: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cgroup)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.path());
+    entries.filter(|path| path.is_dir()).collect()
+}
+
+fn kill_all(cgroup: &Path) {
+    children(cgroup).iter().for_each(|child| kill_all(child));
+    for pid in fs::read_to_string(cgroup.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+    {
+        if let Ok(pid) = pid.parse() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok();
+        }
+    }
+}
+
+fn remove_cgroup(cgroup: &Path) {
+    children(cgroup).iter().for_each(|child| remove_cgroup(child));
+    for _ in 0..100 {
+        match fs::remove_dir(cgroup) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(10))
+            }
+            _ => return,
+        }
+    }
+}

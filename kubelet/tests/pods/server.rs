@@ -1,0 +1,100 @@
+//! The server on its own port: who may ask, and what is answered.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::scene::Scene;
+
+/// One request over TLS; with `user` a client certificate for it. Returns status and body.
+async fn ask(scene: &Scene, user: Option<&str>, header: &str, path: &str) -> (u16, String) {
+    let authority = &scene.authority;
+    let identity = user.map(|user| {
+        authority
+            .issue(&skiff_pki::Request::client(user, &["g"]))
+            .expect("an identity")
+    });
+    let server = std::fs::read_to_string(scene.dir.path().join("kubelet/pki/kubelet-ca.crt")).expect("its authority");
+    let mut config = skiff_pki::client_config(identity.as_ref(), &server).expect("a client");
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", scene.port))
+        .await
+        .expect("a server");
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut stream = connector.connect(name, stream).await.expect("a handshake");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n{header}\r\n");
+    stream.write_all(request.as_bytes()).await.expect("a request");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok();
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or(0);
+    (
+        status,
+        text.split_once("\r\n\r\n")
+            .map(|(_, body)| body.to_owned())
+            .unwrap_or_default(),
+    )
+}
+
+#[tokio::test]
+async fn every_path_asks_who_and_whether_they_may() {
+    let scene = Scene::with_server();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    for path in [
+        "/healthz",
+        "/pods",
+        "/metrics",
+        "/containerLogs/ns/p/c",
+        "/exec/ns/p/c?command=id&output=1",
+        "/configz",
+    ] {
+        assert_eq!(ask(&scene, None, "", path).await.0, 401, "{path}");
+        assert_eq!(
+            ask(&scene, None, "Authorization: Bearer bad\r\n", path).await.0,
+            401,
+            "{path}"
+        );
+        assert_eq!(ask(&scene, Some("nobody"), "", path).await.0, 403, "{path}");
+        let status = ask(&scene, Some("admin"), "", path).await.0;
+        assert!(status != 401 && status != 403, "{path}: {status}");
+    }
+    assert_eq!(
+        ask(&scene, None, "Authorization: Bearer good\r\n", "/healthz").await,
+        (200, "ok".into())
+    );
+    let (_, pods) = ask(&scene, Some("admin"), "", "/pods").await;
+    assert!(pods.contains("uid-p"), "{pods}");
+}
+
+#[tokio::test]
+async fn logs_are_served_and_refused_in_upstreams_words() {
+    let scene = Scene::with_server();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    let dir = scene.dir.path().join("logs/ns_p_uid-p/c");
+    std::fs::write(
+        dir.join("0.log"),
+        "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stdout F two\n",
+    )
+    .expect("a log");
+    let get = |path: &'static str| ask(&scene, Some("admin"), "", path);
+    let (status, body) = get("/containerLogs/ns/p/c").await;
+    assert!(status == 200 && body.contains("one\ntwo\n"), "{status} {body:?}");
+    let (_, body) = get("/containerLogs/ns/p/c?tailLines=1").await;
+    assert!(body.contains("two\n") && !body.contains("one"), "{body:?}");
+    assert_eq!(
+        get("/containerLogs/ns/p/x").await,
+        (400, "container x is not valid for pod p".into())
+    );
+    let absent = "previous terminated container \"c\" in pod \"p\" not found";
+    assert_eq!(get("/containerLogs/ns/p/c?previous=true").await, (400, absent.into()));
+    assert_eq!(get("/containerLogs/ns/absent/c").await.0, 404);
+    assert_eq!(get("/nothing").await.0, 404);
+}
