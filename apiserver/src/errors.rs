@@ -38,6 +38,12 @@ pub fn store(error: &skiff_store::Error) -> Status {
         skiff_store::Error::Compacted { .. } => Status::expired(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
         ),
+        skiff_store::Error::DiskFull { .. } => {
+            tracing::error!(error = skiff_daemon::error_chain(error), "the store has no room");
+            Status::internal(
+                "no space left on the server's disk: free some; nothing stored is lost, and writes go on by themselves",
+            )
+        }
         other => {
             tracing::error!(error = skiff_daemon::error_chain(other), "the store failed");
             Status::internal("the store failed, see the server's log")

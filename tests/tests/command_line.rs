@@ -151,6 +151,69 @@ fn a_garbled_database_is_told_and_nothing_hangs() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_full_disk_is_told_and_nothing_that_was_stored_is_lost() -> anyhow::Result<()> {
+    let home = Home::new(&["full"])?;
+    let name = home.names[0].as_str();
+    let data = home.path().join("clusters").join(name).join("server");
+    std::fs::create_dir_all(&data)?;
+    mount_tmpfs(&data, "size=6M")?;
+    home.ok(&["up", "--name", name])?;
+    let kubectl = Kubectl::new(PathBuf::from(home.ok(&["kubeconfig", "--name", name])?.trim()));
+    let big = home.path().join("big");
+    std::fs::write(&big, vec![b'x'; 400 * 1024])?;
+    let from = format!("--from-file={}", big.display());
+
+    let mut stored = Vec::new();
+    let told = loop {
+        let configmap = format!("big-{}", stored.len());
+        let printed = kubectl.attempt(&["create", "configmap", &configmap, &from], "")?;
+        if !printed.success {
+            break printed.stderr;
+        }
+        stored.push(configmap);
+        anyhow::ensure!(stored.len() < 100, "the disk never fills");
+    };
+    assert!(told.contains("no space left"), "{told}");
+    assert!(!stored.is_empty());
+    for configmap in &stored {
+        kubectl.run(&["get", "configmap", configmap])?;
+    }
+    mount_tmpfs(&data, "remount,size=64M")?;
+    kubectl.run(&["create", "configmap", "afterwards", &from])?;
+    Ok(())
+}
+
+fn mount_tmpfs(on: &Path, options: &str) -> anyhow::Result<()> {
+    let status = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+        .arg(on)
+        .status()?;
+    anyhow::ensure!(status.success(), "mount a tmpfs on {}", on.display());
+    Ok(())
+}
+
+#[test]
+fn a_port_in_use_is_told() -> anyhow::Result<()> {
+    let home = Home::new(&["busy"])?;
+    let name = home.names[0].as_str();
+    home.ok(&["up", "--name", name])?;
+    let config = home.path().join("clusters").join(name).join("server.yaml");
+    let skiff = binary()?;
+    let server = [
+        skiff.to_str().context("a path that is text")?,
+        "server",
+        "--config",
+        config.to_str().context("text")?,
+    ];
+    let told = home.refused(&[&["node", "exec", "--name", name, "node-1", "--"], &server[..]].concat())?;
+    assert!(
+        told.contains("listen on 0.0.0.0:6443: is another API server running there?"),
+        "{told}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_missing_containerd_is_told_with_its_remedy() -> anyhow::Result<()> {
     let home = Home::new(&["bare"])?;
     let output = Command::new(binary()?)
