@@ -22,9 +22,17 @@ const MAX_DEPTH: usize = 4;
 /// Why an archive is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read, or is no tar archive.
-    #[error("cannot read the image archive (expected a tar file, may be gzipped)")]
+    /// The file cannot be read.
+    #[error("cannot read the image archive")]
     Read(#[source] io::Error),
+    /// It is something else.
+    #[error(
+        "this is no image archive: it must be a tar file (or a gzipped one) as `docker save` or `skiff image build` write it"
+    )]
+    NotATar,
+    /// It ends in the middle of a part.
+    #[error("the image archive is cut short: copy or download it again")]
+    CutShort,
     /// Neither kind of index is in it.
     #[error("the archive is no image: it has neither index.json (OCI layout) nor manifest.json (docker save)")]
     NotAnImage,
@@ -89,9 +97,16 @@ pub(super) struct Bundle {
 
 impl Bundle {
     pub(super) fn open(file: File) -> Result<Self, Error> {
-        let mut file = plain(file).map_err(Error::Read)?;
+        let mut file = plain(file).map_err(unreadable)?;
         file.seek(SeekFrom::Start(0)).map_err(Error::Read)?;
-        let entries = table(&file).map_err(Error::Read)?;
+        let entries = table(&file).map_err(unreadable)?;
+        let length = file.metadata().map_err(Error::Read)?.len();
+        if entries
+            .values()
+            .any(|(offset, size)| offset.saturating_add(*size) > length)
+        {
+            return Err(Error::CutShort);
+        }
         Ok(Self { file, entries })
     }
 
@@ -286,6 +301,15 @@ impl Bundle {
     }
 }
 
+/// The tar and gzip readers report what they cannot make sense of with these kinds (and with words that quote the file).
+fn unreadable(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => Error::NotATar,
+        io::ErrorKind::UnexpectedEof => Error::CutShort,
+        _ => Error::Read(error),
+    }
+}
+
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// The archive itself, or an unpacked copy without a name: the table needs seeking.
@@ -473,7 +497,14 @@ mod tests {
             refusal(&tar_of(&[("index.json", missing)])),
             Error::Missing(_)
         ));
-        assert!(matches!(refusal(&[7; 2000]), Error::Read(_)));
+        assert!(matches!(refusal(&[7; 2000]), Error::NotATar));
+        let whole = hello();
+        // In the content of the first file, after its header.
+        assert!(matches!(refusal(&whole[..520]), Error::CutShort));
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&whole).unwrap();
+        let packed = packed.finish().unwrap();
+        assert!(matches!(refusal(&packed[..packed.len() / 2]), Error::CutShort));
     }
 
     #[test]

@@ -249,6 +249,14 @@ impl<'a> Store<'a> {
             Err(Error::AlreadyExists { .. }) => {}
             Err(error) => return Err(error),
         }
+        let request = images::GetImageRequest { name: name.to_owned() };
+        let present = caller
+            .call("Images.Get", name, None, client.get(self.request(request)))
+            .await?
+            .image;
+        if present.is_some_and(|present| says_the_same(&present, &image)) {
+            return Ok(());
+        }
         // All labels are replaced: without its own label, the CRI plugin looks at the image anew and indexes its id.
         let paths = vec!["target".to_owned(), "labels".to_owned()];
         let request = images::UpdateImageRequest {
@@ -271,6 +279,16 @@ impl<'a> Store<'a> {
         }
         request
     }
+}
+
+/// Whether an image that is there needs no change; it may have further labels.
+fn says_the_same(present: &images::Image, wanted: &images::Image) -> bool {
+    let digest = |image: &images::Image| image.target.as_ref().map(|target| target.digest.clone());
+    digest(present) == digest(wanted)
+        && wanted
+            .labels
+            .iter()
+            .all(|(key, value)| present.labels.get(key) == Some(value))
 }
 
 fn descriptor(from: &Descriptor) -> types::Descriptor {
