@@ -21,13 +21,13 @@ use serde_json::{Map, Value};
 type Fields = Map<String, Value>;
 
 /// Fills in the defaults of a kind.
-pub fn apply(group: &str, _version: &str, kind: &str, object: &mut Value) {
+pub fn apply(group: &str, version: &str, kind: &str, object: &mut Value) {
     let Some(object) = object.as_object_mut() else { return };
     match group {
         "" => core::apply(kind, object),
         "apps" => apps::apply(kind, object),
         "batch" => batch::apply(kind, object),
-        "autoscaling" => autoscaling::apply(kind, object),
+        "autoscaling" => autoscaling::apply(version, kind, object),
         "networking.k8s.io" | "discovery.k8s.io" => networking::apply(kind, object),
         "rbac.authorization.k8s.io" => rbac::apply(kind, object),
         "storage.k8s.io" | "scheduling.k8s.io" => storage::apply(kind, object),

@@ -121,9 +121,13 @@ impl Resources {
 
 fn served(resource: &'static Resource, kind: Arc<Type>, caches: &Caches) -> Served {
     let strategy = strategy::for_resource(resource);
-    // Both kinds of events are one storage, kept as core/v1.
-    let (storage, conversion) = match (resource.group, resource.plural) {
-        ("events.k8s.io", "events") => (
+    // Both kinds of events are one storage, kept as core/v1; both versions of autoscalers one, kept as v2.
+    let (storage, conversion) = match (resource.group, resource.version, resource.plural) {
+        ("autoscaling", "v1", "horizontalpodautoscalers") => (
+            resource::lookup("autoscaling", "v2", "horizontalpodautoscalers").unwrap_or(resource),
+            Some(strategy::AUTOSCALER_V1),
+        ),
+        ("events.k8s.io", _, "events") => (
             resource::lookup("", "v1", "events").unwrap_or(resource),
             Some(events::CONVERSION),
         ),

@@ -7,6 +7,7 @@
 //! Order on create: defaults -> [`Strategy::prepare_create`] -> [`Strategy::canonicalize`] -> [`Strategy::validate_create`].
 //! Order on update: defaults -> [`Strategy::prepare_update`] -> [`Strategy::canonicalize`] -> [`Strategy::validate_update`].
 
+mod autoscaler;
 mod definition;
 mod event;
 mod generic;
@@ -20,6 +21,7 @@ mod secret;
 mod service;
 mod signing_request;
 
+pub(crate) use autoscaler::V1 as AUTOSCALER_V1;
 pub use generic::Generic;
 pub use pod::{BindError, bind};
 pub use scale::Scale;

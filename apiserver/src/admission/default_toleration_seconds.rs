@@ -14,7 +14,9 @@ pub(super) struct DefaultTolerationSeconds;
 
 impl Plugin for DefaultTolerationSeconds {
     fn mutate(&self, review: &Review<'_>, pod: &mut Value) -> Result<()> {
-        if review.operation == Operation::Create && review.is_about("", "pods") && pod["spec"].is_object() {
+        // On updates too: a client that replaces the list (`kubectl apply`) knows nothing of these.
+        let written = matches!(review.operation, Operation::Create | Operation::Update);
+        if written && review.is_about("", "pods") && pod["spec"].is_object() {
             tolerate(&mut pod["spec"]);
         }
         Ok(())

@@ -127,14 +127,7 @@ impl Registry {
         let allocation = self.allocator.assign(served, &mut object, None)?;
         served.strategy.canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
-        let mut faults = Vec::new();
-        if name.is_empty() {
-            faults.push(field::Error::required(
-                &field::Path::root("metadata.name"),
-                "name or generateName is required",
-            ));
-        }
-        faults.extend(served.strategy.validate_create(&object));
+        let faults = served.strategy.validate_create(&object);
         if !faults.is_empty() {
             return Err(Status::invalid(resource.qualified_kind(), &name, &faults));
         }

@@ -96,10 +96,36 @@ async fn what_is_applied_again_does_not_change() {
     let all = SAMPLES.matches("\nkind: ").count();
     let first = cluster.apply(SAMPLES).await;
     assert_eq!(count(&first, " created"), all, "{first}");
+    let names: Vec<&str> = first.lines().filter_map(|line| line.strip_suffix(" created")).collect();
+    let mut arguments = vec!["get", "-o", "jsonpath={.items[*].metadata.resourceVersion}"];
+    arguments.extend(&names);
+    let versions = cluster.kubectl(&arguments).await;
+    assert_eq!(versions.split(' ').count(), all);
+
+    // Clients write these each time: lists that are replaced as a whole and get defaults, and what can only be written.
+    let rewritten = [
+        "endpoints/manual",
+        "endpointslice.discovery.k8s.io/web-1",
+        "limitrange/small",
+        "pod/busy",
+        "poddisruptionbudget.policy/web",
+        "rolebinding.rbac.authorization.k8s.io/read",
+        "secret/token",
+        "statefulset.apps/db",
+    ];
     let second = cluster.apply(SAMPLES).await;
-    assert_eq!(count(&second, " unchanged"), all, "{second}");
+    let mut configured: Vec<&str> = second
+        .lines()
+        .filter_map(|line| line.strip_suffix(" configured"))
+        .collect();
+    configured.sort_unstable();
+    assert_eq!(configured, rewritten);
+    assert_eq!(count(&second, " unchanged"), all - rewritten.len(), "{second}");
+    // Yet nothing is different, so nothing is stored.
+    assert_eq!(cluster.kubectl(&arguments).await, versions);
+
     let third = cluster.apply(&SAMPLES.replace("nginx:1.27", "nginx:1.28")).await;
-    assert_eq!(count(&third, " configured"), 1, "{third}");
+    assert!(third.contains("deployment.apps/web configured"), "{third}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -509,6 +535,22 @@ async fn imperative_commands() {
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
+    // Both versions show the one that was stored.
+    for (resource, path) in [
+        (
+            "hpa.v1.autoscaling",
+            "{.apiVersion} {.spec.targetCPUUtilizationPercentage}",
+        ),
+        (
+            "hpa.v2.autoscaling",
+            "{.apiVersion} {.spec.metrics[0].resource.target.averageUtilization}",
+        ),
+    ] {
+        let shown = cluster
+            .kubectl(&["get", resource, "web", "-o", &format!("jsonpath={path}")])
+            .await;
+        assert!(shown.ends_with(" 50"), "{resource}: {shown}");
+    }
     assert_eq!(
         get(&cluster, &["deployment", "web", "--no-headers"]).await,
         ["web|0/2|0|0|AGE"]
