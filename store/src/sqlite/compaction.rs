@@ -211,5 +211,6 @@ fn give_back(connection: &Connection) -> rusqlite::Result<bool> {
     }
     // The journal would stay as large as it ever was.
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    connection.release_memory()?;
     Ok(false)
 }

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
@@ -159,6 +160,8 @@ fn prepare(connection: &Connection, path: &Path, max_bytes: Option<u64>) -> Resu
              PRAGMA temp_store = MEMORY;",
         )
         .map_err(failed)?;
+    // Nobody else writes; only the truncation of the journal could find a reader in its way, and then it can wait.
+    connection.busy_timeout(Duration::ZERO).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(64);
     if let Some(bytes) = max_bytes {
         let pages = i64::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(i64::MAX);
