@@ -538,11 +538,11 @@ async fn imperative_commands() {
     // Both versions show the one that was stored.
     for (resource, path) in [
         (
-            "hpa.v1.autoscaling",
+            "horizontalpodautoscalers.v1.autoscaling",
             "{.apiVersion} {.spec.targetCPUUtilizationPercentage}",
         ),
         (
-            "hpa.v2.autoscaling",
+            "horizontalpodautoscalers.v2.autoscaling",
             "{.apiVersion} {.spec.metrics[0].resource.target.averageUtilization}",
         ),
     ] {
