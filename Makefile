@@ -22,16 +22,17 @@ down: ## Take the cluster (NAME=skiff) down and leave nothing behind
 build: ## Build the release binary
 	@cargo build --release --locked --package skiff-cli
 
-test: deps-test lint ## Everything: format, clippy, deny, unit, integration, end-to-end
-	@cargo build --locked --package skiff-cli
+test: lint ## Everything: format, clippy, deny, unit, integration, end-to-end
 	@cargo nextest run --locked --workspace
 
-lint: deps-test ## Format check, clippy, licences and bans, the house's own rules
+lint: deps-test ## Format check, clippy, licences and bans, the house's own rules; builds everything
 	@cargo fmt --all --check
-	@cargo clippy --locked --workspace --all-targets -- -D warnings
-	@cargo xtask check
-	@cargo deny --log-level error check bans licenses sources
 	@shellcheck packaging/*.sh tests/images/*.sh bench/*.sh .ci/run
+	@cargo deny --log-level error check bans licenses sources
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+	@# One selection of packages for everything: another one would have other features, and build all dependencies again.
+	@cargo build --locked --workspace --all-targets
+	@$${CARGO_TARGET_DIR:-target}/debug/xtask check
 
 fmt: ## Format the code
 	@cargo fmt --all
