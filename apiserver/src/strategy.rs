@@ -20,6 +20,7 @@ mod scale;
 mod secret;
 mod service;
 mod signing_request;
+mod warnings;
 
 pub(crate) use autoscaler::V1 as AUTOSCALER_V1;
 pub use generic::Generic;
@@ -116,8 +117,8 @@ pub trait Strategy: Send + Sync + Debug {
     }
 
     /// Warnings for the `Warning` header of a create or update.
-    fn warnings(&self, _object: &Value) -> Vec<String> {
-        Vec::new()
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        warnings::of_pods(object)
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 use skiff_api::field;
 
 use super::generic::{self, Status, at, keep, keep_all_but_status};
-use super::{Context, Strategy};
+use super::{Context, Strategy, warnings};
 
 /// See the module. The registry gives addresses and node ports between `prepare_*` and validation.
 #[derive(Debug)]
@@ -43,6 +43,10 @@ impl Strategy for Service {
 
     fn allow_create_on_update(&self) -> bool {
         true
+    }
+
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        warnings::of_service(object)
     }
 }
 

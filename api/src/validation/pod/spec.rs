@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::Errors;
-use super::super::read::{NON_NEGATIVE, between, complain, flag, get, has, int, ip, list, one_of, required_name, text};
+use super::super::read::{between, complain, flag, get, has, int, ip, list, one_of, required_name, text};
 use super::super::{node, selector};
 use super::{affinity, container, resources, security, volume};
 use crate::field::{Error, Path};
@@ -180,13 +180,6 @@ fn deadlines(path: &Path<'_>, spec: &Value, errors: &mut Errors) {
             &path.child("activeDeadlineSeconds"),
             deadline,
             between(1, MAX_INT32),
-        ));
-    }
-    if let Some(grace) = int(spec, "terminationGracePeriodSeconds").filter(|grace| *grace < 0) {
-        errors.push(Error::invalid(
-            &path.child("terminationGracePeriodSeconds"),
-            grace,
-            NON_NEGATIVE,
         ));
     }
 }
