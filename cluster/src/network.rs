@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
-use skiff_net::netlink::{BridgeOptions, Netlink, Route, VethOptions};
+use skiff_net::netlink::{BridgeOptions, Mac, Netlink, Route, VethOptions};
 use skiff_net::netns::Namespace;
 use skiff_net::sysctl;
 
@@ -80,6 +80,8 @@ fn build_node(
     if inside.link(NODE_LINK)?.is_none() {
         let options = VethOptions {
             peer_namespace: Some(namespace),
+            // A link that is made again has the same address, so that nobody sends to the former one.
+            peer_mac: Mac::for_ip(node.address),
             master: Some(bridge),
             up: true,
             ..VethOptions::default()
@@ -126,4 +128,51 @@ fn namespace(node: &str) -> impl FnOnce(skiff_net::netns::Error) -> Error {
 fn network(node: &str) -> impl FnOnce(skiff_net::netlink::Error) -> Error {
     let node = node.to_owned();
     move |source| Error::Network { node, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Removes the network however the test ends.
+    struct Network(Layout);
+
+    impl Network {
+        fn nodes(&self) -> [NodeLayout; 2] {
+            [self.0.node(0), self.0.node(1)]
+        }
+    }
+
+    impl Drop for Network {
+        fn drop(&mut self) {
+            assert!(remove(&self.0, &self.nodes()).is_empty());
+        }
+    }
+
+    #[test]
+    fn nodes_reach_each_other_and_a_damaged_network_is_repaired() {
+        let name = format!("n{}", std::process::id());
+        let network = Network(Layout::new(Path::new("/nonexistent"), &name).unwrap());
+        let [first, second] = network.nodes();
+        build(&network.0, &network.nodes()).unwrap();
+        build(&network.0, &network.nodes()).unwrap();
+
+        let outside = SocketAddr::new(second.address, 8080);
+        let connect = || open(&first).unwrap().run(|| TcpStream::connect(outside)).unwrap();
+        let listen = || open(&second).unwrap().run(|| TcpListener::bind(outside)).unwrap();
+        let listener = listen().unwrap();
+        connect().unwrap();
+        drop(listener);
+
+        Netlink::open_in(&open(&second).unwrap())
+            .unwrap()
+            .delete_link(NODE_LINK)
+            .unwrap();
+        assert!(listen().is_err());
+        build(&network.0, &network.nodes()).unwrap();
+        let _listener = listen().unwrap();
+        connect().unwrap();
+    }
 }
