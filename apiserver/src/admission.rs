@@ -1,6 +1,7 @@
 //! Rules that look beyond the object itself: built-in admission plugins, one a file, in upstream's order.
 
 mod default_toleration_seconds;
+mod escalation;
 mod namespace_lifecycle;
 mod priority;
 mod service_account;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::authorization::Authorizer;
 use crate::cache::Cache;
 use crate::errors::Result;
 use crate::registry::Scope;
@@ -72,7 +74,7 @@ pub struct Admission {
 
 impl Admission {
     /// The plugins that are on by default.
-    pub fn builtin(resources: &Resources) -> Self {
+    pub fn builtin(resources: &Resources, authorizer: Arc<Authorizer>) -> Self {
         let cache = |group: &str, plural: &str| -> Option<Arc<Cache>> {
             resources
                 .any_version(group, plural)
@@ -89,6 +91,7 @@ impl Admission {
             plugins.push(Box::new(priority::Priority { classes }));
         }
         plugins.push(Box::new(default_toleration_seconds::DefaultTolerationSeconds));
+        plugins.push(Box::new(escalation::Escalation { authorizer }));
         Self { plugins }
     }
 

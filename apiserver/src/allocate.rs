@@ -242,7 +242,7 @@ impl Grant<'_> {
             text => {
                 let path = Path::root("spec.clusterIPs");
                 let refuse =
-                    |why: String| Error::invalid(&path, json!([text]), &format!("failed to allocate IP {text}: {why}"));
+                    |why: String| Error::invalid(&path, json!([text]), format!("failed to allocate IP {text}: {why}"));
                 // What is no address is refused by validation, in its own words.
                 let Ok(ip) = text.parse::<IpAddr>() else { return Ok(()) };
                 if !range.contains(&ip) || ip == range.network() || ip == range.broadcast() {
@@ -346,7 +346,7 @@ impl Grant<'_> {
                 range.start(),
                 range.end()
             );
-            return Err(Error::invalid(&path, port, &why));
+            return Err(Error::invalid(&path, port, why));
         }
         if !self.is_free(Item::Port(port)) {
             return Err(Error::invalid(&path, port, "provided port is already allocated"));

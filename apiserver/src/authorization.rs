@@ -2,7 +2,7 @@
 
 mod rbac;
 
-pub use rbac::{Rbac, Rule, Rules, Sources};
+pub use rbac::{Rbac, Rule, Rules, Sources, all_held};
 
 use crate::authentication::{MASTERS, User};
 use crate::errors::Result;
@@ -77,6 +77,11 @@ impl Authorizer {
             return Ok(());
         }
         Err(refusal(user, attributes))
+    }
+
+    /// The rules of a role; `None` when it does not exist. `namespace` is that of a Role, and empty for a ClusterRole.
+    pub fn role(&self, namespace: &str, name: &str) -> Option<Rules> {
+        self.rbac.role(namespace, name)
     }
 
     /// All rules that apply to a user in a namespace.

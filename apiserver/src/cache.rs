@@ -85,7 +85,7 @@ impl Caches {
 
     /// Adds the cache of a resource. Resources that share their storage get the same cache.
     pub fn add(&self, resource: &Resource, strategy: &'static dyn Strategy) -> Arc<Cache> {
-        let prefix = prefix(&resource.group, &resource.plural);
+        let prefix = prefix(resource.group, resource.plural);
         let mut caches = self.by_prefix.write();
         let cache = caches
             .entry(prefix.clone().into_boxed_str())
@@ -141,13 +141,22 @@ impl Caches {
     }
 
     /// Applies the store's changes from `revision` on until `shutdown`; after a failure it reads everything anew.
-    pub async fn feed(self: Arc<Self>, mut revision: Revision, shutdown: skiff_daemon::Shutdown) {
+    pub async fn feed(
+        self: Arc<Self>,
+        mut revision: Revision,
+        check: skiff_daemon::Check,
+        shutdown: skiff_daemon::Shutdown,
+    ) {
         let follow = async {
             loop {
                 self.follow(&mut revision).await;
+                check.fail("the store's changes do not arrive");
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 match self.load().await {
-                    Ok(loaded) => revision = loaded,
+                    Ok(loaded) => {
+                        revision = loaded;
+                        check.pass();
+                    }
                     Err(error) => tracing::error!(error = skiff_daemon::error_chain(&error), "cannot reload the cache"),
                 }
             }

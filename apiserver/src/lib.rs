@@ -32,6 +32,7 @@ pub mod watch;
 
 mod client;
 mod config;
+mod expiry;
 mod handlers;
 mod health;
 mod openapi;

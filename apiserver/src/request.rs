@@ -64,13 +64,11 @@ impl RequestInfo {
             info.verb = "watch";
             parts = &parts[1..];
         }
-        if parts[0] == "namespaces" {
-            if parts.len() > 1 {
-                info.namespace.clone_from(&parts[1]);
-                // Behind a namespace stands a resource, unless it is a subresource of the namespace itself.
-                if parts.len() > 2 && !matches!(parts[2].as_str(), "status" | "finalize") {
-                    parts = &parts[2..];
-                }
+        if parts[0] == "namespaces" && parts.len() > 1 {
+            info.namespace.clone_from(&parts[1]);
+            // Behind a namespace stands a resource, unless it is a subresource of the namespace itself.
+            if parts.len() > 2 && !matches!(parts[2].as_str(), "status" | "finalize") {
+                parts = &parts[2..];
             }
         }
         info.resource.clone_from(&parts[0]);

@@ -36,7 +36,7 @@ pub(crate) struct Server {
     pub(crate) registry: Arc<Registry>,
     pub(crate) authenticator: Authenticator,
     pub(crate) tokens: Arc<Tokens>,
-    pub(crate) authorizer: Authorizer,
+    pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) discovery: Discovery,
     pub(crate) metrics: Metrics,
     pub(crate) daemon: Context,

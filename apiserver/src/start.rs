@@ -55,7 +55,7 @@ pub enum Error {
 pub struct ApiServer {
     server: Arc<Server>,
     tls: Arc<rustls::ServerConfig>,
-    _ready: Arc<Vec<Check>>,
+    _ready: Arc<Check>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -72,7 +72,8 @@ impl ApiServer {
         let caches = Arc::new(Caches::new(Arc::clone(&store)));
         let resources = Arc::new(Resources::builtin(&caches));
         let revision = caches.load().await.map_err(Error::Load)?;
-        tokio::spawn(Arc::clone(&caches).feed(revision, daemon.shutdown.clone()));
+        let fed = daemon.health.liveness("etcd");
+        tokio::spawn(Arc::clone(&caches).feed(revision, fed, daemon.shutdown.clone()));
 
         let find = |group: &'static str, plural: &'static str| -> Result<Arc<Cache>, Error> {
             resources
@@ -93,12 +94,12 @@ impl ApiServer {
         .map_err(Error::ServiceAccountKey)
         .map(Arc::new)?;
         const RBAC: &str = "rbac.authorization.k8s.io";
-        let rbac = Rbac::new(Sources {
+        let authorizer = Arc::new(Authorizer::new(Rbac::new(Sources {
             roles: find(RBAC, "roles")?,
             cluster_roles: find(RBAC, "clusterroles")?,
             role_bindings: find(RBAC, "rolebindings")?,
             cluster_role_bindings: find(RBAC, "clusterrolebindings")?,
-        });
+        })));
         let allocator = Allocator::new(
             config.service_cluster_ip_range,
             config.node_port_range.clone(),
@@ -107,7 +108,7 @@ impl ApiServer {
         let registry = Arc::new(Registry {
             store,
             caches,
-            admission: Admission::builtin(&resources),
+            admission: Admission::builtin(&resources, Arc::clone(&authorizer)),
             allocator,
             resources,
         });
@@ -119,14 +120,11 @@ impl ApiServer {
             .transpose()
             .map_err(Error::Tls)?;
         let address = format!("{}:{}", config.advertise_address, config.advertise_port);
-        let checks = vec![
-            daemon.health.liveness("etcd"),
-            daemon.health.readiness("poststarthook/rbac/bootstrap-roles"),
-        ];
+        let ready = daemon.health.readiness("poststarthook/rbac/bootstrap-roles");
         let server = Arc::new(Server {
             authenticator: Authenticator::new(Arc::clone(&tokens)),
             tokens,
-            authorizer: Authorizer::new(rbac),
+            authorizer,
             discovery: Discovery::new(&registry.resources, &address),
             metrics: Metrics::new(&daemon.metrics),
             limits: Limits::default(),
@@ -135,11 +133,15 @@ impl ApiServer {
             daemon,
         });
         bootstrap::run(&server.registry, &config).await?;
-        checks.iter().for_each(Check::pass);
+        ready.pass();
+        tokio::spawn(crate::expiry::run(
+            Arc::clone(&server.registry),
+            server.daemon.shutdown.clone(),
+        ));
         Ok(Self {
             server,
             tls: Arc::new(tls),
-            _ready: Arc::new(checks),
+            _ready: Arc::new(ready),
         })
     }
 

@@ -101,6 +101,9 @@ fn json_answer(code: StatusCode, value: &Value, warnings: &[String]) -> Response
     handlers::answer(code, "application/json", bytes, warnings)
 }
 
+/// Makes the wanted scale of the current one.
+type Change<'a> = Box<dyn FnMut(&Value) -> Result<Value> + Send + 'a>;
+
 /// `scale`: the number of replicas alone.
 async fn scale(
     server: &Server,
@@ -125,7 +128,7 @@ async fn scale(
     let options = Options::parse(&call.query)?;
     let kind = kind_of(subresource)?;
     let about = (served.resource.qualified_kind(), name.as_str());
-    let mut change: Box<dyn FnMut(&Value) -> Result<Value> + Send> = if verb == "patch" {
+    let mut change: Change<'_> = if verb == "patch" {
         let media_type = negotiate::media_type(call.headers()).to_owned();
         let body = body::read(call.body.into_inner()).await?;
         let patch = Patch::parse(&media_type, &body)?;

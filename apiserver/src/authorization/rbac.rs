@@ -94,8 +94,11 @@ struct Compiled {
 pub struct Rbac {
     sources: Sources,
     compiled: ArcSwap<Compiled>,
-    parsed: Mutex<HashMap<Arc<str>, (u64, Arc<Role>)>>,
+    parsed: Mutex<Parsed>,
 }
+
+/// Parsed roles by key, each with the revision that it was parsed at.
+type Parsed = HashMap<Arc<str>, (u64, Arc<Role>)>;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -169,6 +172,18 @@ impl Rbac {
             .collect()
     }
 
+    /// The rules of a role; `None` when it does not exist. `namespace` is that of a Role, and empty for a ClusterRole.
+    pub fn role(&self, namespace: &str, name: &str) -> Option<Rules> {
+        let mut parsed = self.parsed.lock();
+        let rules = if namespace.is_empty() {
+            let role = self.sources.cluster_roles.get("", name)?;
+            rules_of(&role, &self.sources.cluster_roles.all(""), &mut parsed)
+        } else {
+            rules_of(&self.sources.roles.get(namespace, name)?, &[], &mut parsed)
+        };
+        Some(Rules(rules))
+    }
+
     fn revisions(&self) -> [u64; 4] {
         [
             self.sources.roles.revision(),
@@ -191,7 +206,7 @@ impl Rbac {
         self.compiled.load()
     }
 
-    fn compile(&self, revisions: [u64; 4], parsed: &mut HashMap<Arc<str>, (u64, Arc<Role>)>) -> Compiled {
+    fn compile(&self, revisions: [u64; 4], parsed: &mut Parsed) -> Compiled {
         let cluster_roles = self.sources.cluster_roles.all("");
         let mut compiled = Compiled {
             revisions,
@@ -289,11 +304,7 @@ fn parse<T: DeserializeOwned + Default>(object: &Object) -> T {
     serde_json::from_slice(&object.bytes).unwrap_or_default()
 }
 
-fn rules_of(
-    object: &Arc<Object>,
-    all: &[Arc<Object>],
-    parsed: &mut HashMap<Arc<str>, (u64, Arc<Role>)>,
-) -> Arc<[Rule]> {
+fn rules_of(object: &Arc<Object>, all: &[Arc<Object>], parsed: &mut Parsed) -> Arc<[Rule]> {
     let mut role = |object: &Object| -> Arc<Role> {
         if let Some((revision, role)) = parsed.get(object.key())
             && *revision == object.revision
@@ -322,6 +333,52 @@ fn rules_of(
         }
     }
     rules.into()
+}
+
+/// Whether `held` together allow all that `wanted` does.
+pub fn all_held(held: &[Rules], wanted: &Rule) -> bool {
+    let anything = [String::new()];
+    let names: &[String] = if wanted.resource_names.is_empty() {
+        &anything
+    } else {
+        &wanted.resource_names
+    };
+    let held = || held.iter().flat_map(|rules| rules.0.iter());
+    wanted.verbs.iter().all(|verb| {
+        let urls = wanted.non_resource_urls.iter().all(|url| {
+            held().any(|rule| {
+                has(&rule.verbs, verb)
+                    && rule.non_resource_urls.iter().any(|own| match own.strip_suffix('*') {
+                        Some(prefix) => url.starts_with(prefix),
+                        None => own == url,
+                    })
+            })
+        });
+        let resources = wanted.api_groups.iter().all(|group| {
+            wanted.resources.iter().all(|resource| {
+                names.iter().all(|name| {
+                    held().any(|rule| {
+                        has(&rule.verbs, verb)
+                            && has(&rule.api_groups, group)
+                            && holds_resource(&rule.resources, resource)
+                            && (rule.resource_names.is_empty() || rule.resource_names.contains(name))
+                    })
+                })
+            })
+        });
+        urls && resources
+    })
+}
+
+fn holds_resource(held: &[String], wanted: &str) -> bool {
+    held.iter().any(|own| {
+        own == "*"
+            || own == wanted
+            || match (own.strip_prefix("*/"), wanted.split_once('/')) {
+                (Some(own), Some((_, subresource))) => own == subresource,
+                _ => false,
+            }
+    })
 }
 
 fn has(list: &[String], wanted: &str) -> bool {
@@ -360,7 +417,7 @@ fn covers_resource(resources: &[String], attributes: &Attributes<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Rule, covers};
+    use super::{Rule, Rules, all_held, covers};
     use crate::authorization::Attributes;
 
     fn list(items: &[&str]) -> Vec<String> {
@@ -393,6 +450,28 @@ mod tests {
         assert!(covers(&rule(&["pods"], &["a"]), &get("pods", "", "a")));
         assert!(!covers(&rule(&["pods"], &["a"]), &get("pods", "", "b")));
         assert!(!covers(&rule(&["pods"], &["a"]), &get("pods", "", "")));
+    }
+
+    #[test]
+    fn nobody_grants_what_they_do_not_hold() {
+        let rule = |verbs: &[&str], resources: &[&str]| Rule {
+            verbs: list(verbs),
+            api_groups: list(&["apps"]),
+            resources: list(resources),
+            ..Rule::default()
+        };
+        let held = [
+            Rules([rule(&["get", "list"], &["deployments"])].into()),
+            Rules([rule(&["get"], &["replicasets", "*/status"])].into()),
+        ];
+        assert!(all_held(&held, &rule(&["get"], &["deployments", "replicasets"])));
+        assert!(all_held(&held, &rule(&["get"], &["deployments/status"])));
+        assert!(!all_held(
+            &held,
+            &rule(&["get", "list"], &["deployments", "replicasets"])
+        ));
+        assert!(!all_held(&held, &rule(&["*"], &["deployments"])));
+        assert!(all_held(&[Rules::everything()], &rule(&["*"], &["*"])));
     }
 
     #[test]

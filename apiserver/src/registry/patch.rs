@@ -76,7 +76,7 @@ impl Patch {
                 Status::invalid(
                     about.0,
                     about.1,
-                    &[field::Error::invalid(&path, patch_text(self), &error.to_string())],
+                    &[field::Error::invalid(&path, patch_text(self), error.to_string())],
                 )
             }
             decode::DecodeError::Strict(_) => Status::bad_request(error.to_string()),

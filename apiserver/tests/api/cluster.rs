@@ -1,27 +1,45 @@
 //! A server on loopback with its own SQLite store and certificates, and the real kubectl.
 
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde_json::json;
 use skiff_apiserver::{ApiServer, Config};
 use skiff_daemon::Context;
-use skiff_pki::{CertificateAuthority, Request, ServiceAccountKey};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
+use skiff_pki::{CertificateAuthority, Identity, Request, ServiceAccountKey};
+use skiff_store::SqliteStore;
+use skiff_store::sqlite::Options;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
-pub struct Cluster {
-    pub server: ApiServer,
-    pub url: String,
-    pub authority: CertificateAuthority,
-    pub context: Context,
+pub(crate) struct Cluster {
+    pub(crate) server: ApiServer,
+    pub(crate) url: String,
+    pub(crate) authority: CertificateAuthority,
+    pub(crate) context: Context,
     directory: tempfile::TempDir,
 }
 
 impl Cluster {
-    pub async fn start() -> Self {
-        skiff_daemon::install_crypto();
+    pub(crate) async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().to_owned();
+        Self::launch(directory, &place).await
+    }
+
+    /// A server over the store in `place`, which may have been another's before.
+    pub(crate) async fn start_in(place: &Path) -> Self {
+        Self::launch(tempfile::tempdir().unwrap(), place).await
+    }
+
+    async fn launch(directory: tempfile::TempDir, place: &Path) -> Self {
+        skiff_daemon::install_crypto();
         let authority = CertificateAuthority::generate("kubernetes").unwrap();
         let loopback: std::net::IpAddr = [127, 0, 0, 1].into();
         let identity = authority
@@ -32,11 +50,7 @@ impl Cluster {
             .unwrap();
         let listener = TcpListener::bind((loopback, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let store = skiff_store::sqlite::open(
-            directory.path().join("state.db"),
-            skiff_store::sqlite::Options::default(),
-        )
-        .unwrap();
+        let store = open(&place.join("state.db")).await;
         let config = Config {
             identity,
             client_ca_pem: authority.certificate_pem().to_owned(),
@@ -67,7 +81,7 @@ impl Cluster {
     }
 
     /// Writes a kubeconfig for a user; returns its path.
-    pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> String {
+    pub(crate) fn kubeconfig(&self, user: &str, groups: &[&str]) -> String {
         let identity = self.authority.issue(&Request::client(user, groups)).unwrap();
         let path = self.directory.path().join(format!("{user}.conf"));
         let config =
@@ -76,7 +90,54 @@ impl Cluster {
         path.display().to_string()
     }
 
-    pub async fn run(&self, user: &str, arguments: &[&str], input: &str) -> Output {
+    /// Writes a kubeconfig for nobody, `anonymous.conf`.
+    pub(crate) fn anonymous(&self) {
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {
+                "server": self.url,
+                "certificate-authority": self.directory.path().join("ca.crt"),
+            }}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {}}],
+        });
+        std::fs::write(self.directory.path().join("ca.crt"), self.authority.certificate_pem()).unwrap();
+        std::fs::write(self.directory.path().join("anonymous.conf"), config.to_string()).unwrap();
+    }
+
+    /// A bare TLS connection to the server, as the administrator.
+    pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
+        let identity = self
+            .authority
+            .issue(&Request::client("admin", &["system:masters"]))
+            .unwrap();
+        self.connect_as(Some(&identity)).await
+    }
+
+    async fn connect_as(&self, identity: Option<&Identity>) -> TlsStream<TcpStream> {
+        let mut config = skiff_pki::client_config(identity, self.authority.certificate_pem()).unwrap();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = TcpStream::connect(self.url.trim_start_matches("https://"))
+            .await
+            .unwrap();
+        let name = "127.0.0.1".try_into().unwrap();
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .unwrap()
+    }
+
+    /// What nobody in particular gets at a path: the whole response.
+    pub(crate) async fn get_as_nobody(&self, path: &str) -> String {
+        let mut stream = self.connect_as(None).await;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
+    pub(crate) async fn run(&self, user: &str, arguments: &[&str], input: &str) -> Output {
         let config = self.directory.path().join(format!("{user}.conf"));
         let mut child = Command::new("kubectl")
             .env("HOME", self.directory.path())
@@ -93,29 +154,42 @@ impl Cluster {
         child.wait_with_output().await.unwrap()
     }
 
-    pub async fn kubectl(&self, arguments: &[&str]) -> String {
+    pub(crate) async fn kubectl(&self, arguments: &[&str]) -> String {
         self.kubectl_with(arguments, "").await
     }
 
-    pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> String {
+    pub(crate) async fn kubectl_with(&self, arguments: &[&str], input: &str) -> String {
         let output = self.run("admin", arguments, input).await;
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kubectl {arguments:?}: {error}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    pub async fn kubectl_fails(&self, arguments: &[&str]) -> String {
+    pub(crate) async fn kubectl_fails(&self, arguments: &[&str]) -> String {
         self.kubectl_fails_with(arguments, "").await
     }
 
-    pub async fn kubectl_fails_with(&self, arguments: &[&str], input: &str) -> String {
+    pub(crate) async fn kubectl_fails_with(&self, arguments: &[&str], input: &str) -> String {
         let output = self.run("admin", arguments, input).await;
         assert!(!output.status.success(), "kubectl {arguments:?} worked: {output:?}");
         String::from_utf8(output.stderr).unwrap()
     }
 
-    pub async fn apply(&self, manifest: &str) -> String {
+    pub(crate) async fn apply(&self, manifest: &str) -> String {
         self.kubectl_with(&["apply", "-f", "-"], manifest).await
+    }
+}
+
+/// Opens a store; one that was open in a server that has just stopped becomes free in a moment.
+async fn open(path: &Path) -> SqliteStore {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match skiff_store::sqlite::open(path, Options::default()) {
+            Err(skiff_store::Error::Locked { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => return opened.unwrap(),
+        }
     }
 }
 

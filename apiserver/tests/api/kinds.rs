@@ -556,3 +556,92 @@ async fn imperative_commands() {
         ["web|0/2|0|0|AGE"]
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everyday_commands() {
+    let cluster = start().await;
+    cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
+    let mut failures = Vec::new();
+    for arguments in [
+        &["get", "all"][..],
+        &["cordon", "n1"],
+        &["uncordon", "n1"],
+        &["taint", "nodes", "n1", "key=value:NoSchedule"],
+        &["taint", "nodes", "n1", "key-"],
+        &["certificate", "approve", "jane"],
+        &["create", "token", "builder"],
+        &["rollout", "restart", "deployment/web"],
+        &["rollout", "pause", "deployment/web"],
+        &["rollout", "resume", "deployment/web"],
+        &["set", "resources", "deployment/web", "--limits=cpu=200m"],
+        &["set", "serviceaccount", "deployment/web", "builder"],
+        &["set", "selector", "service/web", "app=other"],
+        &[
+            "patch",
+            "deployment",
+            "web",
+            "-p",
+            r#"{"spec":{"template":{"spec":{"containers":[{"name":"web","imagePullPolicy":"Never"}]}}}}"#,
+        ],
+        &[
+            "patch",
+            "deployment",
+            "web",
+            "--type=json",
+            "-p",
+            r#"[{"op":"replace","path":"/spec/replicas","value":1}]"#,
+        ],
+        &["scale", "statefulset/db", "replicaset/frontend", "--replicas=4"],
+        &["scale", "rc/old", "--replicas=2", "--current-replicas=1"],
+        &["debug", "busy", "--image=busybox", "-c", "look", "--attach=false"],
+        &["label", "pods", "--all", "seen=yes"],
+        &["annotate", "--overwrite", "pods", "busy", "a=b"],
+        &[
+            "wait",
+            "pod/busy",
+            "--for=jsonpath={.status.phase}=Pending",
+            "--timeout=5s",
+        ],
+        &["auth", "can-i", "create", "pods"],
+        &["delete", "job", "pi", "--cascade=orphan"],
+        &["delete", "pods", "--all", "--now"],
+        &["delete", "deployment", "web", "--cascade=foreground", "--wait=false"],
+    ] {
+        let output = cluster.run("admin", arguments, "").await;
+        if !output.status.success() {
+            failures.push(format!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+    let request = get(&cluster, &["csr", "jane", "--no-headers"]).await;
+    assert_eq!(request, ["jane|AGE|example.com/users|admin|<none>|Approved"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_can_be_described() {
+    let cluster = start().await;
+    let created = cluster.kubectl_with(&["create", "-f", "-"], SAMPLES).await;
+    let names = created.lines().filter_map(|line| line.strip_suffix(" created"));
+    let arguments: Vec<&str> = std::iter::once("describe").chain(names).collect();
+    let text = cluster.kubectl(&arguments).await;
+    for line in [
+        "QoS Class:                   Guaranteed",
+        "StrategyType:           RollingUpdate",
+        "RollingUpdateStrategy:  25% max unavailable, 25% max surge",
+        "Restart Policy:",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn likely_mistakes_are_said() {
+    let cluster = start().await;
+    let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "x", "resources": {"limits": {"memory": "100m"}}}]}}"#;
+    let output = cluster.run("admin", &["create", "-f", "-"], pod).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains(r#"Warning: spec.containers[0].resources.limits[memory]: fractional byte value "100m" is invalid, must be an integer"#),
+        "{said}"
+    );
+}

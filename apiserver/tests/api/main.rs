@@ -1,5 +1,10 @@
-//! The server over HTTPS on loopback, with a real SQLite store, spoken to by the real kubectl.
+//! The server over HTTPS on loopback, with a real SQLite store, spoken to by the real kubectl and by clients in its process.
+#![allow(clippy::unwrap_used)] // support code of tests fails by panicking, too
 
+mod access;
 mod cluster;
 mod kinds;
 mod kubectl;
+mod proxying;
+mod watching;
+mod writing;
