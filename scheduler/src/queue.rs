@@ -33,6 +33,10 @@ pub(crate) struct Queue {
     /// By rank, then by when they came.
     active: BTreeSet<(i64, u64, Arc<str>)>,
     backoff: BTreeSet<(Instant, Arc<str>)>,
+    /// Also in backoff, after an error that is not the pod's: these are not tried early.
+    errors: BTreeSet<(Instant, Arc<str>)>,
+    unschedulable: BTreeSet<(Instant, Arc<str>)>,
+    gated: usize,
     delays: Backoff,
     next: u64,
 }
@@ -51,9 +55,9 @@ struct Entry {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
-    Active(u64),
-    /// `true` after an error that is not the pod's: it is not tried early.
-    Backoff(Instant, bool),
+    Active { rank: i64, number: u64 },
+    Backoff(Instant),
+    Error(Instant),
     Unschedulable(Instant),
     Gated,
     InFlight,
@@ -88,6 +92,9 @@ impl Queue {
             entries: HashMap::new(),
             active: BTreeSet::new(),
             backoff: BTreeSet::new(),
+            errors: BTreeSet::new(),
+            unschedulable: BTreeSet::new(),
+            gated: 0,
             delays,
             next: 0,
         }
@@ -109,6 +116,7 @@ impl Queue {
                 rejected_by: Plugins::new(),
             };
             self.entries.insert(Arc::clone(&uid), entry);
+            self.gated += 1;
             return if gated {
                 Some("gated")
             } else {
@@ -123,7 +131,7 @@ impl Queue {
             Place::Gated if !gated => Some(self.activate(&uid)),
             // Its own change may be what it waited for.
             Place::Unschedulable(_) if changed && !gated => Some(self.retry(&uid, now)),
-            Place::Active(_) if reordered => Some(self.activate(&uid)),
+            Place::Active { .. } if reordered => Some(self.activate(&uid)),
             _ => None,
         }
     }
@@ -131,36 +139,31 @@ impl Queue {
     /// Forgets a pod.
     pub(crate) fn remove(&mut self, uid: &str) -> Option<Arc<Pod>> {
         let (uid, entry) = self.entries.remove_entry(uid)?;
-        self.leave(&uid, entry.place, entry.rank);
+        self.leave(&uid, entry.place);
         Some(entry.pod)
     }
 
     /// The next pod to try. When none is active, one whose delay has not passed is better than doing nothing.
     pub(crate) fn pop(&mut self) -> Option<Attempt> {
-        let uid = match self.active.first() {
-            Some((_, _, uid)) => Arc::clone(uid),
-            None => self.early()?,
-        };
+        let active = self.active.first().map(|(_, _, uid)| uid);
+        let uid = active.or_else(|| self.backoff.first().map(|(_, uid)| uid)).cloned()?;
+        self.put(&uid, Place::InFlight);
         let entry = self.entries.get_mut(&uid)?;
-        let (place, rank) = (entry.place, entry.rank);
-        entry.place = Place::InFlight;
         entry.attempts += 1;
-        let attempt = Attempt {
+        Some(Attempt {
             pod: Arc::clone(&entry.pod),
             number: entry.attempts,
             came: entry.came,
-        };
-        self.leave(&uid, place, rank);
-        Some(attempt)
+        })
     }
 
     /// No node could take a pod in flight; `by` kept it out.
     pub(crate) fn unschedulable(&mut self, uid: &str, by: Plugins, now: Instant) {
-        if let Some(entry) = self.in_flight(uid) {
-            entry.failed = Some(now);
-            entry.rejected_by = by;
-            entry.place = Place::Unschedulable(now);
-        }
+        let Some(entry) = self.in_flight(uid) else { return };
+        entry.failed = Some(now);
+        entry.rejected_by = by;
+        let uid = Arc::clone(&entry.pod.uid);
+        self.put(&uid, Place::Unschedulable(now));
     }
 
     /// Something else went wrong with a pod in flight: it is tried again after its delay.
@@ -169,9 +172,8 @@ impl Queue {
         let Some(entry) = self.in_flight(uid) else { return };
         entry.failed = Some(now);
         let until = now + delays.after(entry.attempts);
-        entry.place = Place::Backoff(until, true);
         let uid = Arc::clone(&entry.pod.uid);
-        self.backoff.insert((until, uid));
+        self.put(&uid, Place::Error(until));
     }
 
     /// Room is being made for a pod at a node (or not any more).
@@ -185,38 +187,27 @@ impl Queue {
 
     /// Something happened: wakes the pods that it may let in. Where each went.
     pub(crate) fn wake(&mut self, event: &ClusterEvent<'_>, framework: &Framework, now: Instant) -> Vec<Moved> {
-        let concerned = |entry: &&Entry| {
-            matches!(entry.place, Place::Unschedulable(_))
-                && entry
-                    .rejected_by
-                    .iter()
-                    .any(|plugin| framework.hint(plugin, &entry.pod, event))
+        let concerned = |uid: &&Arc<str>| {
+            let entry = self.entries.get(&***uid);
+            entry.is_some_and(|entry| {
+                let mut plugins = entry.rejected_by.iter();
+                plugins.any(|plugin| framework.hint(plugin, &entry.pod, event))
+            })
         };
-        let uids: Vec<Arc<str>> = self
-            .entries
-            .values()
-            .filter(concerned)
-            .map(|entry| Arc::clone(&entry.pod.uid))
-            .collect();
+        let waiting = self.unschedulable.iter().map(|(_, uid)| uid);
+        let uids: Vec<Arc<str>> = waiting.filter(concerned).cloned().collect();
         uids.iter().map(|uid| self.retry(uid, now)).collect()
     }
 
     /// Moves what has waited long enough.
     pub(crate) fn tick(&mut self, now: Instant) {
-        while let Some((until, uid)) = self.backoff.first().cloned() {
-            if until > now {
-                break;
-            }
+        for uid in [due(&self.backoff, now), due(&self.errors, now)].concat() {
             self.activate(&uid);
         }
-        let forgotten = |entry: &&Entry| matches!(entry.place, Place::Unschedulable(since) if now.duration_since(since) >= MAX_UNSCHEDULABLE);
-        let uids: Vec<Arc<str>> = self
-            .entries
-            .values()
-            .filter(forgotten)
-            .map(|entry| Arc::clone(&entry.pod.uid))
-            .collect();
-        for uid in uids {
+        let forgotten = now
+            .checked_sub(MAX_UNSCHEDULABLE)
+            .map(|then| due(&self.unschedulable, then));
+        for uid in forgotten.into_iter().flatten() {
             self.retry(&uid, now);
         }
     }
@@ -225,41 +216,28 @@ impl Queue {
     pub(crate) fn next_tick(&self, now: Instant) -> Instant {
         // Pods that nothing wakes are looked at twice a minute, which is often enough for five minutes.
         let leftover = now + MAX_UNSCHEDULABLE / 10;
-        self.backoff.first().map_or(leftover, |(until, _)| leftover.min(*until))
+        let first = |set: &BTreeSet<(Instant, Arc<str>)>| set.first().map_or(leftover, |(until, _)| *until);
+        leftover.min(first(&self.backoff)).min(first(&self.errors))
     }
 
     /// Whether [`Queue::pop`] has something to give.
     pub(crate) fn has_work(&self) -> bool {
-        !self.active.is_empty() || self.early().is_some()
+        !self.active.is_empty() || !self.backoff.is_empty()
     }
 
     /// How many pods wait where.
     pub(crate) fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for entry in self.entries.values() {
-            match entry.place {
-                Place::Active(_) => counts.active += 1,
-                Place::Backoff(..) => counts.backoff += 1,
-                Place::Unschedulable(_) => counts.unschedulable += 1,
-                Place::Gated => counts.gated += 1,
-                Place::InFlight => {}
-            }
+        Counts {
+            active: self.active.len(),
+            backoff: self.backoff.len() + self.errors.len(),
+            unschedulable: self.unschedulable.len(),
+            gated: self.gated,
         }
-        counts
     }
 
     /// UIDs of all pods in it.
     pub(crate) fn uids(&self) -> impl Iterator<Item = &Arc<str>> {
         self.entries.keys()
-    }
-
-    fn early(&self) -> Option<Arc<str>> {
-        let not_error = |uid: &&Arc<str>| {
-            self.entries
-                .get(&***uid)
-                .is_some_and(|entry| matches!(entry.place, Place::Backoff(_, false)))
-        };
-        self.backoff.iter().map(|(_, uid)| uid).find(not_error).cloned()
     }
 
     fn in_flight(&mut self, uid: &str) -> Option<&mut Entry> {
@@ -269,7 +247,7 @@ impl Queue {
     /// Makes a pod active, or lets it wait for the rest of its delay.
     fn retry(&mut self, uid: &Arc<str>, now: Instant) -> Moved {
         let delays = self.delays;
-        let Some(entry) = self.entries.get_mut(uid) else {
+        let Some(entry) = self.entries.get(uid) else {
             return "";
         };
         let until = entry
@@ -279,39 +257,61 @@ impl Queue {
         let Some(until) = until else {
             return self.activate(uid);
         };
-        let (place, rank) = (entry.place, entry.rank);
-        entry.place = Place::Backoff(until, false);
-        self.leave(uid, place, rank);
-        self.backoff.insert((until, Arc::clone(uid)));
+        self.put(uid, Place::Backoff(until));
         "backoff"
     }
 
     fn activate(&mut self, uid: &Arc<str>) -> Moved {
-        let Some(entry) = self.entries.get_mut(uid) else {
+        let Some(entry) = self.entries.get(uid) else {
             return "";
         };
         self.next += 1;
-        let (place, rank, number) = (entry.place, entry.rank, self.next);
-        entry.place = Place::Active(number);
-        self.leave(uid, place, rank);
-        self.active.insert((rank, number, Arc::clone(uid)));
+        let (rank, number) = (entry.rank, self.next);
+        self.put(uid, Place::Active { rank, number });
         "active"
     }
 
-    fn leave(&mut self, uid: &Arc<str>, place: Place, rank: i64) {
-        match place {
-            // The rank may have changed since; then the number alone finds it.
-            Place::Active(number) => {
-                if !self.active.remove(&(rank, number, Arc::clone(uid))) {
-                    self.active.retain(|(_, other, _)| *other != number);
-                }
+    /// The one way from place to place.
+    fn put(&mut self, uid: &Arc<str>, place: Place) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let before = std::mem::replace(&mut entry.place, place);
+        self.leave(uid, before);
+        let uid = Arc::clone(uid);
+        let is_new = match place {
+            Place::Active { rank, number } => self.active.insert((rank, number, uid)),
+            Place::Backoff(until) => self.backoff.insert((until, uid)),
+            Place::Error(until) => self.errors.insert((until, uid)),
+            Place::Unschedulable(since) => self.unschedulable.insert((since, uid)),
+            Place::InFlight => true,
+            Place::Gated => {
+                self.gated += 1;
+                true
             }
-            Place::Backoff(until, _) => {
-                self.backoff.remove(&(until, Arc::clone(uid)));
-            }
-            Place::Unschedulable(_) | Place::Gated | Place::InFlight => {}
-        }
+        };
+        debug_assert!(is_new, "a pod is in one place only");
     }
+
+    fn leave(&mut self, uid: &Arc<str>, place: Place) {
+        let uid = Arc::clone(uid);
+        let was_there = match place {
+            Place::Active { rank, number } => self.active.remove(&(rank, number, uid)),
+            Place::Backoff(until) => self.backoff.remove(&(until, uid)),
+            Place::Error(until) => self.errors.remove(&(until, uid)),
+            Place::Unschedulable(since) => self.unschedulable.remove(&(since, uid)),
+            Place::InFlight => true,
+            Place::Gated => {
+                self.gated -= 1;
+                true
+            }
+        };
+        debug_assert!(was_there, "a pod is where its entry says");
+    }
+}
+
+/// Those whose time has come.
+fn due(waiting: &BTreeSet<(Instant, Arc<str>)>, now: Instant) -> Vec<Arc<str>> {
+    let due = waiting.iter().take_while(|(at, _)| *at <= now);
+    due.map(|(_, uid)| Arc::clone(uid)).collect()
 }
 
 impl Backoff {
