@@ -64,25 +64,26 @@ impl Cluster {
         progress.step("network");
         let nodes = cluster.nodes();
         network::build(&cluster.layout, &nodes)?;
-        progress.step("credentials and configuration");
-        let listener = cluster.open_listener()?;
-        credentials::ensure(&cluster.layout, &nodes, cluster.record.api_port)?;
         configuration::write(&cluster.layout, &nodes, &options.binary)?;
-        cluster.record.write(&cluster.layout.record())?;
-        cluster.start_all(&options.binary, listener, progress).await?;
+        cluster.start_all(&options.binary, progress).await?;
         progress.step("waiting for the nodes to be Ready");
         cluster.wait_until_ready().await?;
         Ok(cluster)
     }
 
-    async fn start_all(&mut self, binary: &Path, listener: Option<TcpListener>, progress: &dyn Progress) -> Result<()> {
+    async fn start_all(&mut self, binary: &Path, progress: &dyn Progress) -> Result<()> {
         let nodes = self.nodes();
-        progress.step("container runtimes and the server");
-        if let Some(listener) = listener {
-            self.spawn(Role::Server, &nodes[0], server_command(binary, &self.layout, listener))?;
-        }
+        progress.step("container runtimes");
         for node in &nodes {
             self.ensure(Role::Containerd, node, binary)?;
+        }
+        // Every file of it is on disk before it is used, which takes as long as a container runtime takes to start.
+        progress.step("credentials");
+        let listener = self.open_listener()?;
+        credentials::ensure(&self.layout, &nodes, self.record.api_port)?;
+        progress.step("server");
+        if let Some(listener) = listener {
+            self.spawn(Role::Server, &nodes[0], server_command(binary, &self.layout, listener))?;
         }
         for node in &nodes {
             self.wait_for_socket(node).await?;
