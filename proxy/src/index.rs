@@ -87,9 +87,18 @@ impl Index {
         !self.dirty.is_empty()
     }
 
-    /// The Services that changed since the last call, and when those changes began.
-    pub(crate) fn take_dirty(&mut self) -> (Vec<Key>, Vec<f64>) {
-        (self.dirty.drain().collect(), std::mem::take(&mut self.triggers))
+    /// Whether all that changed are Services without any slice yet.
+    pub(crate) fn waits_for_endpoints(&self) -> bool {
+        self.dirty
+            .iter()
+            .all(|key| self.entries.get(key).is_some_and(|entry| entry.slices.is_empty()))
+    }
+
+    /// Services that changed, no more than `limit` of them, and when the changes since the last call began.
+    pub(crate) fn take_dirty(&mut self, limit: usize) -> (Vec<Key>, Vec<f64>) {
+        let keys: Vec<_> = self.dirty.iter().take(limit).cloned().collect();
+        keys.iter().for_each(|key| drop(self.dirty.take(key)));
+        (keys, std::mem::take(&mut self.triggers))
     }
 
     /// A Service that has rules, with its slices.
@@ -272,7 +281,7 @@ mod tests {
     }
 
     fn dirty(index: &mut Index) -> Vec<String> {
-        let mut keys: Vec<_> = index.take_dirty().0.iter().map(ToString::to_string).collect();
+        let mut keys: Vec<_> = index.take_dirty(usize::MAX).0.iter().map(ToString::to_string).collect();
         keys.sort();
         keys
     }

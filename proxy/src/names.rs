@@ -30,14 +30,14 @@ impl Kind {
     }
 }
 
-/// All prefixes of chains that come and go with Services, those of older proxies included.
+/// All prefixes of chains that come and go with Services, those of older proxies included; those first that lead to others.
 pub(crate) const PREFIXES: [&str; 6] = [
+    "KUBE-FW-",
+    "KUBE-EXT-",
+    "KUBE-XLB-",
     "KUBE-SVC-",
     "KUBE-SVL-",
-    "KUBE-EXT-",
-    "KUBE-FW-",
     "KUBE-SEP-",
-    "KUBE-XLB-",
 ];
 
 /// The chain of a port (`namespace/name:port`); an endpoint's chain is told apart by its `ip:port`.

@@ -25,6 +25,12 @@ const QUEUE: usize = 1024;
 const QUIET: Duration = Duration::from_millis(500);
 /// … but no longer than this.
 const WASTE_AGE: Duration = Duration::from_secs(10);
+/// Services whose rules go into one transaction: a larger one would cost more than two.
+const BURST: usize = 250;
+/// How long the rules of a Service without endpoints may wait for these, to go out together.
+const FIRST_ENDPOINTS: Duration = Duration::from_millis(10);
+/// The longest rest after a transaction.
+const REST: Duration = Duration::from_millis(15);
 /// The first pause after a failed transaction; each further one is twice as long, up to the sync period.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -138,7 +144,13 @@ impl Proxy {
         if self.index.is_complete() && (self.index.is_dirty() || !self.in_force) && self.agenda.pause.is_zero() {
             self.freshness.queued();
             self.metrics.last_queued.set(seconds_now());
-            self.agenda.sync_soon(Instant::now());
+            // A Service comes before its endpoints: until then there is nothing to send anywhere.
+            let wait = if self.in_force && self.index.waits_for_endpoints() {
+                FIRST_ENDPOINTS
+            } else {
+                Duration::ZERO
+            };
+            self.agenda.sync_soon(Instant::now() + wait);
         }
     }
 
@@ -173,7 +185,7 @@ impl Proxy {
             Ok(()) => {
                 self.agenda.pause = Duration::ZERO;
                 // Work and rest in turns: a storm of changes is put together, a single change waits for nothing.
-                self.agenda.not_before = Some(began + self.config.min_sync_period.max(took * 2));
+                self.agenda.not_before = Some((began + self.config.min_sync_period).max(now + (took / 2).min(REST)));
                 self.metrics.last_sync.set(seconds_now());
                 if self.index.is_dirty() {
                     self.agenda.sync_soon(now);
@@ -214,7 +226,7 @@ impl Proxy {
     /// Writes the rules of the Services that changed.
     async fn sync_changed(&mut self) -> Result<(), iptables::Error> {
         let began = Instant::now();
-        let (dirty, triggers) = self.index.take_dirty();
+        let (dirty, triggers) = self.index.take_dirty(BURST);
         let mut changes = Restore::new();
         let mut flows = StaleFlows::default();
         for key in &dirty {
@@ -237,7 +249,7 @@ impl Proxy {
     /// Writes all rules, whatever is there.
     async fn sync_all(&mut self) -> Result<(), iptables::Error> {
         let began = Instant::now();
-        let (_, triggers) = self.index.take_dirty();
+        let (_, triggers) = self.index.take_dirty(usize::MAX);
         self.prepare_kernel();
         let iptables = self.iptables.clone();
         let saved = blocking(move || iptables.save(None)).await?;
@@ -247,10 +259,12 @@ impl Proxy {
         let services = all
             .into_iter()
             .map(|(key, service, entry)| (key.clone(), plan(settings, key, service, entry.slices())));
-        let (applied, changes) = Applied::rebuild(&self.base, services, &saved);
+        let (applied, transactions) = Applied::rebuild(&self.base, services, &saved);
         drop(saved);
         self.applied = applied;
-        self.apply(changes).await?;
+        for changes in transactions {
+            self.apply(changes).await?;
+        }
         self.in_force = true;
         let mut flows = StaleFlows::default();
         self.applied.udp_ports().for_each(|port| flows.now(port));

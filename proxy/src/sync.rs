@@ -14,6 +14,10 @@ use crate::index::Key;
 use crate::names::PREFIXES;
 use crate::plan::{Base, Chain, Hub, Rules, UdpPort};
 
+/// Chains in one transaction of many: see [`chains`].
+const BATCH: usize = 1000;
+/// Rules or chains that one transaction removes.
+const REMOVALS: usize = 500;
 /// In hubs up to this size a rule is removed at once.
 const SMALL_HUB: usize = 200;
 
@@ -129,12 +133,17 @@ impl Applied {
         self.remove_rules(changes, cheap);
     }
 
-    /// Writes the removal of all waste.
+    /// Writes the removal of waste, as much as one transaction should have. Chains go when no rule leads to them.
     pub(crate) fn collect(&mut self, changes: &mut Restore) {
-        let stale = std::mem::take(&mut self.stale_rules);
-        self.remove_rules(changes, stale);
-        for chain in std::mem::take(&mut self.stale_chains) {
-            changes.table("nat").delete_chain(&chain);
+        let first: BTreeSet<_> = std::iter::from_fn(|| self.stale_rules.pop_first())
+            .take(REMOVALS)
+            .collect();
+        let budget = REMOVALS - first.len();
+        self.remove_rules(changes, first);
+        if self.stale_rules.is_empty() {
+            for chain in std::iter::from_fn(|| self.stale_chains.pop_last()).take(budget) {
+                changes.table("nat").delete_chain(&chain);
+            }
         }
     }
 
@@ -148,56 +157,56 @@ impl Applied {
     }
 
     /// Writes everything anew, and the removal of what an earlier process left. `saved` is what is in the kernel.
-    pub(crate) fn rebuild(base: &Base, services: impl Iterator<Item = (Key, Rules)>, saved: &Saved) -> (Self, Restore) {
+    ///
+    /// The transactions are to be applied in order. Packets go by the old rules until the one that fills the hubs; the
+    /// ones before it write each Service's own chains, which is atomic for each.
+    pub(crate) fn rebuild(
+        base: &Base,
+        services: impl Iterator<Item = (Key, Rules)>,
+        saved: &Saved,
+    ) -> (Self, Vec<Restore>) {
         let mut applied = Self::default();
-        let mut changes = Restore::new();
-        // As upstream does: a node without rules refuses for a moment rather than lets through.
-        changes.table("filter");
-        for hub in Hub::ALL {
-            changes.table(hub.table()).chain(hub.chain());
-        }
+        let mut first = Restore::new();
         for (table, name, rules) in &base.chains {
-            let table = changes.table(table);
+            let table = first.table(table);
             table.chain(name);
             rules.iter().for_each(|rule| table.append(name, rule));
         }
-        for (key, rules) in services {
-            applied.restore(&mut changes, key, rules);
+        let mut transactions = vec![first];
+        let mut switch = Restore::new();
+        for hub in Hub::ALL {
+            switch.table(hub.table()).chain(hub.chain());
         }
+        let mut batch: Vec<Chain> = Vec::new();
+        for (key, rules) in services {
+            batch.extend(applied.restore(&mut switch, key, rules));
+            if batch.len() >= BATCH {
+                transactions.push(chains(&mut batch));
+            }
+        }
+        transactions.push(chains(&mut batch));
         for (hub, rule) in &base.tails {
-            changes.table(hub.table()).append(hub.chain(), rule);
+            switch.table(hub.table()).append(hub.chain(), rule);
         }
         for jump in &base.jumps {
             let present = saved.chain(jump.table, jump.from).unwrap_or_default();
             let target = format!("-j {}", jump.to);
             if !present.iter().any(|rule| rule.ends_with(&target)) {
-                changes.table(jump.table).insert(jump.from, &jump.rule);
+                switch.table(jump.table).insert(jump.from, &jump.rule);
             }
         }
-        let wanted: BTreeSet<&str> = applied
-            .services
-            .values()
-            .flat_map(|trace| trace.chains.iter().map(|(name, _)| &**name))
-            .collect();
-        for prefix in PREFIXES {
-            for stale in saved.chains("nat", prefix).filter(|name| !wanted.contains(name)) {
-                changes.table("nat").delete_chain(stale);
-            }
-        }
-        (applied, changes)
+        transactions.push(switch);
+        transactions.extend(applied.removals(saved));
+        (applied, transactions)
     }
 
-    fn restore(&mut self, changes: &mut Restore, key: Key, rules: Rules) {
-        let nat = changes.table("nat");
-        for chain in &rules.chains {
-            nat.chain(&chain.name);
-            chain.rules.iter().for_each(|rule| nat.append(&chain.name, rule));
-        }
+    /// Remembers a Service, writes its rules in hubs and returns its chains.
+    fn restore(&mut self, switch: &mut Restore, key: Key, rules: Rules) -> Vec<Chain> {
         for (hub, rule) in &rules.hubs {
-            changes.table(hub.table()).append(hub.chain(), rule);
+            switch.table(hub.table()).append(hub.chain(), rule);
             *self.hub_sizes.entry(*hub).or_default() += 1;
         }
-        let chains = rules
+        let names = rules
             .chains
             .iter()
             .map(|chain| (chain.name.as_str().into(), digest(chain)))
@@ -206,11 +215,26 @@ impl Applied {
         self.services.insert(
             key,
             Trace {
-                chains,
+                chains: names,
                 hubs,
                 udp: rules.udp.into(),
             },
         );
+        rules.chains
+    }
+
+    /// The removal of chains that no Service of ours has, those first that lead to others.
+    fn removals(&self, saved: &Saved) -> Vec<Restore> {
+        let chains = self.services.values().flat_map(|trace| trace.chains.iter());
+        let wanted: BTreeSet<&str> = chains.map(|(name, _)| &**name).collect();
+        let stale = PREFIXES.iter().flat_map(|prefix| saved.chains("nat", prefix));
+        let stale: Vec<&str> = stale.filter(|name| !wanted.contains(name)).collect();
+        let batches = stale.chunks(BATCH).map(|batch| {
+            let mut changes = Restore::new();
+            batch.iter().for_each(|name| changes.table("nat").delete_chain(name));
+            changes
+        });
+        batches.collect()
     }
 
     /// The UDP ports of all Services.
@@ -222,6 +246,19 @@ impl Applied {
     pub(crate) fn udp_ports_of(&self, key: &str) -> &[UdpPort] {
         self.services.get(key).map(|trace| &*trace.udp).unwrap_or_default()
     }
+}
+
+/// Writes chains, last name first: iptables-nft keeps a sorted list of the chains that a transaction names and looks for
+/// each place from its start, so that any other order, or too many in one transaction, costs the square of their number.
+fn chains(batch: &mut Vec<Chain>) -> Restore {
+    let mut changes = Restore::new();
+    batch.sort_by(|one, other| other.name.cmp(&one.name));
+    let nat = changes.table("nat");
+    for chain in batch.drain(..) {
+        nat.chain(&chain.name);
+        chain.rules.iter().for_each(|rule| nat.append(&chain.name, rule));
+    }
+    changes
 }
 
 /// Tells two contents of a chain apart.

@@ -78,12 +78,13 @@ fn planned(service: &Service, slices: &[Slice]) -> String {
 
 #[test]
 fn a_node_without_services() {
-    let (_, changes) = Applied::rebuild(
+    let (_, transactions) = Applied::rebuild(
         &base(&settings()),
         std::iter::empty::<(Key, Rules)>(),
         &Saved::default(),
     );
-    insta::assert_snapshot!(changes.text());
+    let text: String = transactions.iter().map(Restore::text).collect();
+    insta::assert_snapshot!(text);
 }
 
 #[test]

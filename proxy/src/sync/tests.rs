@@ -73,8 +73,8 @@ fn a_removed_service_is_emptied_first_and_removed_when_there_is_time() {
     assert!(!applied.has_waste());
 
     update(&mut applied, None);
-    let wanted = "*nat\n:KUBE-SEP-X - [0:0]\n:KUBE-SVC-A - [0:0]\n-D KUBE-SERVICES -d 10.96.0.1 -j KUBE-SVC-A\n\
-                  -X KUBE-SEP-X\n-X KUBE-SVC-A\nCOMMIT\n";
+    let wanted = "*nat\n:KUBE-SVC-A - [0:0]\n:KUBE-SEP-X - [0:0]\n-D KUBE-SERVICES -d 10.96.0.1 -j KUBE-SVC-A\n\
+                  -X KUBE-SVC-A\n-X KUBE-SEP-X\nCOMMIT\n";
     assert_eq!(collect(&mut applied), wanted);
     assert_eq!(applied.rules_in_hubs("nat"), 0);
 }
@@ -100,8 +100,8 @@ fn a_rebuild_removes_what_an_earlier_process_left_and_spares_others() {
          -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\nCOMMIT\n",
     );
     let base = crate::plan::base(&crate::plan::Settings::default());
-    let (_, changes) = Applied::rebuild(&base, [("n/a".into(), rules("X"))].into_iter(), &saved);
-    let text = changes.text();
+    let (_, transactions) = Applied::rebuild(&base, [("n/a".into(), rules("X"))].into_iter(), &saved);
+    let text: String = transactions.iter().map(Restore::text).collect();
     assert!(text.contains("-X KUBE-SVC-OLD\n") && !text.contains("-X KUBE-SVC-A\n") && !text.contains("FOREIGN"));
     assert!(!text.contains("-I PREROUTING") && text.contains("-I OUTPUT"));
     let last = text.lines().rfind(|line| line.starts_with("-A KUBE-SERVICES")).unwrap();
