@@ -1,4 +1,4 @@
-//! The plugins as a program of their own; the name that it is called by says which.
+//! The plugins without the rest of `skiff`: what the tests of this crate execute. An installation links to `skiff` itself.
 
 use std::path::Path;
 use std::process::ExitCode;
