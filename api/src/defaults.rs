@@ -58,6 +58,30 @@ pub fn base64(bytes: &[u8]) -> String {
     text
 }
 
+/// The bytes behind standard base64; `None` for anything else.
+pub fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let mut bytes = Vec::with_capacity(digits.len() * 3 / 4);
+    let (mut word, mut bits) = (0_u32, 0);
+    for digit in digits.bytes() {
+        let sextet = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        word = word << 6 | u32::from(sextet);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push(u8::try_from(word >> bits & 0xff).ok()?);
+        }
+    }
+    Some(bytes)
+}
+
 /// Sets what is missing or null.
 fn absent(fields: &mut Fields, key: &str, value: impl Into<Value>) {
     if fields.get(key).is_none_or(Value::is_null) {
@@ -135,6 +159,7 @@ mod tests {
 
     #[test]
     fn base64_pads() {
+        assert_eq!(from_base64("a b"), None);
         for (bytes, text) in [
             ("", ""),
             ("a", "YQ=="),
@@ -143,6 +168,7 @@ mod tests {
             ("hello", "aGVsbG8="),
         ] {
             assert_eq!(base64(bytes.as_bytes()), text);
+            assert_eq!(from_base64(text).as_deref(), Some(bytes.as_bytes()));
         }
     }
 

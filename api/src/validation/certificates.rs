@@ -11,6 +11,12 @@ const SPEC: Path<'static> = Path::root("spec");
 pub(super) fn request(object: &Value, errors: &mut Errors) {
     let spec = get(object, "spec");
     required(&SPEC, "request", spec, errors);
+    let encoded = text(spec, "request");
+    let pem = crate::defaults::from_base64(encoded).and_then(|bytes| String::from_utf8(bytes).ok());
+    if !encoded.is_empty() && !pem.is_some_and(|pem| pem.contains("-----BEGIN CERTIFICATE REQUEST-----")) {
+        let detail = "PEM block type must be CERTIFICATE REQUEST";
+        errors.push(Error::invalid(&SPEC.child("request"), encoded, detail));
+    }
     if list(spec, "usages").is_empty() {
         errors.push(Error::required(&SPEC.child("usages"), ""));
     }
