@@ -34,7 +34,7 @@ pub async fn run(registry: &Registry, config: &Config) -> Result<(), Error> {
     let classes = priority_classes()
         .into_iter()
         .map(|class| (("scheduling.k8s.io", "priorityclasses"), class));
-    let objects = classes.chain(rbac::objects());
+    let objects = classes.chain(rbac::objects()).chain([service_range(config)]);
     // Together, so that they share a few commits.
     try_join_all(objects.map(|(resource, object)| ensure(registry, &user, resource, "", object, false))).await?;
     let (service, endpoints) = kubernetes(config);
@@ -58,6 +58,17 @@ fn priority_classes() -> [Value; 2] {
             "value": value,
         })
     })
+}
+
+/// Tells where Services get their addresses from: proxies refuse what nobody has in it.
+fn service_range(config: &Config) -> (Resource, Value) {
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [config.service_cluster_ip_range.to_string()]},
+    });
+    (("networking.k8s.io", "servicecidrs"), object)
 }
 
 /// The Service under which pods reach this server, and its addresses.

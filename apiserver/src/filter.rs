@@ -12,6 +12,8 @@ use crate::strategy::Strategy;
 #[derive(Debug)]
 pub struct Filter {
     namespace: String,
+    /// The one object that the path names.
+    name: Option<String>,
     labels: Option<LabelSelector>,
     fields: Option<FieldSelector>,
     strategy: &'static dyn Strategy,
@@ -40,6 +42,7 @@ impl Filter {
         }
         Ok(Self {
             namespace: namespace.to_owned(),
+            name: None,
             labels,
             fields,
             strategy,
@@ -50,8 +53,9 @@ impl Filter {
     pub fn one(namespace: &str, name: &str, strategy: &'static dyn Strategy) -> Self {
         Self {
             namespace: namespace.to_owned(),
+            name: Some(name.to_owned()),
             labels: None,
-            fields: FieldSelector::parse(&format!("metadata.name={name}")).ok(),
+            fields: None,
             strategy,
         }
     }
@@ -63,19 +67,16 @@ impl Filter {
 
     /// Whether selectors hide some objects of the namespace.
     pub fn selects(&self) -> bool {
-        self.labels.is_some() || self.fields.is_some()
-    }
-
-    /// The one name that it lets through, when it is so narrow.
-    pub fn name(&self) -> Option<&str> {
-        self.fields.as_ref()?.exact("metadata.name")
+        self.name.is_some() || self.labels.is_some() || self.fields.is_some()
     }
 
     /// Whether the selectors let an object of the namespace through.
     pub fn selected(&self, object: &Object) -> bool {
-        self.labels
-            .as_ref()
-            .is_none_or(|selector| selector.matches_with(|key| object.label(key)))
+        self.name.as_deref().is_none_or(|name| name == object.name())
+            && self
+                .labels
+                .as_ref()
+                .is_none_or(|selector| selector.matches_with(|key| object.label(key)))
             && self.fields.as_ref().is_none_or(|selector| {
                 selector.requirements().iter().all(|requirement| {
                     let value = object.field(self.strategy, &requirement.field).unwrap_or_default();

@@ -1,12 +1,18 @@
 //! What the server measures, under upstream's names.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+
+use crate::resources::Resources;
 
 /// Upstream's buckets of request durations, in seconds.
 const DURATIONS: [f64; 24] = [
@@ -44,6 +50,28 @@ pub struct Labels {
     pub subresource: &'static str,
 }
 
+/// Counts stored objects when somebody asks, straight from the caches.
+#[derive(Debug)]
+pub struct StorageObjects(pub Arc<Resources>);
+
+impl Collector for StorageObjects {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut metric = encoder.encode_descriptor(
+            "apiserver_storage_objects",
+            "Stored objects by resource",
+            None,
+            MetricType::Gauge,
+        )?;
+        for served in self.0.all().iter().filter(|served| served.is_stored()) {
+            let resource = served.resource.qualified().to_string();
+            let count = u32::try_from(served.cache.len()).unwrap_or(u32::MAX);
+            let labels = [("resource", resource.as_str())];
+            ConstGauge::new(f64::from(count)).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
 /// What the server measures.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -57,7 +85,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers everything.
-    pub fn new(process: &skiff_daemon::Metrics) -> Self {
+    pub fn new(process: &skiff_daemon::Metrics, resources: &Arc<Resources>) -> Self {
         let metrics = Self {
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATIONS)),
@@ -66,6 +94,7 @@ impl Metrics {
             rejected: Counter::default(),
         };
         process.register(|registry| {
+            registry.register_collector(Box::new(StorageObjects(Arc::clone(resources))));
             registry.register(
                 "apiserver_request",
                 "Requests by verb, resource and response code",

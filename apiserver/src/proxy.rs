@@ -72,7 +72,10 @@ pub(crate) async fn handle(server: &Server, served: &Served, call: Call) -> Resu
                 .query()
                 .map(|query| format!("?{query}"))
                 .unwrap_or_default();
-            (info.name.clone(), format!("/{}{query}", info.rest))
+            // As the client wrote it: what is decoded here could mean something else there.
+            let raw = call.parts.uri.path();
+            let rest = raw.split_once("/proxy").map_or("", |(_, rest)| rest);
+            (info.name.clone(), format!("/{}{query}", rest.trim_start_matches('/')))
         }
         _ => return Err(Status::unknown_path()),
     };

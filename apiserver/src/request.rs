@@ -2,6 +2,7 @@
 
 use http::Method;
 use percent_encoding::percent_decode_str;
+use skiff_api::selector::FieldSelector;
 
 use crate::query::Query;
 
@@ -91,7 +92,7 @@ impl RequestInfo {
         if info.is_collection && matches!(info.verb, "list" | "watch" | "deletecollection") {
             // A selector for one name is a request for that name: lets a rule with resourceNames allow it.
             if let Some(name) = query.get("fieldSelector").and_then(single_name) {
-                name.clone_into(&mut info.name);
+                info.name = name;
             }
         }
         info
@@ -136,15 +137,14 @@ fn resource_verb(method: &Method) -> &'static str {
     }
 }
 
-/// The name in `metadata.name=x`, when that is all that the selector says.
-fn single_name(selector: &str) -> Option<&str> {
-    let mut name = None;
-    for requirement in selector.split(',') {
-        if let Some(value) = requirement.strip_prefix("metadata.name=") {
-            name = Some(value.strip_prefix('=').unwrap_or(value));
-        }
-    }
-    name.filter(|name| !name.is_empty())
+/// The name that a field selector pins its objects to. Read by the parser that the list goes by: what is authorized must be what
+/// is shown.
+fn single_name(selector: &str) -> Option<String> {
+    let selector = FieldSelector::parse(selector).ok()?;
+    selector
+        .exact("metadata.name")
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -254,6 +254,15 @@ mod tests {
             assert!(info.is_resource, "{uri}");
             assert_eq!(actual, *expected, "{method} {uri}");
         }
+    }
+
+    #[test]
+    fn a_name_inside_of_another_value_is_none() {
+        let info = parse(
+            Method::GET,
+            "/api/v1/pods?fieldSelector=spec.nodeName!%3Dx%5C%2Cmetadata.name%3Da",
+        );
+        assert_eq!(info.name, "");
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl ApiServer {
             tokens,
             authorizer,
             discovery: Discovery::new(&registry.resources, &address),
-            metrics: Metrics::new(&daemon.metrics),
+            metrics: Metrics::new(&daemon.metrics, &registry.resources),
             limits: Limits::default(),
             kubelets,
             registry,
