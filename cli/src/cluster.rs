@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use skiff_cluster::layout::NAMESPACES;
-use skiff_cluster::{Cluster, Options, Progress};
+use skiff_cluster::{Cluster, Error, Options, Progress};
 use skiff_daemon::Shutdown;
 use skiff_net::netns::Namespace;
 use tokio::time::Instant;
@@ -130,7 +130,14 @@ pub(crate) async fn up(args: UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     };
     let bar = Bar::new();
     let cluster = tokio::select! {
-        cluster = Cluster::up(&options, &bar) => cluster?,
+        cluster = Cluster::up(&options, &bar) => match cluster {
+            // With manifests to apply, what is wanted is their state: on the cluster that runs, too.
+            Err(error @ Error::AlreadyRunning { .. }) if args.apply.is_some() => {
+                eprintln!("{error}");
+                Cluster::open(&options.home, &options.name)?
+            }
+            cluster => cluster?,
+        },
         () = shutdown.cancelled() => anyhow::bail!("interrupted; `skiff up` goes on from here, `skiff down` takes it down"),
     };
     if let Some(manifests) = &args.apply {

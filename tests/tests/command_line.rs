@@ -97,6 +97,16 @@ fn a_cluster_comes_up_stays_and_goes() -> anyhow::Result<()> {
     );
     home.ok(&["down", "--name", two, "--purge"])?;
 
+    // `up --apply` asks for a state, on a running cluster too; twice in a row.
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/hello.yaml");
+    for _ in 0..2 {
+        let shown = home.ok(&["up", "--name", one, "--apply", manifest])?;
+        assert!(
+            shown.contains("through its ClusterIP") && shown.contains("through its NodePort"),
+            "{shown}"
+        );
+    }
+
     let address = home.ok(&["node", "address", "--name", one, "node-1"])?;
     let inside = home.ok(&[
         "node", "exec", "--name", one, "node-1", "--", "ip", "-4", "addr", "show", "eth0",
