@@ -41,8 +41,18 @@ enum Task {
 struct Unschedulable {
     pod: Arc<Pod>,
     message: String,
-    /// Where room is being made for it.
-    nominated: Option<Arc<str>>,
+    nomination: Nomination,
+}
+
+/// What becomes of a pod's nominated node.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Nomination {
+    /// Nothing.
+    Keep,
+    /// Room is being made for it there.
+    Set(Arc<str>),
+    /// It waits for no node in particular any more.
+    Clear,
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +121,7 @@ impl Effects {
     }
 
     /// No node can take a pod: its condition and an event say so.
-    pub(crate) fn unschedulable(&self, pod: &Arc<Pod>, message: String, nominated: Option<Arc<str>>) {
+    pub(crate) fn unschedulable(&self, pod: &Arc<Pod>, message: String, nomination: Nomination) {
         self.event(
             pod,
             EventType::Warning,
@@ -125,13 +135,13 @@ impl Effects {
             message: message.clone(),
         };
         // The same news again would only wake everybody who watches pods.
-        if pod.wants.condition.as_ref() == Some(&condition) && nominated.is_none() {
+        if pod.wants.condition.as_ref() == Some(&condition) && nomination == Nomination::Keep {
             return;
         }
         let status = Unschedulable {
             pod: Arc::clone(pod),
             message,
-            nominated,
+            nomination,
         };
         let known = self.shared.waiting.lock().statuses.insert(Arc::clone(&pod.uid), status);
         if known.is_none() {
@@ -216,7 +226,7 @@ impl StatusWriter {
         let Unschedulable {
             pod,
             message,
-            nominated,
+            nomination,
         } = status;
         let known = pod
             .wants
@@ -233,8 +243,11 @@ impl StatusWriter {
             condition["lastTransitionTime"] = json!(now());
         }
         let mut status = json!({"conditions": [condition]});
-        if let Some(node) = nominated {
-            status["nominatedNodeName"] = json!(&*node);
+        match nomination {
+            Nomination::Keep => {}
+            Nomination::Set(node) => status["nominatedNodeName"] = json!(&*node),
+            // In a patch, null removes.
+            Nomination::Clear => status["nominatedNodeName"] = Value::Null,
         }
         self.patch_status(&pod, status).await
     }

@@ -82,6 +82,8 @@ pub(crate) struct PostFiltered {
     pub(crate) message: String,
     /// Where to make room, and by deleting which pods.
     pub(crate) preemption: Option<Preemption>,
+    /// Room that was promised before is still being made.
+    pub(crate) keeps_nomination: bool,
 }
 
 /// Pods to delete so that another fits.

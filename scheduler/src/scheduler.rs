@@ -11,7 +11,7 @@ use crate::Error;
 use crate::cache::{Cache, NodeChange, Objects, PodChange};
 use crate::config::Config;
 use crate::cycle::{self, Placement};
-use crate::effects::Effects;
+use crate::effects::{Effects, Nomination};
 use crate::framework::{ClusterEvent, Diagnosis, Framework};
 use crate::metrics::{Metrics, Outcome};
 use crate::model::{Node, Pod};
@@ -210,15 +210,18 @@ impl Scheduler {
 
     fn give_up(&mut self, attempt: &Attempt, mut diagnosis: Box<Diagnosis>, began: Instant) {
         let pod = &attempt.pod;
-        let mut nominated = None;
+        let mut nomination = Nomination::Keep;
         if diagnosis.nodes > 0 && diagnosis.pre_filter.is_none() {
             self.metrics.preemption_tried();
             let found = self.framework.post_filter(pod, &self.cache.snapshot, &diagnosis);
             diagnosis.post_filter = found.message;
             if let Some(preemption) = found.preemption {
                 self.metrics.preempted(preemption.victims.len());
-                nominated = Some(Arc::clone(&preemption.node));
+                nomination = Nomination::Set(Arc::clone(&preemption.node));
                 self.effects.preempt(pod, preemption);
+            } else if pod.nominated_node.is_some() && !found.keeps_nomination {
+                // The room that was made has gone to others: it is not kept free any longer.
+                nomination = Nomination::Clear;
             }
         }
         let message = diagnosis.message();
@@ -230,12 +233,15 @@ impl Scheduler {
             plugins.insert("NodeResourcesFit");
         }
         self.queue.unschedulable(&pod.uid, plugins, Instant::now());
-        if let Some(node) = &nominated
-            && let Some(waiting) = self.queue.nominate(&pod.uid, Some(Arc::clone(node)))
-        {
-            self.cache.nominate(&waiting, Some(node));
+        let node = match &nomination {
+            Nomination::Keep => pod.nominated_node.clone(),
+            Nomination::Set(node) => Some(Arc::clone(node)),
+            Nomination::Clear => None,
+        };
+        if let Some(waiting) = self.queue.nominate(&pod.uid, node.clone()) {
+            self.cache.nominate(&waiting, node.as_ref());
         }
-        self.effects.unschedulable(pod, message, nominated);
+        self.effects.unschedulable(pod, message, nomination);
     }
 
     fn wake(&mut self, event: &ClusterEvent<'_>) {

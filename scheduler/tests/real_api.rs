@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{Api, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
+use skiff_api::k8s_openapi::api::scheduling::v1::PriorityClass;
 use skiff_apiserver::ApiServer;
 use skiff_daemon::Context;
 use skiff_pki::{CertificateAuthority, Request, ServiceAccountKey};
@@ -240,4 +241,50 @@ async fn a_crowd_is_spread_over_the_nodes() {
         each.len() == NODES && each.values().all(|&count| count == PODS / NODES),
         "{each:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_important_pod_gets_the_room_of_another() {
+    let cluster = Cluster::start().await;
+    cluster.node("n1", "2").await;
+    let priority = json!({"metadata": {"name": "important"}, "value": 1000});
+    cluster.create::<PriorityClass>(None, priority).await;
+    cluster.pod("low", "2").await;
+    cluster.until(|pods| pods.iter().all(is_bound)).await;
+
+    let container = json!({"name": "c", "image": "i", "resources": {"requests": {"cpu": "1"}}});
+    let spec = json!({"priorityClassName": "important", "containers": [container]});
+    cluster
+        .create::<Pod>(Some("default"), json!({"metadata": {"name": "high"}, "spec": spec}))
+        .await;
+    let named = |pods: &[Pod], name: &str| {
+        pods.iter()
+            .find(|pod| pod.metadata.name.as_deref() == Some(name))
+            .cloned()
+    };
+    let pods = cluster
+        .until(|pods| named(pods, "low").is_some_and(|low| low.metadata.deletion_timestamp.is_some()))
+        .await;
+    let conditions = named(&pods, "low").unwrap().status.unwrap().conditions.unwrap();
+    let disruption = conditions
+        .iter()
+        .find(|condition| condition.type_ == "DisruptionTarget")
+        .unwrap();
+    assert_eq!(disruption.reason.as_deref(), Some("PreemptionByScheduler"));
+    let is_nominated = |pod: Pod| {
+        pod.status
+            .is_some_and(|status| status.nominated_node_name.as_deref() == Some("n1"))
+    };
+    cluster
+        .until(|pods| named(pods, "high").is_some_and(is_nominated))
+        .await;
+
+    // As the kubelet does once the containers are gone.
+    let pods = Api::<Pod>::default_namespaced(cluster.client.clone());
+    pods.delete("low", &DeleteParams::default().grace_period(0))
+        .await
+        .unwrap();
+    cluster
+        .until(|pods| named(pods, "high").is_some_and(|high| is_bound(&high)))
+        .await;
 }

@@ -128,16 +128,19 @@ impl Framework {
     /// Tries to make room; the first plugin that finds a way ends the search.
     pub(crate) fn post_filter(&self, pod: &Pod, snapshot: &Snapshot, diagnosis: &Diagnosis) -> PostFiltered {
         let mut messages = Vec::new();
+        let mut keeps_nomination = false;
         for plugin in &self.post_filter {
             let found = plugin.post_filter(self, pod, snapshot, diagnosis);
             if found.preemption.is_some() {
                 return found;
             }
             messages.push(found.message);
+            keeps_nomination |= found.keeps_nomination;
         }
         PostFiltered {
             message: messages.join(", "),
             preemption: None,
+            keeps_nomination,
         }
     }
 

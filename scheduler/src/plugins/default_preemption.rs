@@ -43,10 +43,16 @@ impl PostFilter for DefaultPreemption {
     ) -> PostFiltered {
         let refusal = |reason: &str| PostFiltered {
             message: format!("preemption: {reason}"),
-            preemption: None,
+            ..PostFiltered::default()
         };
-        if let Some(reason) = ineligible(pod, snapshot) {
-            return refusal(reason);
+        if !pod.wants.may_preempt {
+            return refusal("not eligible due to preemptionPolicy=Never.");
+        }
+        if victims_are_leaving(pod, snapshot) {
+            return PostFiltered {
+                keeps_nomination: true,
+                ..refusal("not eligible due to a terminating pod on the nominated node.")
+            };
         }
         let helpful: Vec<usize> = (diagnosis.rejected.iter())
             .filter(|(_, rejection)| !rejection.unresolvable)
@@ -66,11 +72,11 @@ impl PostFilter for DefaultPreemption {
         }
         match candidates.into_iter().min_by_key(Candidate::loss) {
             Some(best) => PostFiltered {
-                message: String::new(),
                 preemption: Some(Preemption {
                     node: best.node,
                     victims: best.victims,
                 }),
+                ..PostFiltered::default()
             },
             None => refusal(&verdict(snapshot.nodes.len(), helpful.len(), hopeless)),
         }
@@ -85,17 +91,11 @@ fn verdict(nodes: usize, helpful: usize, hopeless: usize) -> String {
     nodes_message(nodes, counts.into_iter().filter(|(_, count)| *count > 0))
 }
 
-/// Why a pod may not push out others.
-fn ineligible(pod: &Pod, snapshot: &Snapshot) -> Option<&'static str> {
-    if !pod.wants.may_preempt {
-        return Some("not eligible due to preemptionPolicy=Never.");
-    }
-    let nominated = pod.nominated_node.as_ref().and_then(|name| snapshot.node(name))?;
-    let leaving = nominated
-        .pods
-        .iter()
-        .any(|other| other.terminating && other.priority < pod.priority);
-    leaving.then_some("not eligible due to a terminating pod on the nominated node.")
+/// Whether room is being made already: deleting more pods would not speed that up.
+fn victims_are_leaving(pod: &Pod, snapshot: &Snapshot) -> bool {
+    let nominated = pod.nominated_node.as_ref().and_then(|name| snapshot.node(name));
+    let leaves = |other: &Arc<Pod>| other.terminating && other.priority < pod.priority;
+    nominated.is_some_and(|node| node.pods.iter().any(leaves))
 }
 
 /// The fewest and least important pods that have to leave a node so that `pod` fits.
