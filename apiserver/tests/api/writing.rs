@@ -1,5 +1,6 @@
 //! Writes: conflicts, preconditions, finalizers, graceful deletion, dry runs.
 
+use futures::{AsyncBufReadExt as _, StreamExt as _};
 use http::Request;
 use kube::Client;
 use serde_json::{Value, json};
@@ -259,4 +260,22 @@ async fn what_is_acknowledged_survives_the_server() {
     let client = second.server.client("admin", &["system:masters"]);
     let (code, again) = send(&client, "GET", &format!("{MAPS}/a"), JSON, Value::Null).await;
     assert_eq!((code, again), (200, object));
+    // What happened before the start is in no window: the client is told to list anew.
+    let request = Request::get(format!("{MAPS}?watch=true&resourceVersion=1"))
+        .body(Vec::new())
+        .unwrap();
+    let line = client
+        .request_stream(request)
+        .await
+        .unwrap()
+        .lines()
+        .next()
+        .await
+        .unwrap()
+        .unwrap();
+    let event: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&event["type"], &event["object"]["code"], &event["object"]["reason"]),
+        (&json!("ERROR"), &json!(410), &json!("Expired"))
+    );
 }
