@@ -1,6 +1,10 @@
 //! Client of the container runtime: CRI v1, containerd's events and image import, CRI log files.
 //!
-//! [`Runtime`] is what the kubelet sees.
+//! [`Runtime`] is what the kubelet sees; [`Client`] is the real one, over one connection to the runtime's socket that is made again
+//! whenever it is lost, and `fake::FakeRuntime` (feature `fake`) the one for tests. [`events`] tells what happens to containers,
+//! over a connection of its own. [`images`] imports archives, which [`archive`] makes, and [`pause`] makes the one that every pod
+//! needs. [`logs`] reads what containers wrote; its one thread waits for inotify on behalf of all who follow. [`containerd`] is for
+//! those who start a containerd themselves. Nothing here keeps state between calls.
 
 pub mod archive;
 mod channel;
