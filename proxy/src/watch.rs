@@ -55,37 +55,40 @@ fn told<K>(what: &'static str, events: impl Stream<Item = watcher::Result<Event<
 /// The ranges of Services. A server that does not tell (an old one) is no failure: nothing is refused by range then.
 fn ranges(client: Client) -> impl Stream<Item = Change> {
     let events = watcher(Api::<ServiceCidr>::all(client), watcher::Config::default()).default_backoff();
-    let read = |known: &mut BTreeMap<String, Vec<IpNet>>, event: watcher::Result<Event<ServiceCidr>>| {
-        let complete = match event {
+    let read = |ranges: &mut Ranges, event| std::future::ready(Some(ranges.take(event)));
+    events.scan(Ranges::default(), read).filter_map(std::future::ready)
+}
+
+/// The ranges by the names of their objects; a list that is being read replaces them at its end.
+#[derive(Debug, Default)]
+struct Ranges {
+    known: BTreeMap<String, Vec<IpNet>>,
+    reading: BTreeMap<String, Vec<IpNet>>,
+}
+
+impl Ranges {
+    /// Takes an event in. Tells all ranges where they may have changed.
+    fn take(&mut self, event: watcher::Result<Event<ServiceCidr>>) -> Option<Change> {
+        match event {
             Ok(Event::Init) => {
-                known.clear();
-                false
+                self.reading.clear();
+                return None;
             }
             Ok(Event::InitApply(range)) => {
-                known.insert(range.name(), range.ranges());
-                false
+                self.reading.insert(range.name(), range.ranges());
+                return None;
             }
-            Ok(Event::Apply(range)) => {
-                known.insert(range.name(), range.ranges());
-                true
-            }
-            Ok(Event::Delete(range)) => {
-                known.remove(&range.name());
-                true
-            }
-            Ok(Event::InitDone) => true,
-            Err(error) => {
-                debug!(
-                    error = error_chain(&error),
-                    "the server does not tell the ranges of services"
-                );
-                true
-            }
-        };
-        let change = complete.then(|| Change::Ranges(known.values().flatten().copied().collect()));
-        std::future::ready(Some(change))
-    };
-    events.scan(BTreeMap::new(), read).filter_map(std::future::ready)
+            Ok(Event::InitDone) => self.known = std::mem::take(&mut self.reading),
+            Ok(Event::Apply(range)) => drop(self.known.insert(range.name(), range.ranges())),
+            Ok(Event::Delete(range)) => drop(self.known.remove(&range.name())),
+            // What was told before still holds; nothing, where nothing ever was.
+            Err(error) => debug!(
+                error = error_chain(&error),
+                "the server does not tell the ranges of services"
+            ),
+        }
+        Some(Change::Ranges(self.known.values().flatten().copied().collect()))
+    }
 }
 
 fn service_change(event: Event<Service>) -> Change {
@@ -120,5 +123,40 @@ fn slice_change(event: Event<EndpointSlice>, node: &str) -> Change {
         Event::InitApply(slice) => set(slice, true),
         Event::Apply(slice) => set(slice, false),
         Event::Delete(slice) => Change::SliceGone(slice.full_name()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(name: &str, cidr: &str) -> ServiceCidr {
+        let text = format!(r#"{{"metadata":{{"name":"{name}"}},"spec":{{"cidrs":["{cidr}"]}}}}"#);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn told(ranges: &mut Ranges, event: watcher::Result<Event<ServiceCidr>>) -> Option<Vec<String>> {
+        match ranges.take(event) {
+            Some(Change::Ranges(all)) => Some(all.iter().map(ToString::to_string).collect()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn an_outage_of_the_server_takes_no_range_away() {
+        let mut ranges = Ranges::default();
+        let failure = || Err(watcher::Error::NoResourceVersion);
+        assert_eq!(told(&mut ranges, failure()), Some(vec![]));
+        assert_eq!(told(&mut ranges, Ok(Event::Init)), None);
+        assert_eq!(
+            told(&mut ranges, Ok(Event::InitApply(range("a", "10.96.0.0/12")))),
+            None
+        );
+        let known = Some(vec!["10.96.0.0/12".to_owned()]);
+        assert_eq!(told(&mut ranges, Ok(Event::InitDone)), known);
+        assert_eq!(told(&mut ranges, Ok(Event::Init)), None);
+        assert_eq!(told(&mut ranges, failure()), known);
+        assert_eq!(told(&mut ranges, Ok(Event::Init)), None);
+        assert_eq!(told(&mut ranges, Ok(Event::InitDone)), Some(vec![]));
     }
 }
