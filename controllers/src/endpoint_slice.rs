@@ -14,7 +14,7 @@ use crate::events::{Recorder, Regarding};
 use crate::informer::{Change, Informer};
 use crate::manager::Shared;
 use crate::ownership::controller_reference;
-use crate::queue::Queue;
+use crate::queue::{Pace, Queue};
 use crate::view::{Index, Key, Node, Pod, Service, View};
 use crate::write::{Error, Merge, Writer};
 
@@ -33,6 +33,8 @@ pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// After this long the store is trusted again even though a write of ours has not come back.
 const STALE_FOR: Duration = Duration::from_secs(30);
+/// The longest distance between two writes of a Service's slices.
+const SLOWEST: Duration = Duration::from_millis(500);
 
 struct Controller {
     services: Arc<Informer<Service>>,
@@ -43,6 +45,7 @@ struct Controller {
     recorder: Recorder,
     queue: Arc<Queue<Key>>,
     written: Written,
+    pace: Pace<Key>,
 }
 
 /// Registers the handlers; the future runs until shutdown.
@@ -56,6 +59,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         recorder: shared.recorder("endpoint-slice-controller"),
         queue: shared.queue("endpoint_slice"),
         written: Written::default(),
+        pace: Pace::default(),
     });
     let queue = Arc::clone(&controller.queue);
     controller
@@ -140,6 +144,9 @@ impl Controller {
 
     fn slice_changed(&self, change: &Change<'_, EndpointSlice>) {
         let slice = change.object();
+        if change.is_deletion() {
+            self.written.forget_slice(slice.uid());
+        }
         if slice.label(MANAGED_BY) == Some(CONTROLLER_NAME)
             && let Some(service) = slice.label(SERVICE_NAME)
         {
@@ -151,6 +158,7 @@ impl Controller {
         let Some(service) = self.services.get(&key) else {
             // The garbage collector removes the slices of a Service that is gone.
             self.written.forget(&key);
+            self.pace.forget(&key);
             return Ok(());
         };
         let without = service.spec.selector.as_ref().is_none_or(BTreeMap::is_empty);
@@ -162,6 +170,17 @@ impl Controller {
         slices.retain(|slice| slice.label(MANAGED_BY) == Some(CONTROLLER_NAME) && !slice.is_being_deleted());
         if let Some(left) = self.written.stale_for(&key, &slices) {
             // The slice's own event comes first; this is for the case that it never does.
+            tracing::debug!(service = %key, ?left, "waiting to see our own write");
+            self.queue.add_after(key, left);
+            return Ok(());
+        }
+        // A millisecond for each endpoint: nothing for a small Service, a tenth of a second for a full slice.
+        let size: usize = slices
+            .iter()
+            .map(|slice| slice.endpoints.as_ref().map_or(0, Vec::len))
+            .sum();
+        let interval = Duration::from_millis(u64::try_from(size).unwrap_or(u64::MAX)).min(SLOWEST);
+        if let Some(left) = self.pace.wait(&key, interval) {
             self.queue.add_after(key, left);
             return Ok(());
         }
@@ -189,6 +208,9 @@ impl Controller {
                 .collect();
             let desired = endpoints_by_ports(&service, &pods, family, &zones);
             plan.extend(pack(existing, desired, family.as_str(), &labels(&service)));
+        }
+        if !plan.is_empty() {
+            self.pace.wrote(&key);
         }
         let result = self.apply(&service, &key, plan).await;
         if let Err(error) = &result
@@ -323,6 +345,13 @@ impl Written {
             slices.remove(service);
         }
         left.map(|left| left.max(Duration::from_millis(1)))
+    }
+
+    /// A slice that is gone will not be seen at any version.
+    fn forget_slice(&self, uid: &str) {
+        for written in self.slices.lock().values_mut() {
+            written.remove(uid);
+        }
     }
 
     fn forget(&self, service: &Key) {

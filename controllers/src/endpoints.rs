@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use crate::endpoint_slice::{HEADLESS, label_patch, resolve_ports, services_of_po
 use crate::events::{Recorder, Regarding};
 use crate::informer::Informer;
 use crate::manager::Shared;
-use crate::queue::Queue;
+use crate::queue::{Pace, Queue};
 use crate::view::{Key, Pod, Service, View};
 use crate::write::{Error, Merge, Writer};
 
@@ -23,6 +24,8 @@ const CONTROLLER_NAME: &str = "endpoint-controller";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 /// More addresses do not fit into one object.
 const MAX_ADDRESSES: usize = 1000;
+/// The distance between two writes of one object. No proxy waits for it: they read EndpointSlices.
+const INTERVAL: Duration = Duration::from_millis(200);
 
 struct Controller {
     services: Arc<Informer<Service>>,
@@ -31,6 +34,7 @@ struct Controller {
     writer: Writer,
     recorder: Recorder,
     queue: Arc<Queue<Key>>,
+    pace: Pace<Key>,
 }
 
 /// Registers the handlers; the future runs until shutdown.
@@ -42,6 +46,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         writer: shared.writer.clone(),
         recorder: shared.recorder("endpoint-controller"),
         queue: shared.queue("endpoint"),
+        pace: Pace::default(),
     });
     let queue = Arc::clone(&controller.queue);
     controller
@@ -82,6 +87,7 @@ impl Controller {
     async fn sync(&self, key: Key) -> Result<(), Error> {
         let current = self.endpoints.get(&key);
         let Some(service) = self.services.get(&key) else {
+            self.pace.forget(&key);
             // Endpoints that people keep by hand have no such label and stay.
             let Some(current) = current.filter(|endpoints| endpoints.label(MANAGED_BY).is_some()) else {
                 return Ok(());
@@ -99,11 +105,22 @@ impl Controller {
         if without || service.spec.type_.as_deref() == Some("ExternalName") || service.is_being_deleted() {
             return Ok(());
         }
+        if let Some(left) = self.pace.wait(&key, INTERVAL) {
+            self.queue.add_after(key, left);
+            return Ok(());
+        }
         let pods = self
             .pods
             .select(service.namespace(), |pod| service.selects(pod.labels()));
         let (subsets, truncated) = subsets(&service, &pods);
         let labels = labels(&service);
+        if current
+            .as_ref()
+            .is_some_and(|current| is_same(current, &subsets, &labels, truncated))
+        {
+            return Ok(());
+        }
+        self.pace.wrote(&key);
         let result = match &current {
             None => self.create(&service, &key, &subsets, &labels, truncated).await,
             Some(current) => self.update(current, &subsets, &labels, truncated).await,
@@ -156,11 +173,6 @@ impl Controller {
         labels: &BTreeMap<String, String>,
         truncated: bool,
     ) -> Result<(), Error> {
-        let marked = current.annotation(OVER_CAPACITY).is_some();
-        let same = current.subsets.as_deref().unwrap_or_default() == subsets;
-        if same && current.labels() == labels && marked == truncated {
-            return Ok(());
-        }
         let patch = json!({
             "metadata": {
                 "uid": current.uid(),
@@ -175,6 +187,16 @@ impl Controller {
             .await
             .map(drop)
     }
+}
+
+fn is_same(
+    current: &Endpoints,
+    subsets: &[EndpointSubset],
+    labels: &BTreeMap<String, String>,
+    truncated: bool,
+) -> bool {
+    let marked = current.annotation(OVER_CAPACITY).is_some();
+    current.subsets.as_deref().unwrap_or_default() == subsets && current.labels() == labels && marked == truncated
 }
 
 fn labels(service: &Service) -> BTreeMap<String, String> {

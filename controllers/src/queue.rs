@@ -46,6 +46,41 @@ struct State<T> {
     failures: HashMap<T, u32>,
 }
 
+/// Spaces out writes of objects that grow: each write goes to every watcher, so a burst of changes should cost a few
+/// writes and not one each. The first change is written at once.
+pub(crate) struct Pace<T> {
+    last: Mutex<HashMap<T, Instant>>,
+}
+
+impl<T> Default for Pace<T> {
+    fn default() -> Self {
+        Self {
+            last: Mutex::new(HashMap::new()),
+        }
+    }
+}
+
+impl<T: QueueKey> Pace<T> {
+    /// How long to wait before the next write of `key`, if its last was less than `interval` ago.
+    pub(crate) fn wait(&self, key: &T, interval: Duration) -> Option<Duration> {
+        let mut last = self.last.lock();
+        let since = last.get(key)?.elapsed();
+        if since < interval {
+            return Some(interval - since);
+        }
+        last.remove(key);
+        None
+    }
+
+    pub(crate) fn wrote(&self, key: &T) {
+        self.last.lock().insert(key.clone(), Instant::now());
+    }
+
+    pub(crate) fn forget(&self, key: &T) {
+        self.last.lock().remove(key);
+    }
+}
+
 // === impl Queue ===
 
 impl<T: QueueKey> Queue<T> {
@@ -237,7 +272,7 @@ mod tests {
     use futures::FutureExt;
     use tokio::time::Instant;
 
-    use super::{LAST_RETRY, Queue, retry_delay};
+    use super::{LAST_RETRY, Pace, Queue, retry_delay};
     use crate::metrics::WorkqueueMetrics;
 
     fn queue() -> Arc<Queue<String>> {
@@ -298,5 +333,18 @@ mod tests {
             }
         }
         assert_eq!(retry_delay(60), LAST_RETRY);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn writes_keep_their_distance() {
+        let pace = Pace::<String>::default();
+        let (key, interval) = ("a".to_owned(), Duration::from_millis(50));
+        assert_eq!(pace.wait(&key, interval), None, "the first goes at once");
+        pace.wrote(&key);
+        tokio::time::advance(Duration::from_millis(20)).await;
+        assert_eq!(pace.wait(&key, interval), Some(Duration::from_millis(30)));
+        assert_eq!(pace.wait(&key, Duration::ZERO), None);
+        pace.wrote(&key);
+        tokio::time::advance(interval).await;
+        assert_eq!(pace.wait(&key, interval), None);
     }
 }

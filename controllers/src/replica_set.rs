@@ -13,7 +13,7 @@ use crate::expectations::Expectations;
 use crate::informer::{Change, Informer};
 use crate::manager::Shared;
 use crate::ownership::{claim, controller_reference, parse_selector, settle};
-use crate::queue::Queue;
+use crate::queue::{Pace, Queue};
 use crate::view::{Index, Key, Pod, ReplicaSet, View};
 use crate::write::{Error, Merge, Writer};
 
@@ -25,6 +25,8 @@ use plan::Scale;
 const WORKERS: usize = 5;
 /// So many pods are created or deleted in one go at most.
 const BURST: usize = 500;
+/// The longest distance between two writes of a status.
+const SLOWEST: Duration = Duration::from_millis(200);
 
 struct Controller {
     sets: Arc<Informer<ReplicaSet>>,
@@ -33,6 +35,7 @@ struct Controller {
     recorder: Recorder,
     queue: Arc<Queue<Key>>,
     expectations: Expectations,
+    pace: Pace<Key>,
 }
 
 /// Registers the handlers; the future runs until shutdown.
@@ -44,6 +47,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         recorder: shared.recorder("replicaset-controller"),
         queue: shared.queue("replicaset"),
         expectations: Expectations::default(),
+        pace: Pace::default(),
     });
     let this = Arc::clone(&controller);
     controller.sets.on_change(move |change| this.set_changed(change));
@@ -133,6 +137,7 @@ impl Controller {
     async fn sync(&self, key: Key) -> Result<(), Error> {
         let Some(set) = self.sets.get(&key) else {
             self.expectations.forget(&key);
+            self.pace.forget(&key);
             return Ok(());
         };
         let Some(selector) = parse_selector(&set.spec.selector) else {
@@ -160,9 +165,16 @@ impl Controller {
         let terminating = pods.iter().filter(|pod| pod.is_terminating()).count();
         let status = status::calculate(&set, &active, terminating, failure, now);
         if status != status::normalized(&set.status) {
-            self.writer
-                .patch_status::<ReplicaSet>(&key, Merge::Json, &status::patch(&set, &status))
-                .await?;
+            match self.pace.wait(&key, status_interval(active.len())) {
+                Some(left) => self.queue.add_after(key.clone(), left),
+                None => {
+                    self.pace.wrote(&key);
+                    let patch = status::patch(&set, &status);
+                    self.writer
+                        .patch_status::<ReplicaSet>(&key, Merge::Json, &patch)
+                        .await?;
+                }
+            }
         }
         if let Some(left) = status::next_available(&set, &active, now) {
             self.queue.add_after(key, left.max(Duration::from_millis(1)));
@@ -273,6 +285,11 @@ impl Controller {
             }
         }
     }
+}
+
+/// The distance between two writes of a set's status: nothing for a few pods, 20 ms for a hundred.
+fn status_interval(pods: usize) -> Duration {
+    Duration::from_millis(u64::try_from(pods / 5).unwrap_or(u64::MAX)).min(SLOWEST)
 }
 
 /// The pod that the template describes, with a name still to be generated.

@@ -27,6 +27,10 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    pub(super) fn is_empty(&self) -> bool {
+        self.create.is_empty() && self.update.is_empty() && self.delete.is_empty()
+    }
+
     pub(super) fn extend(&mut self, other: Self) {
         self.create.extend(other.create);
         self.update.extend(other.update);
