@@ -234,3 +234,118 @@ pub(crate) mod testing {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Field names that lead deep into the kinds, so that random objects reach their rules.
+    const NAMES: &[&str] = &[
+        "metadata",
+        "labels",
+        "annotations",
+        "finalizers",
+        "ownerReferences",
+        "name",
+        "namespace",
+        "generateName",
+        "spec",
+        "template",
+        "selector",
+        "matchLabels",
+        "matchExpressions",
+        "key",
+        "operator",
+        "values",
+        "containers",
+        "initContainers",
+        "volumes",
+        "volumeMounts",
+        "mountPath",
+        "image",
+        "ports",
+        "port",
+        "targetPort",
+        "protocol",
+        "env",
+        "valueFrom",
+        "fieldRef",
+        "fieldPath",
+        "resources",
+        "limits",
+        "requests",
+        "cpu",
+        "memory",
+        "livenessProbe",
+        "httpGet",
+        "exec",
+        "tolerations",
+        "affinity",
+        "nodeAffinity",
+        "type",
+        "clusterIP",
+        "clusterIPs",
+        "externalIPs",
+        "rules",
+        "subjects",
+        "roleRef",
+        "metrics",
+        "resource",
+        "schedule",
+        "jobTemplate",
+        "strategy",
+        "rollingUpdate",
+        "maxSurge",
+        "subsets",
+        "addresses",
+        "endpoints",
+        "data",
+        "stringData",
+        "status",
+        "conditions",
+        "versions",
+        "names",
+        "webhooks",
+        "hard",
+    ];
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-z0-9é%./*: -]{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(6, 48, 5, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((proptest::sample::select(NAMES), inner), 0..6)
+                    .prop_map(|fields| fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_answered(new in any_json(), old in any_json()) {
+            for resource in crate::resource::builtin() {
+                let (group, version, kind) = (resource.group, resource.version, resource.kind);
+                let mut object = json!({"metadata": new["metadata"], "spec": new});
+                for (key, value) in new.as_object().into_iter().flatten() {
+                    object[key] = value.clone();
+                }
+                crate::defaults::apply(group, version, kind, &mut object);
+                let mut again = object.clone();
+                crate::defaults::apply(group, version, kind, &mut again);
+                prop_assert_eq!(&again, &object, "defaults of {} are not stable", kind);
+                validate_create(group, version, kind, &object);
+                for subresource in [None, Some("status"), Some("ephemeralcontainers"), Some("approval"), Some("finalize")] {
+                    validate_update(group, version, kind, &object, &old, subresource);
+                }
+            }
+        }
+    }
+}

@@ -45,7 +45,9 @@ pub(super) fn autoscaler(object: &Value, errors: &mut Errors) {
             _ => one_of(&path, "type", metric, &METRICS, true, errors),
         }
         let mut field = kind.to_owned();
-        field[..kind.len().min(1)].make_ascii_lowercase();
+        if let Some(first) = field.get_mut(..1) {
+            first.make_ascii_lowercase();
+        }
         if METRICS.contains(&kind) && !has(metric, &field) {
             let detail = "must populate information for the given metric source";
             errors.push(Error::required(&path.child(&field), detail));

@@ -66,7 +66,9 @@ fn targets(object: &Value) -> String {
 fn one_target(metric: &Value, current: Option<&Value>) -> String {
     let kind = text(metric, "type");
     let mut field = kind.to_owned();
-    field[..kind.len().min(1)].make_ascii_lowercase();
+    if let Some(first) = field.get_mut(..1) {
+        first.make_ascii_lowercase();
+    }
     let (wanted, now) = (
         at(metric, &field),
         current.map_or(&Value::Null, |current| at(current, &field)),
@@ -141,6 +143,18 @@ mod tests {
             &hpa,
             HEADINGS,
             "h | Deployment/web | cpu: 12%/80%, <unknown>/10 + 1 more... | 1 | 5 | 2 | <unknown>",
+        );
+    }
+
+    #[test]
+    fn foreign_letters_do_no_harm() {
+        let hpa = json!({"metadata": {"name": "h"}, "spec": {"metrics": [{"type": "\u{e9}trange"}]}});
+        check(
+            "autoscaling",
+            "horizontalpodautoscalers",
+            &hpa,
+            HEADINGS,
+            "h | / | <unknown>/<unknown> | <unset> | 0 | 0 | <unknown>",
         );
     }
 }
