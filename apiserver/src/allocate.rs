@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use skiff_api::field::{Error, Path};
 use skiff_api::meta;
 use skiff_api::status::Status;
+use tokio::time::Instant;
 
 use crate::cache::{Cache, Object};
 use crate::errors::Result;
@@ -51,16 +53,35 @@ struct Pending {
     ticket: u64,
     /// The revision with which the cache shows it; unknown before it is written.
     written: Option<u64>,
+    /// When it is given up, where nobody learned whether it was written.
+    expires: Option<Instant>,
 }
 
+/// A write whose outcome nobody learned has reached the cache, or never will, after this time.
+const UNCERTAIN: Duration = Duration::from_secs(10);
+
 /// What an object was given; taken back when it is dropped before [`Allocation::keep`].
+///
+/// A request may be cancelled while its write is on the way. From [`Allocation::writing`] to the write's outcome a drop therefore holds
+/// what was given a little longer: it must not go to somebody else.
 #[derive(Debug)]
 pub struct Allocation<'a> {
     allocator: &'a Allocator,
     ticket: Option<u64>,
+    uncertain: bool,
 }
 
 impl Allocation<'_> {
+    /// The object's write begins.
+    pub fn writing(&mut self) {
+        self.uncertain = true;
+    }
+
+    /// The object was certainly not written.
+    pub fn refused(&mut self) {
+        self.uncertain = false;
+    }
+
     /// The object was written at `revision`.
     pub fn keep(mut self, revision: u64) {
         if let Some(ticket) = self.ticket.take() {
@@ -74,12 +95,15 @@ impl Allocation<'_> {
 
 impl Drop for Allocation<'_> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket {
-            self.allocator
-                .state
-                .lock()
-                .pending
-                .retain(|pending| pending.ticket != ticket);
+        let Some(ticket) = self.ticket else { return };
+        let mut state = self.allocator.state.lock();
+        if self.uncertain {
+            let expires = Instant::now() + UNCERTAIN;
+            for pending in state.pending.iter_mut().filter(|pending| pending.ticket == ticket) {
+                pending.expires = Some(expires);
+            }
+        } else {
+            state.pending.retain(|pending| pending.ticket != ticket);
         }
     }
 }
@@ -100,6 +124,7 @@ impl Allocator {
         let mut allocation = Allocation {
             allocator: self,
             ticket: None,
+            uncertain: false,
         };
         if served.resource.plural != "services" || !served.resource.group.is_empty() {
             return Ok(allocation);
@@ -128,6 +153,7 @@ impl Allocator {
                 item,
                 ticket,
                 written: None,
+                expires: None,
             }));
             // The lock goes first: dropping an allocation takes it.
             drop(state);
@@ -160,10 +186,11 @@ impl Allocator {
                 }
             }
         }
-        let seen = state.seen;
-        state
-            .pending
-            .retain(|pending| pending.written.is_none_or(|revision| revision > seen));
+        let (seen, now) = (state.seen, Instant::now());
+        state.pending.retain(|pending| {
+            pending.written.is_none_or(|revision| revision > seen)
+                && pending.expires.is_none_or(|expires| expires > now)
+        });
     }
 }
 

@@ -124,7 +124,7 @@ impl Registry {
         };
         self.admission.mutate(&review, &mut object)?;
         served.strategy.prepare_create(&mut object, &context(scope));
-        let allocation = self.allocator.assign(served, &mut object, None)?;
+        let mut allocation = self.allocator.assign(served, &mut object, None)?;
         served.strategy.canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
         let faults = served.strategy.validate_create(&object);
@@ -148,6 +148,7 @@ impl Registry {
                 warnings,
             });
         }
+        allocation.writing();
         let written = self
             .store
             .write(Write::Create {
@@ -164,7 +165,10 @@ impl Registry {
                     warnings,
                 })
             }
-            Err(skiff_store::Error::Conflict { .. }) => Err(Status::already_exists(resource.qualified(), &name)),
+            Err(skiff_store::Error::Conflict { .. }) => {
+                allocation.refused();
+                Err(Status::already_exists(resource.qualified(), &name))
+            }
             Err(error) => Err(errors::store(&error)),
         }
     }
@@ -238,7 +242,7 @@ impl Registry {
         };
         self.admission.mutate(&review, &mut new)?;
         served.strategy.prepare_update(&mut new, &old, subresource);
-        let allocation = self.allocator.assign(served, &mut new, Some(&old))?;
+        let mut allocation = self.allocator.assign(served, &mut new, Some(&old))?;
         served.strategy.canonicalize(&mut new);
         let faults = served.strategy.validate_update(&new, &old, subresource);
         if !faults.is_empty() {
@@ -281,6 +285,7 @@ impl Registry {
         if options.dry_run {
             return done(with_revision(&value, current.revision));
         }
+        allocation.writing();
         match self
             .store
             .write(Write::Update {
@@ -294,7 +299,12 @@ impl Registry {
                 allocation.keep(revision);
                 done(with_revision(&value, revision))
             }
-            Err(error) => again(error),
+            Err(error) => {
+                if matches!(error, skiff_store::Error::Conflict { .. }) {
+                    allocation.refused();
+                }
+                again(error)
+            }
         }
     }
 }

@@ -171,3 +171,31 @@ async fn pages_are_of_one_revision() {
     }
     assert_eq!(names, (0..7).map(|number| format!("c-{number}")).collect::<Vec<_>>());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_watchers_see_the_same() {
+    let cluster = Cluster::start().await;
+    let client = cluster.server.client("admin", &["system:masters"]);
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    let mut watchers = Vec::new();
+    for _ in 0..1000 {
+        let stream = events(&client, "resourceVersion=0").await;
+        watchers.push(tokio::spawn(
+            stream.take(30).map(|event| summary(&event)).collect::<Vec<_>>(),
+        ));
+    }
+    let mut expected = Vec::new();
+    for number in 0..10 {
+        let name = format!("c-{number}");
+        api.create(&PostParams::default(), &config_map(&name, "x"))
+            .await
+            .unwrap();
+        let patch = Patch::Merge(json!({"data": {"k": "v"}}));
+        api.patch(&name, &PatchParams::default(), &patch).await.unwrap();
+        api.delete(&name, &DeleteParams::default()).await.unwrap();
+        expected.extend([pair("ADDED", &name), pair("MODIFIED", &name), pair("DELETED", &name)]);
+    }
+    for watcher in watchers {
+        assert_eq!(watcher.await.unwrap(), expected);
+    }
+}
