@@ -184,31 +184,7 @@ impl Controller {
             self.queue.add_after(key, left);
             return Ok(());
         }
-        let pods = self
-            .pods
-            .select(service.namespace(), |pod| service.selects(pod.labels()));
-        let zones = |node: &str| {
-            self.nodes
-                .get(&Key::cluster(node))
-                .and_then(|node| node.label(ZONE).map(str::to_owned))
-        };
-        let families = AddressType::of(&service);
-        let (known, foreign): (Vec<_>, Vec<_>) = slices
-            .into_iter()
-            .partition(|slice| families.iter().any(|family| family.as_str() == slice.address_type));
-        let mut plan = Plan {
-            delete: foreign,
-            ..Plan::default()
-        };
-        for family in families {
-            let existing = known
-                .iter()
-                .filter(|slice| slice.address_type == family.as_str())
-                .cloned()
-                .collect();
-            let desired = endpoints_by_ports(&service, &pods, family, &zones);
-            plan.extend(pack(existing, desired, family.as_str(), &labels(&service)));
-        }
+        let plan = self.plan(&service, slices);
         if !plan.is_empty() {
             self.pace.wrote(&key);
         }
@@ -221,6 +197,34 @@ impl Controller {
                 .warning(Regarding::of(&*service), "FailedToUpdateEndpointSlices", message);
         }
         result
+    }
+
+    fn plan(&self, service: &Service, slices: Vec<Arc<EndpointSlice>>) -> Plan {
+        let pods = self
+            .pods
+            .select(service.namespace(), |pod| service.selects(pod.labels()));
+        let zone_of = |node: &str| {
+            self.nodes
+                .get(&Key::cluster(node))
+                .and_then(|node| node.label(ZONE).map(str::to_owned))
+        };
+        let families = AddressType::of(service);
+        let is_known = |slice: &Arc<EndpointSlice>| families.iter().any(|family| family.as_str() == slice.address_type);
+        let (known, foreign): (Vec<_>, Vec<_>) = slices.into_iter().partition(is_known);
+        let mut plan = Plan {
+            delete: foreign,
+            ..Plan::default()
+        };
+        for family in &families {
+            let existing = known
+                .iter()
+                .filter(|slice| slice.address_type == family.as_str())
+                .cloned()
+                .collect();
+            let desired = endpoints_by_ports(service, &pods, *family, &zone_of);
+            plan.extend(pack(existing, desired, family.as_str(), &labels(service)));
+        }
+        plan
     }
 
     async fn apply(&self, service: &Service, key: &Key, plan: Plan) -> Result<(), Error> {
