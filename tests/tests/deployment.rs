@@ -73,8 +73,14 @@ async fn a_deployment_runs_behind_a_service() -> anyhow::Result<()> {
         roll_without_losing_a_request(fixture, service).await?;
         kubectl.run(&["rollout", "undo", "deployment/hello"])?;
         rollout(kubectl)?;
-        let body = get_in(&fixture.cluster.namespace("node-1")?, service)?;
-        assert!(body.contains("version 1"), "rolled back, yet: {body}");
+        let namespace = fixture.cluster.namespace("node-1")?;
+        until(
+            "the first version answers again",
+            LIMIT,
+            async || get_in(&namespace, service),
+            |body| body.contains("version 1"),
+        )
+        .await?;
 
         kubectl.run(&[
             "delete",
