@@ -3,7 +3,9 @@
 mod container;
 mod end;
 mod hooks;
+mod mounts;
 mod sandbox;
+mod security;
 
 use std::sync::Arc;
 

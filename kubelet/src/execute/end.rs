@@ -1,12 +1,15 @@
 //! Ending: containers, what they leave, whole pods.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{Context, Outcome, hooks};
+use crate::agent::Agent;
 use crate::events::Severity;
 use crate::pod;
+use crate::volumes::{self, Volumes};
 
 /// What a container gets to end after its preStop hook has used up the grace period.
 const MINIMUM: Duration = Duration::from_secs(2);
@@ -98,10 +101,10 @@ pub(super) async fn prune(context: &Context, containers: &[String], sandboxes: &
 pub(super) async fn release(context: &Context) -> Outcome {
     let uid = pod::uid(&context.pod);
     let agent = &context.agent;
-    if let Err(error) = agent.volumes.remove(uid) {
+    if let Err(error) = off_loop(agent, uid, Volumes::remove).await {
         return Outcome::Failed {
             reason: "FailedUnmount",
-            message: skiff_daemon::error_chain(&error),
+            message: skiff_daemon::error_chain(error.as_ref()),
         };
     }
     agent.objects.release(uid);
@@ -135,10 +138,10 @@ pub(super) async fn cleanup(context: &Context) -> Outcome {
             };
         }
     }
-    if let Err(error) = agent.volumes.remove_pod(uid) {
+    if let Err(error) = off_loop(agent, uid, Volumes::remove_pod).await {
         return Outcome::Failed {
             reason: "FailedUnmount",
-            message: skiff_daemon::error_chain(&error),
+            message: skiff_daemon::error_chain(error.as_ref()),
         };
     }
     agent.objects.release(uid);
@@ -148,6 +151,18 @@ pub(super) async fn cleanup(context: &Context) -> Outcome {
         tracing::warn!(%error, pod = pod::full_name(&context.pod), "cannot remove the pod's logs");
     }
     remove_cgroup(context).await
+}
+
+/// Removing a large emptyDir takes its time: not on a thread that others wait for.
+async fn off_loop(
+    agent: &Arc<Agent>,
+    uid: &str,
+    remove: fn(&Volumes, &str) -> Result<(), volumes::Error>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let (agent, uid) = (agent.clone(), uid.to_owned());
+    tokio::task::spawn_blocking(move || remove(&agent.volumes, &uid))
+        .await?
+        .map_err(Into::into)
 }
 
 /// A process that was just killed may hold its cgroup for a moment.

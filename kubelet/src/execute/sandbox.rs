@@ -9,7 +9,7 @@ use skiff_cri::{
 };
 use skiff_daemon::error_chain;
 
-use super::{Context, Outcome, container};
+use super::{Context, Outcome};
 use crate::agent::Agent;
 use crate::events::Severity;
 use crate::{dns, hosts, labels, pod};
@@ -162,10 +162,10 @@ fn security(agent: &Agent, pod: &Pod) -> SandboxSecurity {
         }),
         run_as_user: context.run_as_user,
         run_as_group: context.run_as_user.and(context.run_as_group),
-        supplemental_groups: container::groups(context),
+        supplemental_groups: super::security::groups(context),
         readonly_rootfs: false,
         privileged,
-        seccomp: Some(container::seccomp(
+        seccomp: Some(super::security::seccomp(
             agent,
             context.seccomp_profile.as_ref(),
             None,

@@ -108,7 +108,7 @@ impl Reporter {
                 tracing::debug!(pod = name, took = ?begun.elapsed(), ?patch, "told the API");
                 match answer {
                     Ok(pod) => Answer::Patched(Box::new(pod)),
-                    Err(error) => refused(&error),
+                    Err(error) => refused(&error, &[404]),
                 }
             }));
         } else if cleaned && pod::deletion_time(pod).is_some() {
@@ -121,7 +121,8 @@ impl Reporter {
                 let parameters = DeleteParams::default().grace_period(0).preconditions(precondition);
                 match api.delete(&name, &parameters).await {
                     Ok(_) => Answer::Deleted,
-                    Err(error) => refused(&error),
+                    // 409 is the UID precondition: another pod of that name is there.
+                    Err(error) => refused(&error, &[404, 409]),
                 }
             }));
         }
@@ -199,10 +200,9 @@ impl Reporter {
     }
 }
 
-fn refused(error: &kube::Error) -> Answer {
+fn refused(error: &kube::Error, missing: &[u16]) -> Answer {
     match error {
-        // 409 is the UID precondition: another pod of that name is there.
-        kube::Error::Api(status) if matches!(status.code, 404 | 409) => Answer::Missing,
+        kube::Error::Api(status) if missing.contains(&status.code) => Answer::Missing,
         other => Answer::Failed(skiff_daemon::error_chain(other)),
     }
 }

@@ -216,10 +216,13 @@ async fn volumes_are_there_and_follow_their_objects() {
         .iter()
         .find(|mount| mount.container_path == "/scratch")
         .unwrap();
-    assert!(
-        mount.host_path.ends_with("kubernetes.io~empty-dir/scratch/deep/er"),
-        "{mount:?}"
-    );
+    assert!(mount.host_path.ends_with("volume-subpaths/scratch/c/1"), "{mount:?}");
+    // The mount holds what the path meant when the container was made.
+    std::fs::write(volumes.join("kubernetes.io~empty-dir/scratch/deep/er/x"), "y").unwrap();
+    let through_mount = std::path::Path::new(&mount.host_path).join("x");
+    assert_eq!(std::fs::read_to_string(through_mount).unwrap(), "y");
+    let config = config.mounts.iter().find(|mount| mount.container_path == "/config");
+    assert!(config.is_some_and(|mount| mount.readonly));
     scene.api.put("/api/v1/namespaces/ns/configmaps/cm", map("2"));
     scene
         .api

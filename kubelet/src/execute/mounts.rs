@@ -1,0 +1,243 @@
+//! What is mounted into a container: volumes, `/etc/hosts`, the termination message file.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
+use skiff_cri::{Mount, MountPropagation};
+
+use crate::agent::Agent;
+use crate::observed::Sandbox;
+use crate::{env, hosts, pod};
+
+/// What a container's mounts come from.
+pub(super) struct Subject<'a> {
+    pub(super) agent: &'a Agent,
+    pub(super) pod: &'a Pod,
+    pub(super) container: &'a Container,
+    pub(super) sandbox: &'a Sandbox,
+    pub(super) attempt: u32,
+    pub(super) envs: &'a [(String, String)],
+}
+
+impl Subject<'_> {
+    /// All mounts; the error is text for the container's status.
+    pub(super) fn mounts(&self) -> Result<Vec<Mount>, String> {
+        let mut mounts = Vec::new();
+        for (index, mount) in self.container.volume_mounts.iter().flatten().enumerate() {
+            mounts.push(self.volume_mount(index, mount)?);
+        }
+        let has = |mounts: &[Mount], path: &str| mounts.iter().any(|mount| mount.container_path == path);
+        if !has(&mounts, "/etc/hosts") {
+            let file = self
+                .hosts_file()
+                .map_err(|error| format!("cannot write the pod's /etc/hosts: {error}"))?;
+            mounts.push(bind("/etc/hosts", &file));
+        }
+        let path = self
+            .container
+            .termination_message_path
+            .as_deref()
+            .unwrap_or("/dev/termination-log");
+        if !path.is_empty() && !has(&mounts, path) {
+            let file = self
+                .message_file()
+                .map_err(|error| format!("cannot create the termination message file: {error}"))?;
+            mounts.push(bind(path, &file));
+        }
+        Ok(mounts)
+    }
+
+    fn volume_mount(&self, index: usize, mount: &VolumeMount) -> Result<Mount, String> {
+        let volumes = pod::spec(self.pod).volumes.as_deref().unwrap_or_default();
+        let volume = volumes.iter().find(|volume| volume.name == mount.name);
+        let path = volume.and_then(|volume| self.agent.volumes.path(self.pod, volume));
+        let (Some(volume), Some(base)) = (volume, path) else {
+            let name = &self.container.name;
+            return Err(format!(
+                "cannot find volume {:?} to mount into container {name:?}",
+                mount.name
+            ));
+        };
+        let sub_path = match &mount.sub_path_expr {
+            Some(expression) if !expression.is_empty() => Some(env::expand(expression, |name| {
+                self.envs
+                    .iter()
+                    .find(|(key, _)| key == name)
+                    .map(|(_, value)| value.clone())
+            })),
+            _ => mount.sub_path.clone(),
+        };
+        let host_path = match sub_path.filter(|sub| !sub.is_empty()) {
+            Some(sub) => self.sub_path(index, &mount.name, &base, &sub)?,
+            None => base,
+        };
+        Ok(Mount {
+            container_path: absolute(&mount.mount_path),
+            host_path: host_path.to_string_lossy().into_owned(),
+            readonly: mount.read_only.unwrap_or(false) || is_api_data(volume),
+            selinux_relabel: false,
+            propagation: match mount.mount_propagation.as_deref() {
+                Some("HostToContainer") => MountPropagation::HostToContainer,
+                Some("Bidirectional") => MountPropagation::Bidirectional,
+                _ => MountPropagation::Private,
+            },
+        })
+    }
+
+    /// A path inside a volume, resolved beneath it and held by a bind mount of its own: what the pod's containers do to the
+    /// volume afterwards cannot lead the mount elsewhere.
+    fn sub_path(&self, index: usize, volume: &str, base: &Path, sub: &str) -> Result<PathBuf, String> {
+        let found = open_below(base, Path::new(sub))?;
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            format!("failed to prepare subPath {sub:?} of volume {volume:?}: cannot {what}: {error}")
+        };
+        let dir = self
+            .agent
+            .volumes
+            .pod_dir(pod::uid(self.pod))
+            .join("volume-subpaths")
+            .join(volume);
+        let target = dir.join(&self.container.name).join(index.to_string());
+        nix::mount::umount2(&target, MntFlags::UMOUNT_NOFOLLOW).ok();
+        let parent = target.parent().unwrap_or(&dir);
+        std::fs::create_dir_all(parent).map_err(|error| failed("create its mount point", &error))?;
+        let kind = rustix::fs::fstat(&found).map_err(|error| failed("look at it", &error))?;
+        let made = if rustix::fs::FileType::from_raw_mode(kind.st_mode).is_dir() {
+            std::fs::create_dir_all(&target)
+        } else {
+            std::fs::File::create(&target).map(drop)
+        };
+        made.map_err(|error| failed("create its mount point", &error))?;
+        let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+        nix::mount::mount(
+            Some(&source),
+            &target,
+            None::<&str>,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            None::<&str>,
+        )
+        .map_err(|error| failed("mount it", &error))?;
+        Ok(target)
+    }
+
+    fn hosts_file(&self) -> std::io::Result<PathBuf> {
+        let path = self.agent.volumes.pod_dir(pod::uid(self.pod)).join("etc-hosts");
+        let node = if pod::host_network(self.pod) {
+            Some(std::fs::read_to_string("/etc/hosts")?)
+        } else {
+            None
+        };
+        let domain = &self.agent.config.kubelet.cluster_domain;
+        let text = hosts::file(self.pod, &self.sandbox.ips, domain, node.as_deref());
+        // Containers see the file by its inode: it is written in place.
+        if std::fs::read_to_string(&path).is_ok_and(|known| known == text) {
+            return Ok(path);
+        }
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// A fresh file for each start, so that an old message is never taken for a new one.
+    fn message_file(&self) -> std::io::Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = self
+            .agent
+            .volumes
+            .pod_dir(pod::uid(self.pod))
+            .join("containers")
+            .join(&self.container.name);
+        std::fs::create_dir_all(&dir)?;
+        let path = dir.join(format!("{:08x}", self.attempt));
+        std::fs::write(&path, "")?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        Ok(path)
+    }
+}
+
+/// Volumes that the kubelet writes and the pod may not, as upstream mounts them: a link planted in one would be followed at
+/// the next update.
+fn is_api_data(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some()
+}
+
+fn bind(container_path: &str, host_path: &Path) -> Mount {
+    Mount {
+        container_path: container_path.into(),
+        host_path: host_path.to_string_lossy().into_owned(),
+        ..Mount::default()
+    }
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    }
+}
+
+/// Opens a path inside a volume that no symbolic link leads out of; directories that are missing are made, as open to
+/// others as the volume is.
+fn open_below(base: &Path, sub: &Path) -> Result<OwnedFd, String> {
+    if !sub.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(format!("invalid subPath {sub:?}: must be relative and without \"..\""));
+    }
+    let failed = |error: rustix::io::Errno| format!("failed to prepare subPath {sub:?} of {}: {error}", base.display());
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::open(base, flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed)?;
+    let open = |path: &Path, flags| rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::BENEATH);
+    if open(sub, flags).is_err() {
+        let mode = Mode::from_raw_mode(rustix::fs::fstat(&root).map_err(failed)?.st_mode & 0o7777);
+        let mut made = PathBuf::from(".");
+        for part in sub.components() {
+            let parent = open(&made, flags).map_err(failed)?;
+            made.push(part);
+            match rustix::fs::mkdirat(&parent, part.as_os_str(), mode) {
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(failed(error)),
+                Ok(()) => {
+                    // What umask took away is given back.
+                    let dir = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    rustix::fs::fchmod(open(&made, dir).map_err(failed)?, mode).map_err(failed)?;
+                }
+            }
+        }
+    }
+    open(sub, flags).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn sub_paths_stay_in_their_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        std::fs::create_dir(&volume).unwrap();
+        std::fs::set_permissions(&volume, std::fs::Permissions::from_mode(0o777)).unwrap();
+        std::fs::write(volume.join("file"), "").unwrap();
+        std::os::unix::fs::symlink("/etc", volume.join("out")).unwrap();
+        std::os::unix::fs::symlink("file", volume.join("in")).unwrap();
+        let found = |sub: &str| {
+            let fd = open_below(&volume, Path::new(sub)).unwrap();
+            std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap()
+        };
+        assert_eq!(found("file"), volume.join("file"));
+        assert_eq!(found("new/dir"), volume.join("new/dir"));
+        let mode = std::fs::metadata(volume.join("new/dir")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o777, "as open as the volume");
+        assert_eq!(found("in"), volume.join("file"));
+        for bad in ["out", "out/passwd", "../volume", "/etc", "a/../b"] {
+            assert!(open_below(&volume, Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+}

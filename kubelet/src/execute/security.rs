@@ -1,0 +1,167 @@
+//! A container's user, capabilities, profiles and namespaces.
+
+use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SeccompProfile, SecurityContext};
+use skiff_cri::{ContainerSecurity, Image, NamespaceMode, SecurityProfile, SelinuxOptions};
+
+use super::{StartError, sandbox};
+use crate::agent::Agent;
+use crate::observed::Observed;
+use crate::pod::{self, Role};
+
+/// Paths that the runtime's defaults hide and protect, unless procMount is Unmasked.
+const MASKED: &[&str] = &[
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What a container's security settings come from.
+pub(super) struct Subject<'a> {
+    pub(super) agent: &'a Agent,
+    pub(super) pod: &'a Pod,
+    pub(super) role: Role,
+    pub(super) container: &'a Container,
+    pub(super) observed: &'a Observed,
+}
+
+impl Subject<'_> {
+    /// The container's settings over the pod's.
+    pub(super) fn security(&self, image: &Image) -> Result<ContainerSecurity, StartError> {
+        let empty = (PodSecurityContext::default(), SecurityContext::default());
+        let of_pod = pod::spec(self.pod).security_context.as_ref().unwrap_or(&empty.0);
+        let own = self.container.security_context.as_ref().unwrap_or(&empty.1);
+        let privileged = own.privileged.unwrap_or(false);
+        let user = own.run_as_user.or(of_pod.run_as_user);
+        self.check_non_root(own.run_as_non_root.or(of_pod.run_as_non_root), user, image)?;
+        let (mut run_as_user, mut username) = (user, String::new());
+        if user.is_none() {
+            if image.username.is_empty() {
+                run_as_user = image.uid;
+            } else {
+                username.clone_from(&image.username);
+            }
+        }
+        let capabilities = own.capabilities.as_ref();
+        let unmasked = own.proc_mount.as_deref() == Some("Unmasked") || privileged;
+        let list = |paths: &[&str]| -> Vec<String> {
+            if unmasked {
+                Vec::new()
+            } else {
+                paths.iter().map(|&path| path.to_owned()).collect()
+            }
+        };
+        let mut namespaces = sandbox::namespaces(self.pod);
+        if let Some(target) = self.target() {
+            namespaces.pid = NamespaceMode::Target;
+            namespaces.target = target;
+        }
+        let selinux = own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref());
+        Ok(ContainerSecurity {
+            add_capabilities: capabilities.and_then(|c| c.add.clone()).unwrap_or_default(),
+            drop_capabilities: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
+            privileged,
+            namespaces,
+            selinux: selinux.map(|options| SelinuxOptions {
+                user: options.user.clone().unwrap_or_default(),
+                role: options.role.clone().unwrap_or_default(),
+                kind: options.type_.clone().unwrap_or_default(),
+                level: options.level.clone().unwrap_or_default(),
+            }),
+            run_as_user,
+            run_as_group: own.run_as_group.or(of_pod.run_as_group),
+            run_as_username: username,
+            readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
+            supplemental_groups: groups(of_pod),
+            no_new_privs: own.allow_privilege_escalation == Some(false),
+            masked_paths: list(MASKED),
+            readonly_paths: list(READONLY),
+            seccomp: Some(seccomp(
+                self.agent,
+                own.seccomp_profile.as_ref(),
+                of_pod.seccomp_profile.as_ref(),
+                privileged,
+            )),
+            apparmor: None,
+        })
+    }
+
+    fn check_non_root(&self, required: Option<bool>, user: Option<i64>, image: &Image) -> Result<(), StartError> {
+        if required != Some(true) {
+            return Ok(());
+        }
+        let name = &self.container.name;
+        let text = match (user, image.uid) {
+            (Some(0), _) => format!(
+                "container's runAsUser breaks non-root policy (pod: {:?}, container: {name})",
+                pod::full_name(self.pod)
+            ),
+            (Some(_), _) => return Ok(()),
+            (None, Some(uid)) if uid != 0 => return Ok(()),
+            (None, _) if !image.username.is_empty() => format!(
+                "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root (pod: {:?}, container: {name})",
+                image.username,
+                pod::full_name(self.pod)
+            ),
+            (None, _) => format!(
+                "container has runAsNonRoot and image will run as root (pod: {:?}, container: {name})",
+                pod::full_name(self.pod)
+            ),
+        };
+        Err(StartError::new("CreateContainerConfigError", text))
+    }
+
+    /// The running container whose processes an ephemeral container is to see.
+    fn target(&self) -> Option<String> {
+        if self.role != Role::Ephemeral {
+            return None;
+        }
+        let spec = pod::ephemeral_containers(self.pod)
+            .iter()
+            .find(|spec| spec.name == self.container.name)?;
+        let name = spec.target_container_name.as_deref().filter(|name| !name.is_empty())?;
+        self.observed
+            .latest(name)
+            .filter(|container| container.is_running())
+            .map(|found| found.id.clone())
+    }
+}
+
+/// fsGroup and supplementalGroups.
+pub(super) fn groups(context: &PodSecurityContext) -> Vec<i64> {
+    context
+        .fs_group
+        .into_iter()
+        .chain(context.supplemental_groups.iter().flatten().copied())
+        .collect()
+}
+
+/// The container's profile, the pod's, or none.
+pub(super) fn seccomp(
+    agent: &Agent,
+    own: Option<&SeccompProfile>,
+    of_pod: Option<&SeccompProfile>,
+    privileged: bool,
+) -> SecurityProfile {
+    let Some(profile) = own.or(of_pod).filter(|_| !privileged) else {
+        return SecurityProfile::Unconfined;
+    };
+    match profile.type_.as_str() {
+        "RuntimeDefault" => SecurityProfile::RuntimeDefault,
+        "Localhost" => {
+            let name = profile.localhost_profile.as_deref().unwrap_or_default();
+            let path = agent.config.flags.root_dir.join("seccomp").join(name);
+            SecurityProfile::Localhost(path.to_string_lossy().into_owned())
+        }
+        _ => SecurityProfile::Unconfined,
+    }
+}
