@@ -75,6 +75,8 @@ fn kubelet(layout: &Layout, node: &NodeLayout) -> Value {
         "clusterDNS": [layout::dns_service()],
         "clusterDomain": "cluster.local",
         "containerRuntimeEndpoint": format!("unix://{}", node.containerd_socket().display()),
+        // Many nodes share one disk that is also the machine's own: only when it is nearly full is that a node's trouble.
+        "evictionHard": { "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%" },
         "failSwapOn": false,
         "podLogsDir": node.pod_logs(),
         "serializeImagePulls": false,
