@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Options;
-use super::connection::set_meta;
+use super::connection::{BUSY_TIMEOUT, set_meta};
 use super::failure::explain;
 use super::hub::Hub;
 use crate::{Error, Revision};
@@ -209,8 +209,11 @@ fn give_back(connection: &Connection) -> rusqlite::Result<bool> {
         while rows.next()?.is_some() {}
         return Ok(true);
     }
-    // The journal would stay as large as it ever was.
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    // The journal would stay as large as it ever was. A reader in the way is not waited for: the next time will do.
+    connection.busy_timeout(Duration::ZERO)?;
+    let truncated = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    truncated?;
     connection.release_memory()?;
     Ok(false)
 }

@@ -15,6 +15,8 @@ use crate::{Error, Revision};
 const APPLICATION_ID: i64 = 0x736b_6966;
 const SCHEMA_VERSION: i64 = 1;
 const PAGE_BYTES: u64 = 4096;
+/// How long the writer waits for a lock.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `previous` is the revision of the version that a change replaced; a NULL value is a deletion.
 /// The short columns come first, so that walking history does not touch the pages that long values spill into.
@@ -160,8 +162,8 @@ fn prepare(connection: &Connection, path: &Path, max_bytes: Option<u64>) -> Resu
              PRAGMA temp_store = MEMORY;",
         )
         .map_err(failed)?;
-    // Nobody else writes; only the truncation of the journal could find a reader in its way, and then it can wait.
-    connection.busy_timeout(Duration::ZERO).map_err(failed)?;
+    // Nobody else writes, but a reader that finds the journal's header half written takes the write lock for a moment.
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(64);
     if let Some(bytes) = max_bytes {
         let pages = i64::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(i64::MAX);
