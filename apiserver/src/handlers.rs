@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
+use skiff_api::decode::Decoded;
 use skiff_api::meta;
 use skiff_api::status::Status;
 use tokio::time::Instant;
 
-use crate::body::{self, Body};
+use crate::body::Body;
 use crate::errors::Result;
 use crate::filter::Filter;
 use crate::negotiate;
@@ -232,27 +233,28 @@ async fn watch(server: &Server, served: Arc<Served>, call: &Call) -> Result<Resp
     Ok(answer(StatusCode::OK, content_type, watch.start(start), &[]))
 }
 
-async fn create(server: &Arc<Server>, served: Arc<Served>, call: Call) -> Result<Response<Body>> {
+/// The object that the body holds.
+pub(crate) async fn decode(served: &Served, call: &mut Call, options: Options) -> Result<Decoded> {
+    let encoding = negotiate::encoding(call.headers())?;
+    let body = call.read_body().await?;
+    let expected = (served.api_version.as_str(), served.resource.kind);
+    registry::decode(&body, encoding, &served.kind, expected, options.validation)
+}
+
+async fn delete_options(call: &mut Call) -> Result<DeleteOptions> {
+    let encoding = negotiate::encoding(call.headers())?;
+    let body = call.read_body().await?;
+    DeleteOptions::parse(&body, encoding, &call.query)
+}
+
+async fn create(server: &Arc<Server>, served: Arc<Served>, mut call: Call) -> Result<Response<Body>> {
     if !served.is_stored() {
         return crate::reviews::handle(server, &served, call).await;
     }
     let render = render(&served, &call)?;
     let options = Options::parse(&call.query)?;
-    let encoding = negotiate::encoding(call.headers())?;
-    let Call { body, info, user, .. } = call;
-    let body = body::read(body.into_inner()).await?;
-    let decoded = registry::decode(
-        &body,
-        encoding,
-        &served.kind,
-        (&served.api_version, served.resource.kind),
-        options.validation,
-    )?;
-    let scope = Scope {
-        served: &served,
-        namespace: served.namespace(&info.namespace),
-        user: &user,
-    };
+    let decoded = decode(&served, &mut call, options).await?;
+    let scope = scope(&served, &call);
     let mut done = server.registry.create(scope, decoded.value, options).await?;
     done.warnings.splice(0..0, decoded.warnings);
     Ok(written(&render, &done))
@@ -261,36 +263,23 @@ async fn create(server: &Arc<Server>, served: Arc<Served>, call: Call) -> Result
 pub(crate) async fn update(
     server: &Server,
     served: Arc<Served>,
-    call: Call,
+    mut call: Call,
     subresource: Option<&str>,
 ) -> Result<Response<Body>> {
     let render = render(&served, &call)?;
     let options = Options::parse(&call.query)?;
-    let encoding = negotiate::encoding(call.headers())?;
-    let Call { body, info, user, .. } = call;
-    let body = body::read(body.into_inner()).await?;
-    let decoded = registry::decode(
-        &body,
-        encoding,
-        &served.kind,
-        (&served.api_version, served.resource.kind),
-        options.validation,
-    )?;
-    let scope = Scope {
-        served: &served,
-        namespace: served.namespace(&info.namespace),
-        user: &user,
-    };
+    let decoded = decode(&served, &mut call, options).await?;
+    let scope = scope(&served, &call);
     let wanted = decoded.value;
     let update = Update {
-        name: &info.name,
+        name: &call.info.name,
         subresource,
         change: &mut |_| Ok(wanted.clone()),
         whole: true,
     };
     let mut done = match server.registry.update(scope, update, options).await {
         Err(status) if status.code == 404 && subresource.is_none() && served.strategy.allow_create_on_update() => {
-            create_by_update(server, scope, &info.name, wanted, options).await?
+            create_by_update(server, scope, &call.info.name, wanted, options).await?
         }
         done => done?,
     };
@@ -333,26 +322,20 @@ async fn create_by_update(
 pub(crate) async fn patch(
     server: &Server,
     served: Arc<Served>,
-    call: Call,
+    mut call: Call,
     subresource: Option<&str>,
 ) -> Result<Response<Body>> {
     let render = render(&served, &call)?;
     let options = Options::parse(&call.query)?;
-    let media_type = negotiate::media_type(call.headers()).to_owned();
-    let Call { body, info, user, .. } = call;
-    let body = body::read(body.into_inner()).await?;
-    let patch = Patch::parse(&media_type, &body)?;
-    let scope = Scope {
-        served: &served,
-        namespace: served.namespace(&info.namespace),
-        user: &user,
-    };
+    let body = call.read_body().await?;
+    let patch = Patch::parse(negotiate::media_type(call.headers()), &body)?;
+    let scope = scope(&served, &call);
     let mut warnings = Vec::new();
     let update = Update {
-        name: &info.name,
+        name: &call.info.name,
         subresource,
         change: &mut |current| {
-            let about = (served.resource.qualified_kind(), info.name.as_str());
+            let about = (served.resource.qualified_kind(), call.info.name.as_str());
             let (patched, said) = patch.apply(current, &served.kind, about, options.validation)?;
             warnings = said;
             Ok(patched)
@@ -364,28 +347,15 @@ pub(crate) async fn patch(
     Ok(written(&render, &done))
 }
 
-async fn delete(server: &Server, served: Arc<Served>, call: Call) -> Result<Response<Body>> {
+async fn delete(server: &Server, served: Arc<Served>, mut call: Call) -> Result<Response<Body>> {
     let render = render(&served, &call)?;
-    let encoding = negotiate::encoding(call.headers())?;
-    let Call {
-        body,
-        info,
-        user,
-        query,
-        ..
-    } = call;
-    let body = body::read(body.into_inner()).await?;
-    let options = DeleteOptions::parse(&body, encoding, &query)?;
-    let scope = Scope {
-        served: &served,
-        namespace: served.namespace(&info.namespace),
-        user: &user,
-    };
-    let deleted = server.registry.delete(scope, &info.name, &options).await?;
+    let options = delete_options(&mut call).await?;
+    let scope = scope(&served, &call);
+    let deleted = server.registry.delete(scope, &call.info.name, &options).await?;
     let resource = served.resource;
     let shown = resource.group.is_empty() && SHOWN_WHEN_DELETED.contains(&resource.plural);
     if deleted.gone && !shown {
-        let status = Status::success(resource.qualified(), &info.name, &deleted.uid).to_value();
+        let status = Status::success(resource.qualified(), &call.info.name, &deleted.uid).to_value();
         let bytes = Bytes::from(serde_json::to_vec(&status).unwrap_or_default());
         return Ok(answer(StatusCode::OK, "application/json", bytes, &[]));
     }
@@ -397,24 +367,11 @@ async fn delete(server: &Server, served: Arc<Served>, call: Call) -> Result<Resp
     ))
 }
 
-async fn delete_collection(server: &Server, served: Arc<Served>, call: Call) -> Result<Response<Body>> {
+async fn delete_collection(server: &Server, served: Arc<Served>, mut call: Call) -> Result<Response<Body>> {
     let render = render(&served, &call)?;
-    let encoding = negotiate::encoding(call.headers())?;
-    let Call {
-        body,
-        info,
-        user,
-        query,
-        ..
-    } = call;
-    let body = body::read(body.into_inner()).await?;
-    let options = DeleteOptions::parse(&body, encoding, &query)?;
-    let scope = Scope {
-        served: &served,
-        namespace: served.namespace(&info.namespace),
-        user: &user,
-    };
-    let filter = Filter::parse(&query, scope.namespace, served.strategy)?;
+    let options = delete_options(&mut call).await?;
+    let scope = scope(&served, &call);
+    let filter = Filter::parse(&call.query, scope.namespace, served.strategy)?;
     let deleted = server.registry.delete_collection(scope, &filter, &options).await?;
     let values: Vec<serde_json::Value> = deleted
         .iter()

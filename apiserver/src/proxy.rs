@@ -16,7 +16,7 @@ use skiff_api::status::{Qualified, Status};
 
 use crate::admission::{Operation, Review};
 use crate::authorization::Attributes;
-use crate::body::{self, Body, BoxError};
+use crate::body::{Body, BoxError};
 use crate::errors::Result;
 use crate::registry::Scope;
 use crate::registry::read::Freshness;
@@ -95,12 +95,12 @@ pub(crate) async fn handle(server: &Server, served: &Served, call: Call) -> Resu
 }
 
 /// Sends a request on and streams the answer back.
-async fn forward(kubelets: &Kubelets, address: &str, path: &str, call: Call) -> Result<Response<Body>> {
+async fn forward(kubelets: &Kubelets, address: &str, path: &str, mut call: Call) -> Result<Response<Body>> {
     let about = (Qualified::new("", "nodes"), address.to_owned());
     let method = call.parts.method.clone();
     let content_type = call.headers().get(header::CONTENT_TYPE).cloned();
     let proxied = call.info.subresource == "proxy";
-    let payload = body::read(call.body.into_inner()).await?;
+    let payload = call.read_body().await?;
     let mut request = request(&method, address, path)?;
     if let Some(content_type) = content_type {
         request.headers_mut().insert(header::CONTENT_TYPE, content_type);

@@ -9,32 +9,23 @@ use skiff_api::status::Status;
 
 use crate::authentication::User;
 use crate::authorization::Attributes;
-use crate::body::{self, Body};
+use crate::body::Body;
 use crate::errors::Result;
 use crate::handlers;
-use crate::negotiate;
-use crate::registry::{self, Options};
+use crate::registry::Options;
 use crate::resources::Served;
 use crate::server::{Call, Server};
 use crate::subresources;
 
 /// Answers a review.
-pub(crate) async fn handle(server: &Arc<Server>, served: &Arc<Served>, call: Call) -> Result<Response<Body>> {
+pub(crate) async fn handle(server: &Arc<Server>, served: &Arc<Served>, mut call: Call) -> Result<Response<Body>> {
     let resource = served.resource;
     if resource.plural == "bindings" {
         return subresources::bind_by_object(server, call).await;
     }
     let options = Options::parse(&call.query)?;
-    let encoding = negotiate::encoding(call.headers())?;
-    let Call { body, info, user, .. } = call;
-    let body = body::read(body.into_inner()).await?;
-    let decoded = registry::decode(
-        &body,
-        encoding,
-        &served.kind,
-        (&served.api_version, resource.kind),
-        options.validation,
-    )?;
+    let decoded = handlers::decode(served, &mut call, options).await?;
+    let Call { info, user, .. } = call;
     let mut review = decoded.value;
     let status = match resource.plural {
         "subjectaccessreviews" => access(server, &subject(&review), &review),

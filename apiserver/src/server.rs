@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header, request::Parts};
 use parking_lot::Mutex;
 use skiff_api::status::Status;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::authentication::{Authenticator, Peer, Tokens, User};
 use crate::authorization::{Attributes, Authorizer};
-use crate::body::{Body, RequestBody};
+use crate::body::{self, Body, RequestBody};
 use crate::discovery::Discovery;
 use crate::errors::{self, Result};
 use crate::metrics::{Labels, Metrics};
@@ -75,6 +76,11 @@ pub(crate) struct Call {
 impl Call {
     pub(crate) fn headers(&self) -> &HeaderMap {
         &self.parts.headers
+    }
+
+    /// The whole body; empty when it was read before.
+    pub(crate) async fn read_body(&mut self) -> Result<Bytes> {
+        Ok(body::read(std::mem::take(self.body.get_mut())).await?)
     }
 }
 

@@ -13,7 +13,7 @@ use skiff_api::resource::Subresource;
 use skiff_api::schema::{Type, schema};
 use skiff_api::status::Status;
 
-use crate::body::{self, Body};
+use crate::body::Body;
 use crate::errors::Result;
 use crate::handlers;
 use crate::negotiate;
@@ -66,10 +66,10 @@ pub(crate) async fn bind_by_object(server: &Server, call: Call) -> Result<Respon
 }
 
 /// The object that a subresource takes, out of a request body.
-async fn read_body(call: Call, subresource: &Subresource) -> Result<(Value, Vec<String>)> {
+async fn read_body(mut call: Call, subresource: &Subresource) -> Result<(Value, Vec<String>)> {
     let encoding = negotiate::encoding(call.headers())?;
     let options = Options::parse(&call.query)?;
-    let body = body::read(call.body.into_inner()).await?;
+    let body = call.read_body().await?;
     let kind = kind_of(subresource)?;
     let api_version = api_version(subresource);
     let decoded = registry::decode(
@@ -110,7 +110,7 @@ async fn scale(
     served: &Served,
     subresource: &Subresource,
     scale: &'static Scale,
-    call: Call,
+    mut call: Call,
 ) -> Result<Response<Body>> {
     let verb = call.info.verb;
     let name = call.info.name.clone();
@@ -129,9 +129,8 @@ async fn scale(
     let kind = kind_of(subresource)?;
     let about = (served.resource.qualified_kind(), name.as_str());
     let mut change: Change<'_> = if verb == "patch" {
-        let media_type = negotiate::media_type(call.headers()).to_owned();
-        let body = body::read(call.body.into_inner()).await?;
-        let patch = Patch::parse(&media_type, &body)?;
+        let body = call.read_body().await?;
+        let patch = Patch::parse(negotiate::media_type(call.headers()), &body)?;
         Box::new(move |current| {
             patch
                 .apply(current, kind, about, options.validation)

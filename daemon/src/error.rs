@@ -10,11 +10,17 @@ pub fn error_chain(error: &dyn Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Some libraries do print their cause; do not repeat it.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+        // Some libraries print their cause, even twice (kube adds its debug form): the cause itself says it better.
+        let quoted = if cause_text.is_empty() {
+            None
+        } else {
+            text.find(&format!(": {cause_text}"))
+        };
+        if let Some(at) = quoted {
+            text.truncate(at);
         }
+        text.push_str(": ");
+        text.push_str(&cause_text);
         source = cause.source();
     }
     text
@@ -34,6 +40,23 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("load configuration: {0}")]
     struct Repeats(#[source] std::io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("ApiError: {0} ({0:?})")]
+    struct Debugs(#[source] std::io::Error);
+
+    #[test]
+    fn the_debug_form_of_a_cause_is_left_out() {
+        let error = Lists(Debugs(std::io::Error::other("pods \"a\" not found: NotFound")));
+        assert_eq!(
+            error_chain(&error),
+            "list pods: ApiError: pods \"a\" not found: NotFound"
+        );
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("list pods: {0}")]
+    struct Lists(#[source] Debugs);
 
     #[test]
     fn causes_follow_outermost_first() {

@@ -67,7 +67,7 @@ async fn a_deployment_runs_behind_a_service() -> anyhow::Result<()> {
         }
         let node_port = SocketAddr::new(fixture.cluster.node("node-3")?.address, 30080);
         distinct_answers(fixture, "node-1", node_port, 2).await?;
-        from_a_pod(fixture, service)?;
+        from_a_pod(fixture, service, 2).await?;
 
         scale(fixture, service).await?;
         roll_without_losing_a_request(fixture, service).await?;
@@ -112,7 +112,8 @@ async fn a_deployment_runs_behind_a_service() -> anyhow::Result<()> {
     .await
 }
 
-fn from_a_pod(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {
+/// Asks from within a pod until `wanted` different pods have answered.
+async fn from_a_pod(fixture: &Fixture, service: SocketAddr, wanted: usize) -> anyhow::Result<()> {
     let kubectl = &fixture.kubectl;
     kubectl.run(&[
         "run",
@@ -130,12 +131,21 @@ fn from_a_pod(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {
         service.ip(),
         service.port()
     );
-    let answer = kubectl.run(&["exec", "client", "--", "sh", "-c", &ask])?;
-    assert!(
-        answer.contains("hello from hello-"),
-        "a pod reaches the Service: {answer}"
-    );
-    Ok(())
+    let mut seen = BTreeSet::new();
+    let what = format!("{wanted} pods answer through {service} from a pod");
+    until(
+        &what,
+        LIMIT,
+        async || {
+            let answer = kubectl.run(&["exec", "client", "--", "sh", "-c", &ask])?;
+            let greeting = answer.lines().find(|line| line.starts_with("hello from hello-"));
+            seen.insert(greeting.context(answer.clone())?.to_owned());
+            Ok(seen.len())
+        },
+        |count| *count >= wanted,
+    )
+    .await
+    .map(|_| ())
 }
 
 async fn scale(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {

@@ -25,16 +25,17 @@ pub(super) static DEPLOYMENTS: Printer = Printer {
     row: deployment,
 };
 
+/// How many replicas are ready, of how many: `2/3`.
+fn ready(object: &Value) -> Value {
+    let [ready, wanted] = ["status.readyReplicas", "spec.replicas"].map(|path| int(object, path));
+    format!("{ready}/{wanted}").into()
+}
+
 fn deployment(object: &Value, now: Timestamp) -> Vec<Value> {
     let [names, images] = containers(at(object, "spec.template"));
     vec![
         meta::name(object).into(),
-        format!(
-            "{}/{}",
-            int(object, "status.readyReplicas"),
-            int(object, "spec.replicas")
-        )
-        .into(),
+        ready(object),
         int(object, "status.updatedReplicas").into(),
         int(object, "status.availableReplicas").into(),
         age::of(object, now),
@@ -86,12 +87,7 @@ fn stateful_set(object: &Value, now: Timestamp) -> Vec<Value> {
     let [names, images] = containers(at(object, "spec.template"));
     vec![
         meta::name(object).into(),
-        format!(
-            "{}/{}",
-            int(object, "status.readyReplicas"),
-            int(object, "spec.replicas")
-        )
-        .into(),
+        ready(object),
         age::of(object, now),
         names,
         images,
