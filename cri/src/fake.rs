@@ -145,6 +145,13 @@ impl FakeRuntime {
             .ok();
     }
 
+    /// Loses all sandboxes and containers at once, as a reboot does where the runtime keeps no records.
+    pub fn forget_pods(&self) {
+        let mut state = self.state.lock();
+        state.sandboxes.clear();
+        state.containers.clear();
+    }
+
     /// All calls so far that change something, as `Method object`.
     #[must_use]
     pub fn calls(&self) -> Vec<String> {

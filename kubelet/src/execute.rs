@@ -25,6 +25,8 @@ pub(crate) struct Context {
     pub(crate) sandbox: Option<Sandbox>,
     /// What the runtime held when the action was planned.
     pub(crate) observed: Arc<Observed>,
+    /// Whether containers of the pod ran that the runtime has forgotten.
+    pub(crate) ran_before: bool,
     /// Whether the preStop hook of the container to be killed is still to run.
     pub(crate) hook: bool,
     /// Cancelled when a start is no longer wanted; each step looks at it.

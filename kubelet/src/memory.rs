@@ -13,6 +13,8 @@ use crate::backoff::{self, Backoff};
 pub(crate) struct Memory {
     /// When this kubelet first saw the pod; `status.startTime` wins.
     pub(crate) seen: Option<Timestamp>,
+    /// The next attempt's number of containers that ran before and that the runtime has forgotten, by name.
+    pub(crate) earlier: BTreeMap<String, u32>,
     /// How far the volumes are.
     pub(crate) volumes: Volumes,
     /// Why there is no sandbox yet.

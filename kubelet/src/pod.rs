@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use jiff::Timestamp;
-use skiff_api::k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus};
+use skiff_api::k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, Pod, PodSpec, PodStatus};
 use skiff_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
+use skiff_api::pods;
+pub(crate) use skiff_api::pods::{QosClass as Qos, is_sidecar, is_terminal, phase};
 use skiff_api::quantity::Quantity;
 
 /// What role a container has in its pod.
@@ -52,8 +54,15 @@ pub(crate) fn status(pod: &Pod) -> &PodStatus {
         .unwrap_or_else(|| EMPTY.get_or_init(PodStatus::default))
 }
 
-pub(crate) fn phase(pod: &Pod) -> &str {
-    status(pod).phase.as_deref().unwrap_or_default()
+/// What the API says of a container, of whatever role.
+pub(crate) fn container_status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
+    let status = status(pod);
+    let lists = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    lists.into_iter().flatten().flatten().find(|status| status.name == name)
 }
 
 pub(crate) fn generation(pod: &Pod) -> Option<i64> {
@@ -91,10 +100,6 @@ pub(crate) fn main_containers(pod: &Pod) -> &[Container] {
 
 pub(crate) fn ephemeral_containers(pod: &Pod) -> &[EphemeralContainer] {
     spec(pod).ephemeral_containers.as_deref().unwrap_or_default()
-}
-
-pub(crate) fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
 }
 
 /// All containers of a pod with their roles: init containers and sidecars in order, main ones, ephemeral ones.
@@ -144,27 +149,6 @@ fn plain(c: &EphemeralContainer) -> Container {
     }
 }
 
-/// A pod's quality of service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Qos {
-    /// Every container limits cpu and memory, and requests as much.
-    Guaranteed,
-    /// Something is requested or limited.
-    Burstable,
-    /// Nothing is.
-    BestEffort,
-}
-
-impl Qos {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Guaranteed => "Guaranteed",
-            Self::Burstable => "Burstable",
-            Self::BestEffort => "BestEffort",
-        }
-    }
-}
-
 /// The pod's class: the API server's word if it gave one, computed otherwise.
 pub(crate) fn qos(pod: &Pod) -> Qos {
     match status(pod).qos_class.as_deref() {
@@ -173,21 +157,7 @@ pub(crate) fn qos(pod: &Pod) -> Qos {
         Some("BestEffort") => return Qos::BestEffort,
         _ => {}
     }
-    let mut any = false;
-    let mut guaranteed = true;
-    for container in init_containers(pod).iter().chain(main_containers(pod)) {
-        for resource in ["cpu", "memory"] {
-            let request = request(container, resource).filter(|q| q.as_milli() > 0);
-            let limit = limit(container, resource).filter(|q| q.as_milli() > 0);
-            any |= request.is_some() || limit.is_some();
-            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => Qos::BestEffort,
-        (true, true) => Qos::Guaranteed,
-        (true, false) => Qos::Burstable,
-    }
+    pods::qos_class(spec(pod))
 }
 
 /// What a container requests; a limit without a request is the request, as the API's defaulting says.
@@ -221,25 +191,6 @@ pub(crate) mod tests {
             value["spec"][key] = field.clone();
         }
         serde_json::from_value(value).unwrap()
-    }
-
-    #[test]
-    fn qos_classes() {
-        let with = |resources: Value| qos(&pod(&json!({"containers": [{"name": "c", "resources": resources}]})));
-        let cases = [
-            (json!({}), Qos::BestEffort),
-            (json!({"requests": {"cpu": "1"}}), Qos::Burstable),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), Qos::Guaranteed),
-            (
-                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}),
-                Qos::Burstable,
-            ),
-            (json!({"limits": {"cpu": "1"}}), Qos::Burstable),
-            (json!({"requests": {"cpu": "0"}}), Qos::BestEffort),
-        ];
-        for (resources, class) in cases {
-            assert_eq!(with(resources.clone()), class, "{resources}");
-        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! an action ends, when a probe's verdict changes, when an object that the pod names changes, or at the time that the last
 //! plan named; why it woke does not matter. Actions run beside it, each on its own [`Task`].
 
+mod earlier;
 mod report;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -28,6 +29,7 @@ use crate::observed::{self, Observed, State};
 use crate::plan::{self, Action, Goal, Plan, Task};
 use crate::pod;
 use crate::probes::{self, Probes, Report};
+pub(crate) use earlier::counted;
 use report::Reporter;
 
 /// What the API wants of a pod.
@@ -274,6 +276,11 @@ impl Worker {
     /// A container without a probe is well as soon as it runs; one that an earlier kubelet found ready stays ready until
     /// its probe says otherwise.
     fn update_health(&mut self) {
+        if !self.adopted {
+            let logs = self.agent.log_dir(&self.pod);
+            self.memory.earlier =
+                earlier::attempts(&self.pod, &self.observed, |name| earlier::highest_log(&logs.join(name)));
+        }
         let known: Vec<String> = self
             .observed
             .containers
@@ -359,6 +366,7 @@ impl Worker {
             pod: self.pod.clone(),
             sandbox: self.observed.ready_sandbox().cloned(),
             observed: self.observed.clone(),
+            ran_before: !self.memory.earlier.is_empty(),
             hook,
             cancel,
         };

@@ -44,7 +44,7 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
             message,
         }
     };
-    if attempt > 0 && !context.observed.sandboxes.is_empty() {
+    if context.ran_before || !context.observed.sandboxes.is_empty() {
         let message = "Pod sandbox changed, it will be killed and re-created.".into();
         agent.events.pod(pod, Severity::Normal, "SandboxChanged", message);
         for sandbox in &context.observed.sandboxes {

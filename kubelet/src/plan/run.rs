@@ -10,6 +10,7 @@ use crate::labels;
 use crate::memory::{Failure, Finish, Volumes};
 use crate::observed::{Container, Sandbox, State};
 use crate::pod::{self, Role};
+use crate::pod_worker::counted;
 
 /// Dead containers kept of each name, beside the newest: `kubectl logs --previous` reads them.
 const DEAD_KEPT: usize = 1;
@@ -17,7 +18,7 @@ const DEAD_KEPT: usize = 1;
 /// How the pod has ended, if it has.
 pub(super) fn verdict(input: &Input<'_>, plan: &mut Plan) -> Option<Finish> {
     let status = pod::status(input.pod);
-    if matches!(pod::phase(input.pod), "Succeeded" | "Failed") {
+    if pod::is_terminal(input.pod) {
         return Some(Finish {
             phase: pod::phase(input.pod).into(),
             reason: status.reason.clone(),
@@ -404,20 +405,13 @@ impl Starter<'_, '_> {
         self.plan.act(self.input, action);
     }
 
-    /// One more than the runtime or, where its records are gone, the API remembers.
+    /// One more than the runtime or, where its records are gone, the API and the log files remember.
     fn next_attempt(&self, name: &str) -> u32 {
         if let Some(container) = self.input.observed.latest(name) {
             return container.attempt + 1;
         }
-        let status = pod::status(self.input.pod);
-        let lists = [
-            &status.init_container_statuses,
-            &status.container_statuses,
-            &status.ephemeral_container_statuses,
-        ];
-        let known = lists.into_iter().flatten().flatten().find(|status| status.name == name);
-        known
-            .filter(|status| status.container_id.as_deref().is_some_and(|id| !id.is_empty()))
-            .map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0) + 1)
+        let told = pod::container_status(self.input.pod, name).map_or(0, counted);
+        let earlier = self.input.memory.earlier.get(name).copied().unwrap_or(0);
+        told.max(earlier)
     }
 }

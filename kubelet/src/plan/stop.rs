@@ -45,7 +45,7 @@ pub(super) fn plan(input: &Input<'_>, plan: &mut Plan, grace: i64, since: Timest
 /// How a pod that was told to go has ended: what never ran to its end has failed.
 fn outcome(input: &Input<'_>) -> Finish {
     let status = pod::status(input.pod);
-    if matches!(pod::phase(input.pod), "Succeeded" | "Failed") {
+    if pod::is_terminal(input.pod) {
         return Finish {
             phase: pod::phase(input.pod).into(),
             reason: status.reason.clone(),

@@ -44,7 +44,8 @@ fn of_container(
     let previous = input
         .observed
         .previous(&spec.name)
-        .and_then(|previous| terminated(input, previous));
+        .and_then(|previous| terminated(input, previous))
+        .or_else(|| told_before(input, role, spec, container));
     let (mut state, mut last) = (ContainerState::default(), previous);
     let mut started = false;
     let mut ready = false;
@@ -91,6 +92,22 @@ fn of_container(
     }
 }
 
+/// How the run before ended, as the API remembers it: the runtime may have lost its records.
+fn told_before(input: &Input<'_>, role: Role, spec: &Spec, container: &Container) -> Option<ContainerStateTerminated> {
+    let known = known(input, role, spec).filter(|_| container.attempt > 0)?;
+    known.last_state.as_ref()?.terminated.clone()
+}
+
+/// What the API has of a container.
+fn known<'a>(input: &Input<'a>, role: Role, spec: &Spec) -> Option<&'a ContainerStatus> {
+    let list = match role {
+        Role::Init | Role::Sidecar => &input.last.init_container_statuses,
+        Role::Main => &input.last.container_statuses,
+        Role::Ephemeral => &input.last.ephemeral_container_statuses,
+    };
+    list.iter().flatten().find(|known| known.name == spec.name)
+}
+
 /// Of a container that the runtime does not have: what the API remembers of it, and why it is not there.
 fn without_container(
     input: &Input<'_>,
@@ -98,13 +115,7 @@ fn without_container(
     spec: &Spec,
     waiting: Option<&(String, String)>,
 ) -> ContainerStatus {
-    let status = input.last;
-    let list = match role {
-        Role::Init | Role::Sidecar => &status.init_container_statuses,
-        Role::Main => &status.container_statuses,
-        Role::Ephemeral => &status.ephemeral_container_statuses,
-    };
-    let known = list.iter().flatten().find(|known| known.name == spec.name);
+    let known = known(input, role, spec);
     let ended = known
         .and_then(|known| known.state.as_ref())
         .filter(|state| state.terminated.is_some());
@@ -117,18 +128,36 @@ fn without_container(
             ..known.clone()
         };
     }
+    let default = waiting.is_none();
     let waiting = waiting.map_or_else(|| default_wait(input, role, spec), wait);
+    let counted = known.map_or(0, |known| known.restart_count);
+    let earlier = input.memory.earlier.get(&spec.name).copied().unwrap_or(0);
+    let ran = known.and_then(|known| known.state.as_ref()?.running.as_ref());
+    let mut last_state = known.and_then(|known| known.last_state.clone()).unwrap_or_default();
+    if ran.is_some() && default && last_state.terminated.is_none() {
+        last_state.terminated = Some(lost());
+    }
     ContainerStatus {
         name: spec.name.clone(),
         image: spec.image.clone().unwrap_or_default(),
         started: Some(false),
-        restart_count: known.map_or(0, |known| known.restart_count),
+        restart_count: counted.max(i32::try_from(earlier).unwrap_or(i32::MAX)),
         state: Some(ContainerState {
             waiting: Some(waiting),
             ..ContainerState::default()
         }),
-        last_state: Some(known.and_then(|known| known.last_state.clone()).unwrap_or_default()),
+        last_state: Some(last_state),
         ..ContainerStatus::default()
+    }
+}
+
+/// The end of a container that ran when it was last heard of, and whose runtime knows nothing of it.
+fn lost() -> ContainerStateTerminated {
+    ContainerStateTerminated {
+        exit_code: 137,
+        reason: Some("ContainerStatusUnknown".into()),
+        message: Some("The container could not be located when the pod was terminated".into()),
+        ..ContainerStateTerminated::default()
     }
 }
 

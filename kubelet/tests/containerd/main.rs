@@ -4,20 +4,17 @@
 #[allow(dead_code)] // each suite uses a part of it
 #[path = "../pods/api.rs"]
 mod api;
+#[allow(dead_code)]
+#[path = "../pods/kubelet.rs"]
+mod kubelet;
 mod node;
 
 use std::time::Duration;
 
+use kubelet::{Kubelet, is_ready};
 use node::{IMAGE, Node};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-
-fn is_ready(status: &Value) -> bool {
-    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-    conditions
-        .iter()
-        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-}
 
 fn container(script: &str) -> Value {
     json!({"name": "c", "image": IMAGE, "imagePullPolicy": "Never", "command": ["/bin/busybox", "sh", "-c", script]})
@@ -30,7 +27,7 @@ async fn a_pod_has_its_cgroup_survives_its_kubelet_and_leaves_nothing() {
     spec["resources"] = json!({"limits": {"cpu": "500m", "memory": "64Mi"}});
     spec["readinessProbe"] = json!({"exec": {"command": ["/bin/busybox", "true"]}, "periodSeconds": 1});
     node.create("p", &json!({"containers": [spec]}));
-    let status = node.until("p", "ready pod", is_ready).await;
+    let status = node.until_status("p", "ready pod", is_ready).await;
     assert_eq!(status["qosClass"], "Guaranteed");
     assert_eq!(status["podIP"], "127.0.0.1");
     let cgroup = |controller: &str| node.cgroup(controller).join("kubepods/poduid-p");
@@ -56,11 +53,11 @@ async fn a_pod_has_its_cgroup_survives_its_kubelet_and_leaves_nothing() {
         "the container is below its pod: {own:?}"
     );
 
-    node.stop_kubelet().await;
+    node.kill().await;
     node.start_kubelet();
     node.create("q", &json!({"containers": [container("/bin/busybox sleep 1000")]}));
-    node.until("q", "second pod", is_ready).await;
-    let after = node.api.get(&Node::path("p")).unwrap()["status"]["containerStatuses"][0].clone();
+    node.until_status("q", "second pod", is_ready).await;
+    let after = node.api.get(&Kubelet::path("p")).unwrap()["status"]["containerStatuses"][0].clone();
     assert_eq!((&after["containerID"], &after["restartCount"]), (&json!(id), &json!(0)));
 
     for name in ["p", "q"] {
@@ -88,22 +85,22 @@ async fn memory_limits_exits_and_messages() {
     node.create("absent", &json!({"containers": [absent]}));
     let failed = |status: &Value| status["phase"] == "Failed";
     let ended = |status: &Value| status["containerStatuses"][0]["state"]["terminated"].clone();
-    let oom = ended(&node.until("oom", "end", failed).await);
+    let oom = ended(&node.until_status("oom", "end", failed).await);
     assert_eq!(
         (&oom["reason"], &oom["exitCode"]),
         (&json!("OOMKilled"), &json!(137)),
         "{oom}"
     );
-    let message = ended(&node.until("message", "end", failed).await);
+    let message = ended(&node.until_status("message", "end", failed).await);
     assert_eq!(
         (&message["message"], &message["exitCode"]),
         (&json!("why\n"), &json!(7)),
         "{message}"
     );
-    let log = ended(&node.until("log", "end", failed).await);
+    let log = ended(&node.until_status("log", "end", failed).await);
     assert_eq!(log["message"], "last words\n", "{log}");
     let waits = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff";
-    let status = node.until("absent", "back-off", waits).await;
+    let status = node.until_status("absent", "back-off", waits).await;
     assert_eq!(
         status["containerStatuses"][0]["lastState"]["terminated"]["reason"],
         "StartError"
@@ -114,7 +111,7 @@ async fn memory_limits_exits_and_messages() {
 async fn a_killed_container_is_seen_at_once() {
     let node = Node::start().await;
     node.create("p", &json!({"containers": [container("/bin/busybox sleep 1000")]}));
-    let status = node.until("p", "ready pod", is_ready).await;
+    let status = node.until_status("p", "ready pod", is_ready).await;
     let id = status["containerStatuses"][0]["containerID"]
         .as_str()
         .unwrap()
@@ -125,11 +122,11 @@ async fn a_killed_container_is_seen_at_once() {
     let ended = |status: &Value| {
         status["containerStatuses"][0]["containerID"] != format!("containerd://{id}") || !is_ready(status)
     };
-    node.until("p", "the end of the container", ended).await;
+    node.until_status("p", "the end of the container", ended).await;
     // The promise is 50 ms on a quiet machine; what is asserted is that no poll of a second or more is in the way.
     let took = killed.elapsed();
     println!("status changed {took:?} after the kill");
     assert!(took < Duration::from_millis(900), "{took:?}");
     let restarted = |status: &Value| status["containerStatuses"][0]["restartCount"] == 1 && is_ready(status);
-    node.until("p", "restart", restarted).await;
+    node.until_status("p", "restart", restarted).await;
 }

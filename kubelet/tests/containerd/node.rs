@@ -1,34 +1,44 @@
 //! A containerd and a kubelet of the test's own.
 
 use std::fs::{self, File};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use skiff_cri::archive::Builder;
 use skiff_cri::containerd::{self, Config as Containerd};
 use skiff_cri::images::{self, Options};
 use skiff_cri::{Client, Runtime as _, pause};
-use skiff_daemon::{Context, Shutdown};
-use skiff_kubelet::{Config, Flags};
 
-use crate::api::Api;
+use crate::kubelet::Kubelet;
 
 pub(crate) const IMAGE: &str = "localhost/test/busybox:1";
 
 /// Dropping it takes everything down that it or its containers made.
 pub(crate) struct Node {
-    pub(crate) api: Api,
+    kubelet: Kubelet,
     directory: tempfile::TempDir,
     containerd: Containerd,
     process: Child,
     client: Client,
     cgroup: String,
-    config: Config,
-    shutdown: Shutdown,
-    kubelet: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Deref for Node {
+    type Target = Kubelet;
+
+    fn deref(&self) -> &Kubelet {
+        &self.kubelet
+    }
+}
+
+impl DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut Kubelet {
+        &mut self.kubelet
+    }
 }
 
 impl Node {
@@ -57,29 +67,15 @@ impl Node {
             "/{}",
             directory.path().file_name().unwrap_or_default().to_string_lossy()
         );
-        let mut config = Config {
-            flags: Flags {
-                hostname_override: Some("node-1".into()),
-                node_ips: vec![std::net::Ipv4Addr::LOCALHOST.into()],
-                root_dir: at("kubelet"),
-                ..Flags::default()
-            },
-            ..Config::default()
-        };
-        config.kubelet.pod_logs_dir = at("logs");
-        config.kubelet.cgroup_root.clone_from(&cgroup);
-        config.kubelet.enable_server = false;
-        config.kubelet.healthz_port = 0;
+        // Pods on the node's network need no CNI plugin.
+        let base = json!({"hostNetwork": true, "terminationGracePeriodSeconds": 1});
         let mut node = Self {
-            api: Api::new(),
+            kubelet: Kubelet::new(directory.path(), &cgroup, base),
             directory,
             containerd,
             process,
             client,
             cgroup,
-            config,
-            shutdown: Shutdown::new(),
-            kubelet: None,
         };
         if let Err(error) = node.client.wait_until_ready(Duration::from_secs(30)).await {
             panic!(
@@ -114,63 +110,8 @@ impl Node {
     }
 
     pub(crate) fn start_kubelet(&mut self) {
-        self.shutdown = Shutdown::new();
-        let daemon = Context {
-            shutdown: self.shutdown.clone(),
-            ..Context::default()
-        };
         let runtime = Arc::new(self.client.clone());
-        let kubelet = skiff_kubelet::run_with(self.config.clone(), self.api.client(), runtime, daemon);
-        self.kubelet = Some(tokio::spawn(async move { kubelet.await.expect("a kubelet that runs") }));
-    }
-
-    pub(crate) async fn stop_kubelet(&mut self) {
-        self.shutdown.cancel();
-        if let Some(kubelet) = self.kubelet.take() {
-            kubelet.await.ok();
-        }
-    }
-
-    pub(crate) fn path(name: &str) -> String {
-        format!("/api/v1/namespaces/ns/pods/{name}")
-    }
-
-    /// Creates a pod on the node's network.
-    pub(crate) fn create(&self, name: &str, spec: &Value) {
-        let mut pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "ns", "uid": format!("uid-{name}"), "generation": 1},
-            "spec": {"nodeName": "node-1", "hostNetwork": true, "terminationGracePeriodSeconds": 1},
-            "status": {"phase": "Pending"},
-        });
-        for (key, value) in spec.as_object().into_iter().flatten() {
-            pod["spec"][key] = value.clone();
-        }
-        self.api.put(&Self::path(name), pod);
-    }
-
-    pub(crate) fn delete(&self, name: &str, grace: i64) {
-        self.api.edit(&Self::path(name), |pod| {
-            pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-            pod["metadata"]["deletionGracePeriodSeconds"] = grace.into();
-        });
-    }
-
-    pub(crate) async fn until(&self, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        let find = |api: &Api| {
-            api.get(&Self::path(name))
-                .map(|pod| pod["status"].clone())
-                .filter(|status| holds(status))
-        };
-        self.api.until(what, find).await
-    }
-
-    pub(crate) async fn until_gone(&self, name: &str) {
-        self.api
-            .until("end of the pod", |api| {
-                api.get(&Self::path(name)).is_none().then_some(())
-            })
-            .await;
+        self.kubelet.start_on(runtime);
     }
 
     pub(crate) fn cgroup(&self, controller: &str) -> PathBuf {
@@ -218,10 +159,6 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.shutdown.cancel();
-        if let Some(kubelet) = &self.kubelet {
-            kubelet.abort();
-        }
         self.process.kill().ok();
         self.process.wait().ok();
         // The shims go, and with the first process of each pid namespace all that runs in it.

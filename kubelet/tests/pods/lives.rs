@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use skiff_cri::Runtime as _;
 
-use crate::scene::{Scene, is_ready};
+use crate::kubelet::{Kubelet, is_ready};
+use crate::scene::Scene;
 
 #[tokio::test]
 async fn a_pod_runs_and_goes() {
@@ -230,9 +231,9 @@ async fn volumes_are_there_and_follow_their_objects() {
             (read("kubernetes.io~configmap/config/a").as_deref() == Some("2")).then_some(())
         })
         .await;
-    scene
-        .api
-        .edit(&Scene::path("p"), |pod| pod["metadata"]["labels"] = json!({"app": "q"}));
+    scene.api.edit(&Kubelet::path("p"), |pod| {
+        pod["metadata"]["labels"] = json!({"app": "q"})
+    });
     let labels = || read("kubernetes.io~projected/token/labels");
     scene
         .api
@@ -265,7 +266,7 @@ async fn a_new_kubelet_takes_over_what_runs() {
     scene.until_ready("r").await;
     let after = scene.running("c").await;
     assert!(before.iter().any(|id| after.contains(id)), "{before:?} {after:?}");
-    let status = scene.api.get(&Scene::path("p")).unwrap()["status"].clone();
+    let status = scene.api.get(&Kubelet::path("p")).unwrap()["status"].clone();
     assert!(
         is_ready(&status) && status["containerStatuses"][0]["restartCount"] == 0,
         "{status:#}"
@@ -285,7 +286,7 @@ async fn pods_that_the_api_forgot_are_ended() {
     scene.create("p", &json!({}));
     scene.until_ready("p").await;
     scene.kill().await;
-    scene.api.remove(&Scene::path("p"));
+    scene.api.remove(&Kubelet::path("p"));
     scene.start();
     let (dir, runtime) = (scene.pod_dir("p"), scene.runtime.clone());
     let gone = |_: &crate::api::Api| {
@@ -401,4 +402,27 @@ async fn forty_pods_at_once() {
             .unwrap()
             .is_empty()
     );
+}
+
+/// A reboot, or a runtime whose records were lost: the API and the log files still tell what ran.
+#[tokio::test]
+async fn a_runtime_that_forgot_everything_counts_as_a_restart() {
+    let mut scene = Scene::new();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    scene.kill().await;
+    scene.runtime.forget_pods();
+    scene.start();
+    let again = |status: &Value| is_ready(status) && status["containerStatuses"][0]["restartCount"] == 1;
+    let status = scene.until_status("p", "restart", again).await;
+    let last = &status["containerStatuses"][0]["lastState"]["terminated"];
+    assert_eq!(
+        (&last["reason"], &last["exitCode"]),
+        (&json!("ContainerStatusUnknown"), &json!(137)),
+        "{status:#}"
+    );
+    let changed = "SandboxChanged: Pod sandbox changed, it will be killed and re-created.";
+    scene.until_event(changed).await;
+    let config = scene.runtime.container_config(&scene.running("c").await[0]).unwrap();
+    assert_eq!(config.log_path, "c/1.log", "the log of the lost run is kept");
 }

@@ -1,6 +1,7 @@
 //! Whole pods on the fake runtime and a scripted API: the kubelet from its sources to its patches.
 
 mod api;
+mod kubelet;
 mod lives;
 mod node;
 mod scene;

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::scene::{Scene, is_ready};
+use crate::kubelet::is_ready;
+use crate::scene::Scene;
 
 #[tokio::test]
 async fn the_node_registers_and_follows_its_network() {

@@ -1,42 +1,60 @@
 //! A kubelet of its own for each test.
 
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use skiff_cri::fake::FakeRuntime;
 use skiff_cri::{ContainerFilter, ContainerState, Runtime as _};
-use skiff_daemon::{Context, Shutdown};
-use skiff_kubelet::{Config, Flags};
 
-use crate::api::Api;
+use crate::kubelet::Kubelet;
 
 /// A kubelet that runs, its API and its runtime.
 pub(crate) struct Scene {
-    pub(crate) api: Api,
+    kubelet: Kubelet,
     pub(crate) runtime: FakeRuntime,
     pub(crate) dir: tempfile::TempDir,
     /// Whose clients the server trusts.
     pub(crate) authority: skiff_pki::CertificateAuthority,
     pub(crate) port: u16,
-    config: Config,
-    shutdown: Shutdown,
-    kubelet: Option<tokio::task::JoinHandle<()>>,
     cgroup: String,
+}
+
+impl Deref for Scene {
+    type Target = Kubelet;
+
+    fn deref(&self) -> &Kubelet {
+        &self.kubelet
+    }
+}
+
+impl DerefMut for Scene {
+    fn deref_mut(&mut self) -> &mut Kubelet {
+        &mut self.kubelet
+    }
 }
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        Self::make(false)
+        Self::started(false)
     }
 
     /// One whose server listens on a port of its own.
     pub(crate) fn with_server() -> Self {
-        Self::make(true)
+        Self::started(true)
     }
 
-    fn make(server: bool) -> Self {
+    fn started(server: bool) -> Self {
+        let mut scene = Self::idle();
+        scene.config.kubelet.enable_server = server;
+        scene.start();
+        scene
+    }
+
+    /// One that is not started yet, to be configured before.
+    pub(crate) fn idle() -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         skiff_daemon::install_crypto();
@@ -44,119 +62,31 @@ impl Scene {
         let runtime = FakeRuntime::new();
         runtime.add_image("busybox:1");
         let cgroup = format!("/skiff-kubelet-test-{}-{serial}", std::process::id());
-        let mut config = Config {
-            flags: Flags {
-                hostname_override: Some("node-1".into()),
-                node_ips: vec![std::net::Ipv4Addr::LOCALHOST.into()],
-                root_dir: dir.path().join("kubelet"),
-                ..Flags::default()
-            },
-            ..Config::default()
-        };
-        config.kubelet.pod_logs_dir = dir.path().join("logs");
-        config.kubelet.cgroup_root.clone_from(&cgroup);
+        let base = json!({"containers": [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent"}]});
+        let mut kubelet = Kubelet::new(dir.path(), &cgroup, base);
         let authority = skiff_pki::CertificateAuthority::generate("test").expect("an authority");
         let ca_file = dir.path().join("clients.crt");
         std::fs::write(&ca_file, authority.certificate_pem()).expect("a file");
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let port = free.expect("a free port").port();
-        config.kubelet.enable_server = server;
-        config.kubelet.address = "127.0.0.1".into();
-        config.kubelet.port = port.into();
-        config.kubelet.authentication.x509.client_ca_file = Some(ca_file);
-        config.kubelet.healthz_port = 0;
-        config.kubelet.cluster_domain = "cluster.local".into();
-        let mut scene = Self {
-            api: Api::new(),
+        let config = &mut kubelet.config.kubelet;
+        config.address = "127.0.0.1".into();
+        config.port = port.into();
+        config.authentication.x509.client_ca_file = Some(ca_file);
+        config.cluster_domain = "cluster.local".into();
+        Self {
+            kubelet,
             runtime,
             dir,
             authority,
             port,
-            config,
-            shutdown: Shutdown::new(),
-            kubelet: None,
             cgroup,
-        };
-        scene.start();
-        scene
+        }
     }
 
     pub(crate) fn start(&mut self) {
-        self.shutdown = Shutdown::new();
-        let daemon = Context {
-            shutdown: self.shutdown.clone(),
-            ..Context::default()
-        };
         let runtime = Arc::new(self.runtime.clone());
-        let kubelet = skiff_kubelet::run_with(self.config.clone(), self.api.client(), runtime, daemon);
-        self.kubelet = Some(tokio::spawn(async move { kubelet.await.expect("a kubelet that runs") }));
-    }
-
-    /// Ends the kubelet as SIGKILL does: nothing is tidied.
-    pub(crate) async fn kill(&mut self) {
-        self.shutdown.cancel();
-        if let Some(kubelet) = self.kubelet.take() {
-            kubelet.await.ok();
-        }
-    }
-
-    pub(crate) fn path(name: &str) -> String {
-        format!("/api/v1/namespaces/ns/pods/{name}")
-    }
-
-    /// Creates a pod bound to this node.
-    pub(crate) fn create(&self, name: &str, spec: &Value) {
-        let mut pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "ns", "uid": format!("uid-{name}"), "generation": 1,
-                         "labels": {"app": name}},
-            "spec": {
-                "nodeName": "node-1",
-                "containers": [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent"}],
-            },
-            "status": {"phase": "Pending"},
-        });
-        for (key, value) in spec.as_object().into_iter().flatten() {
-            pod["spec"][key] = value.clone();
-        }
-        self.api.put(&Self::path(name), pod);
-    }
-
-    /// What `kubectl delete` does.
-    pub(crate) fn delete(&self, name: &str, grace: i64) {
-        self.api.edit(&Self::path(name), |pod| {
-            pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-            pod["metadata"]["deletionGracePeriodSeconds"] = grace.into();
-        });
-    }
-
-    pub(crate) async fn until_status(&self, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        let find = |api: &Api| {
-            api.get(&Self::path(name))
-                .map(|pod| pod["status"].clone())
-                .filter(|status| holds(status))
-        };
-        self.api.until(what, find).await
-    }
-
-    pub(crate) async fn until_ready(&self, name: &str) -> Value {
-        self.until_status(name, "Ready pod", is_ready).await
-    }
-
-    pub(crate) async fn until_gone(&self, name: &str) {
-        self.api
-            .until("end of the pod", |api| {
-                api.get(&Self::path(name)).is_none().then_some(())
-            })
-            .await;
-    }
-
-    pub(crate) async fn until_event(&self, text: &str) {
-        self.api
-            .until(&format!("event {text:?}"), |api| {
-                api.events().contains(&text.to_owned()).then_some(())
-            })
-            .await;
+        self.kubelet.start_on(runtime);
     }
 
     /// Ids of the running containers of a name.
@@ -181,19 +111,8 @@ impl Scene {
     }
 }
 
-pub(crate) fn is_ready(status: &Value) -> bool {
-    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-    conditions
-        .iter()
-        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-}
-
 impl Drop for Scene {
     fn drop(&mut self) {
-        self.shutdown.cancel();
-        if let Some(kubelet) = &self.kubelet {
-            kubelet.abort();
-        }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = |line: &&str| {
             line.split(' ')
