@@ -110,6 +110,15 @@ impl Observed {
         self.containers.iter().filter(|container| container.name == name).nth(1)
     }
 
+    /// Whether a container or sandbox has ended; `None` when there is no record of it.
+    pub(crate) fn has_ended(&self, id: &str) -> Option<bool> {
+        let container = self.containers.iter().find(|container| container.id == id);
+        let sandbox = || self.sandboxes.iter().find(|sandbox| sandbox.id == id);
+        container
+            .map(|container| container.exit().is_some())
+            .or_else(|| sandbox().map(|sandbox| !sandbox.ready))
+    }
+
     /// Containers whose process lives.
     pub(crate) fn running(&self) -> impl Iterator<Item = &Container> {
         self.containers.iter().filter(|container| container.is_running())

@@ -80,7 +80,8 @@ impl Handle {
 
 /// How long a failed look at the runtime waits.
 const RUNTIME_RETRY: Duration = Duration::from_secs(1);
-/// Looks that follow an event which the runtime does not show yet: the first after this, then twice that ...
+/// Looks that follow an end which the runtime does not show yet: the first after this, then twice that, up to the limit;
+/// a record that is nowhere by then is gone.
 const SETTLE: Duration = Duration::from_millis(4);
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -241,23 +242,14 @@ impl Worker {
     /// Looks again soon while an event told of an end that the runtime does not show yet.
     fn settle(&mut self) {
         let mut ended = self.wake.ended.lock();
-        ended.retain(|id| {
-            self.observed.running().any(|container| container.id == *id)
-                || self
-                    .observed
-                    .sandboxes
-                    .iter()
-                    .any(|sandbox| sandbox.id == *id && sandbox.ready)
+        let patient = self.settle.is_none_or(|last| last < SETTLE_LIMIT);
+        // A record may even say "created" when the end of its first process is told: only an end is an end.
+        ended.retain(|id| match self.observed.has_ended(id) {
+            Some(has_ended) => !has_ended,
+            None => patient,
         });
-        if ended.is_empty() {
-            self.settle = None;
-            return;
-        }
-        let next = self.settle.map_or(SETTLE, |last| last * 2);
-        self.settle = (next < SETTLE_LIMIT).then_some(next);
-        if self.settle.is_none() {
-            ended.clear();
-        }
+        let next = self.settle.map_or(SETTLE, |last| (last * 2).min(SETTLE_LIMIT));
+        self.settle = (!ended.is_empty()).then_some(next);
     }
 
     fn index(&self, uid: &str) {
