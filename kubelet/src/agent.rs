@@ -16,6 +16,8 @@ use crate::dns;
 use crate::env::Facts;
 use crate::events::Recorder;
 use crate::images::Images;
+use crate::metrics::Measures;
+use crate::node::facts;
 use crate::objects::Objects;
 use crate::services::Services;
 use crate::volumes::Volumes;
@@ -38,6 +40,9 @@ pub(crate) struct Agent {
     pub(crate) rules: Rules,
     pub(crate) dns: dns::Node,
     pub(crate) allocatable: BTreeMap<String, Quantity>,
+    /// What this machine is and has.
+    pub(crate) machine: facts::Facts,
+    pub(crate) measures: Arc<Measures>,
     pub(crate) ids: Ids,
 }
 

@@ -4,6 +4,8 @@
 //! version of nix, and a second of zbus, for what here are a few small files. The systemd driver gets the names right
 //! already; making its slices over D-Bus is left for later, so with it only the runtime makes cgroups.
 
+mod usage;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use skiff_api::k8s_openapi::api::core::v1::{Container, Pod};
 use skiff_cri::LinuxResources;
 
 use crate::pod::{self, Qos};
+
+pub(crate) use usage::Usage;
 
 /// Controllers whose files are written on cgroup v1.
 const V1_CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];

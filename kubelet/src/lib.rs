@@ -10,6 +10,7 @@
 //! - one worker a pod ([`pod_worker`]) owns all memory of its pod: `observe` → [`plan`] (pure) → [`execute`] (alone touches
 //!   runtime, volumes, cgroups) → [`status`] (pure) → one patch; one task a probe ([`probes`]) reports to it;
 //! - one task a ConfigMap or Secret in use ([`objects`]), one for all Services ([`services`]);
+//! - [`stats`] looks at what pods use when somebody asks, [`metrics`] counts what the kubelet does;
 //! - [`node`] registers the node, keeps its conditions and its lease; [`events`] writes events; [`server`] serves :10250.
 
 pub mod config;
@@ -26,6 +27,7 @@ mod hosts;
 mod images;
 mod labels;
 mod memory;
+mod metrics;
 mod node;
 mod objects;
 mod observed;
@@ -37,6 +39,7 @@ mod probes;
 mod run;
 mod server;
 mod services;
+mod stats;
 mod status;
 mod volumes;
 

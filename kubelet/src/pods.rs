@@ -183,6 +183,7 @@ impl Dispatcher {
         self.directory.handles.write().remove(&uid);
         self.agent.ids.forget(&uid);
         self.agent.objects.release(&uid);
+        self.agent.measures.forget(&uid);
         self.remember(uid);
     }
 
@@ -220,6 +221,7 @@ impl Dispatcher {
 
     /// Asks the runtime for everything: pods that changed unseen are looked at, pods that nobody wants are ended.
     async fn relist(&mut self) {
+        let begun = tokio::time::Instant::now();
         let pods = match observed::pods(&self.agent.runtime).await {
             Ok(pods) => pods,
             Err(error) => {
@@ -248,6 +250,7 @@ impl Dispatcher {
             garbage::orphans(&self.agent, &wanted);
         }
         self.listed = pods;
+        self.agent.measures.relisted(begun);
     }
 
     /// A pod that only the runtime knows gets a worker whose one aim is its end.

@@ -201,7 +201,15 @@ impl Prober {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let success = match self.probe_once(timeout).await {
+            let finding = self.probe_once(timeout).await;
+            let result = match finding {
+                Finding::Success => "successful",
+                Finding::Failure(_) => "failed",
+                Finding::Unknown(_) => "unknown",
+            };
+            let measures = &self.agent.measures;
+            measures.probed(&self.pod, &self.container.name, self.kind.word(), result);
+            let success = match finding {
                 Finding::Success => true,
                 Finding::Failure(output) => {
                     self.warn(format!("{} probe failed: {output}", self.kind.word()));

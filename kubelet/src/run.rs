@@ -14,10 +14,12 @@ use crate::agent::{Agent, Ids};
 use crate::cgroups::{self, Cgroups, Driver, Rules};
 use crate::config::{Config, sources};
 use crate::images::Images;
+use crate::metrics::{Measured, Measures, Running};
 use crate::node::{NodeTask, facts};
 use crate::objects::Objects;
 use crate::pods::{self, Directory, Inputs};
 use crate::services::Services;
+use crate::stats::Stats;
 use crate::volumes::{Tokens, Volumes};
 use crate::{dns, events, node, server};
 
@@ -90,6 +92,9 @@ pub async fn run_with(
         ips.push(facts::default_ip().ok_or(Error::NoAddress)?);
     }
     let facts = facts::read(&config.flags.root_dir);
+    let probe_metrics = skiff_daemon::Metrics::default();
+    let measures = Measures::new(&daemon.metrics, &probe_metrics, &name);
+    let runtime: Arc<dyn Runtime> = Arc::new(Measured::new(runtime, measures.clone()));
     let cgroups = open_cgroups(&config)?;
     let runtime_name = runtime_name(&runtime, &daemon).await;
     let shutdown = daemon.shutdown.clone();
@@ -120,14 +125,26 @@ pub async fn run_with(
         dns: dns_node(&config),
         allocatable: node::allocatable(&config, &facts),
         ids: Ids::default(),
+        machine: facts.clone(),
+        measures: measures.clone(),
         config: config.clone(),
     });
     let directory = Directory::default();
+    let running = Running(directory.clone());
+    daemon
+        .metrics
+        .register(|registry| registry.register_collector(Box::new(running)));
+    let stats = Arc::new(Stats::new(agent.clone(), directory.clone()));
     let mut tasks = JoinSet::new();
     if kubelet.enable_server {
         let listener = listen(&config).await?;
-        let server = server::Server::new(agent.clone(), directory.clone(), &daemon)
-            .map_err(|error| Error::Server(Box::new(error)))?;
+        let server = server::Server::new(
+            agent.clone(),
+            directory.clone(),
+            stats.clone(),
+            (&daemon.metrics, probe_metrics),
+        )
+        .map_err(|error| Error::Server(Box::new(error)))?;
         tasks.spawn(server.run(listener, shutdown.clone()));
     }
     if let Some(listener) = healthz(&config).await {

@@ -5,6 +5,7 @@
 
 mod auth;
 mod logs;
+mod node_logs;
 mod streams;
 
 use std::collections::HashMap;
@@ -21,12 +22,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
-use skiff_daemon::{Context, Metrics, Shutdown, error_chain};
+use skiff_daemon::{Metrics, Shutdown, error_chain};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::agent::Agent;
+use crate::pod;
 use crate::pods::{Directory, Entry};
+use crate::stats::{self, Stats};
 use auth::{Access, User};
 
 /// How long a TLS handshake may take.
@@ -57,7 +60,10 @@ pub(crate) struct Server {
     directory: Directory,
     access: Access,
     tls: TlsAcceptor,
+    stats: Arc<Stats>,
     metrics: Metrics,
+    /// What is shown at `/metrics/probes`.
+    probes: Metrics,
 }
 
 /// A request's answer when it is refused.
@@ -91,7 +97,12 @@ impl Refusal {
 // === impl Server ===
 
 impl Server {
-    pub(crate) fn new(agent: Arc<Agent>, directory: Directory, daemon: &Context) -> Result<Self, Error> {
+    pub(crate) fn new(
+        agent: Arc<Agent>,
+        directory: Directory,
+        stats: Arc<Stats>,
+        (metrics, probes): (&Metrics, Metrics),
+    ) -> Result<Self, Error> {
         let kubelet = &agent.config.kubelet;
         let identity = identity(&agent).map_err(|error| Error::Tls(Box::new(error)))?;
         let authority = match &kubelet.authentication.x509.client_ca_file {
@@ -106,7 +117,9 @@ impl Server {
         Ok(Self {
             access: Access::new(agent.client.clone(), kubelet, &agent.node_name),
             tls: TlsAcceptor::from(Arc::new(tls)),
-            metrics: daemon.metrics.clone(),
+            metrics: metrics.clone(),
+            probes,
+            stats,
             directory,
             agent,
         })
@@ -188,10 +201,28 @@ impl Server {
         let query = query(request.uri().query().unwrap_or_default());
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let get = request.method() == Method::GET || request.method() == Method::HEAD;
+        self.count(request.method(), parts.first().copied().unwrap_or_default(), &query);
         match parts.as_slice() {
             ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] if get => Ok(text_response(StatusCode::OK, "ok")),
             ["pods"] if get => Ok(self.pods()),
-            ["metrics"] if get => Ok(self.scrape()),
+            ["runningpods"] if get => Ok(self.running_pods()),
+            ["metrics"] if get => Ok(open_metrics(&self.metrics)),
+            ["metrics", "probes"] if get => Ok(open_metrics(&self.probes)),
+            ["metrics", "resource"] if get => Ok(exposition(stats::resource(&*self.stats.snapshot().await))),
+            ["metrics", "cadvisor"] if get => {
+                let machine = &self.agent.machine;
+                let snapshot = self.stats.snapshot().await;
+                Ok(exposition(stats::cadvisor(&snapshot, machine.cpus, machine.memory)))
+            }
+            ["stats", "summary"] if get => {
+                let short = flag(&query, &["only_cpu_and_memory"]);
+                Ok(json_response(StatusCode::OK, &stats::summary(&self.stats, short).await))
+            }
+            ["logs", ..] if get && self.agent.config.kubelet.enable_system_log_handler => {
+                let root = self.agent.config.kubelet.pod_logs_dir.parent();
+                let rest = path.trim_start_matches('/').trim_start_matches("logs");
+                node_logs::serve(root.unwrap_or(Path::new("/var/log")), rest)
+            }
             ["configz"] if get => Ok(json_response(
                 StatusCode::OK,
                 &json!({"kubeletconfig": self.agent.config.kubelet}),
@@ -249,12 +280,74 @@ impl Server {
         )
     }
 
-    fn scrape(&self) -> Response<Body> {
-        let mut response = text_response(StatusCode::OK, self.metrics.encode());
-        let kind = http::HeaderValue::from_static(skiff_daemon::metrics::CONTENT_TYPE);
-        response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-        response
+    /// The pods that the runtime knows, as far as it knows them.
+    fn running_pods(&self) -> Response<Body> {
+        let entries = self.directory.all();
+        let items = entries.iter().filter(|entry| entry.observed.ready_sandbox().is_some()).map(|entry| {
+            let containers: Vec<_> = entry
+                .observed
+                .running()
+                .map(|container| json!({"name": container.name, "image": container.image, "resources": {}}))
+                .collect();
+            json!({
+                "metadata": {
+                    "name": pod::name(&entry.pod), "namespace": pod::namespace(&entry.pod), "uid": pod::uid(&entry.pod),
+                },
+                "spec": {"containers": containers},
+                "status": {},
+            })
+        });
+        json_response(
+            StatusCode::OK,
+            &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items.collect::<Vec<_>>()}),
+        )
     }
+
+    /// Counts a request that was let in.
+    fn count(&self, method: &Method, first: &str, query: &Query) {
+        // Only names that are served become labels: clients cannot make more up.
+        let Some(path) = PATHS.iter().find(|path| **path == first) else {
+            return;
+        };
+        let method = match *method {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            _ => "other",
+        };
+        let long = matches!(first, "exec" | "attach" | "portForward") || flag(query, &["follow"]);
+        self.agent.measures.requested(method, path, long);
+    }
+}
+
+/// The first parts of paths that are served.
+const PATHS: &[&str] = &[
+    "attach",
+    "configz",
+    "containerLogs",
+    "exec",
+    "healthz",
+    "logs",
+    "metrics",
+    "pods",
+    "portForward",
+    "run",
+    "runningpods",
+    "stats",
+];
+
+fn open_metrics(metrics: &Metrics) -> Response<Body> {
+    with_type(metrics.encode(), skiff_daemon::metrics::CONTENT_TYPE)
+}
+
+fn exposition(text: String) -> Response<Body> {
+    with_type(text, stats::exposition::CONTENT_TYPE)
+}
+
+fn with_type(text: String, kind: &'static str) -> Response<Body> {
+    let mut response = text_response(StatusCode::OK, text);
+    let kind = http::HeaderValue::from_static(kind);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
 }
 
 /// The configured certificate, or one of our own making, kept below the root directory as upstream keeps its own.

@@ -69,7 +69,7 @@ fn os_image(text: &str) -> String {
 }
 
 /// A field of `/proc/meminfo`, in bytes.
-fn meminfo(field: &str) -> i64 {
+pub(crate) fn meminfo(field: &str) -> i64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find(|line| line.split(':').next() == Some(field));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<i64>().ok())
@@ -157,7 +157,7 @@ pub(crate) fn pressure(config: &Config) -> Pressure {
 }
 
 /// Processes that run, and how many may.
-fn pids() -> Option<(i64, i64)> {
+pub(crate) fn pids() -> Option<(i64, i64)> {
     let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max")
         .ok()?
         .trim()

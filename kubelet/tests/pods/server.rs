@@ -54,6 +54,16 @@ async fn every_path_asks_who_and_whether_they_may() {
         "/containerLogs/ns/p/c",
         "/exec/ns/p/c?command=id&output=1",
         "/configz",
+        "/runningpods/",
+        "/stats/summary",
+        "/metrics/cadvisor",
+        "/metrics/resource",
+        "/metrics/probes",
+        "/logs/",
+        "/run/ns/p/c",
+        "/attach/ns/p/c",
+        "/portForward/ns/p",
+        "/nothing",
     ] {
         assert_eq!(ask(&scene, None, "", path).await.0, 401, "{path}");
         assert_eq!(
@@ -97,4 +107,48 @@ async fn logs_are_served_and_refused_in_upstreams_words() {
     assert_eq!(get("/containerLogs/ns/p/c?previous=true").await, (400, absent.into()));
     assert_eq!(get("/containerLogs/ns/absent/c").await.0, 404);
     assert_eq!(get("/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn figures_are_served_under_upstreams_names() {
+    let scene = Scene::with_server();
+    scene.create(
+        "p",
+        &json!({"containers": [{
+            "name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent",
+            "readinessProbe": {"exec": {"command": ["true"]}, "periodSeconds": 1},
+        }]}),
+    );
+    scene.until_ready("p").await;
+    let get = async |path: &str| {
+        let (status, body) = ask(&scene, Some("admin"), "", path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    };
+    let metrics = get("/metrics").await;
+    for line in [
+        "kubelet_node_name{node=\"node-1\"} 1",
+        "kubelet_running_pods 1",
+        "kubelet_running_containers{container_state=\"running\"} 1",
+        "kubelet_runtime_operations_total{operation_type=\"run_podsandbox\"} 1",
+        "kubelet_started_pods_total 1",
+        "kubelet_pleg_relist_duration_seconds_count",
+        "process_resident_memory_bytes",
+        "kubelet_http_requests_total{method=\"GET\",path=\"metrics\"",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    let probes = get("/metrics/probes").await;
+    assert!(
+        probes.contains("prober_probe_total{probe_type=\"Readiness\",result=\"successful\",container=\"c\",pod=\"p\""),
+        "{probes}"
+    );
+    let resource = get("/metrics/resource").await;
+    assert!(resource.contains("node_memory_working_set_bytes "), "{resource}");
+    let summary: serde_json::Value = serde_json::from_str(get("/stats/summary").await.trim()).expect("JSON");
+    assert_eq!(summary["node"]["nodeName"], "node-1");
+    assert!(summary["node"]["fs"]["capacityBytes"].as_u64() > Some(0), "{summary}");
+    assert_eq!(summary["pods"][0]["podRef"]["name"], "p");
+    assert!(get("/runningpods/").await.contains("uid-p"));
+    assert!(get("/logs/").await.contains("logs/"), "the parent of the pods' logs");
 }

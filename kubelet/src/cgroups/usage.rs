@@ -1,0 +1,216 @@
+//! What cgroups say has been used.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+
+use super::{Cgroups, Driver, Hierarchy, below};
+use crate::pod::Qos;
+
+/// What a cgroup has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// CPU time in nanoseconds, since the cgroup was made.
+    pub(crate) cpu: u64,
+    /// All memory charged, in bytes.
+    pub(crate) memory: u64,
+    /// Memory that cannot be given back at once, in bytes.
+    pub(crate) working_set: u64,
+    /// Anonymous memory, in bytes.
+    pub(crate) rss: u64,
+    /// Page cache, in bytes.
+    pub(crate) cache: u64,
+    /// Files mapped into memory, in bytes.
+    pub(crate) mapped: u64,
+    /// Swap, in bytes.
+    pub(crate) swap: u64,
+    /// Page faults.
+    pub(crate) faults: u64,
+    /// Page faults that read a disk.
+    pub(crate) major_faults: u64,
+    /// Memory limit, in bytes.
+    pub(crate) limit: Option<u64>,
+    /// Processes and threads.
+    pub(crate) processes: u64,
+    /// Periods with a CPU quota, those that ran into it, and the nanoseconds lost so.
+    pub(crate) throttling: (u64, u64, u64),
+}
+
+/// v1's `memory.limit_in_bytes` without a limit, and above.
+const NO_LIMIT: u64 = 1 << 60;
+
+impl Cgroups {
+    /// What all pods together have used.
+    pub(crate) fn usage_of_pods(&self) -> Option<Usage> {
+        let path = match self.driver {
+            Driver::Cgroupfs => self.class_path(Qos::Guaranteed),
+            Driver::Systemd => "/kubepods.slice".into(),
+        };
+        self.usage(&path)
+    }
+
+    /// What a pod has used.
+    pub(crate) fn usage_of_pod(&self, pod: &Pod) -> Option<Usage> {
+        self.usage(&self.pod_path(pod))
+    }
+
+    /// What a container has used.
+    pub(crate) fn usage_of_container(&self, pod: &Pod, id: &str) -> Option<Usage> {
+        self.usage(&self.container_path(pod, id))
+    }
+
+    /// A process of a container or sandbox.
+    pub(crate) fn process_of(&self, pod: &Pod, id: &str) -> Option<u32> {
+        let dir = self.dir("memory", &self.container_path(pod, id))?;
+        let processes = fs::read_to_string(dir.join("cgroup.procs")).ok()?;
+        processes.lines().next()?.parse().ok()
+    }
+
+    /// Where a container's cgroup is, as containerd names it.
+    pub(crate) fn container_path(&self, pod: &Pod, id: &str) -> String {
+        let parent = self.pod_path(pod);
+        match self.driver {
+            Driver::Cgroupfs => format!("{parent}/{id}"),
+            Driver::Systemd => format!("{parent}/cri-containerd-{id}.scope"),
+        }
+    }
+
+    /// Where a pod's cgroup is in the file system: a slice's name tells its parents'.
+    pub(crate) fn pod_path(&self, pod: &Pod) -> String {
+        let parent = self.parent(pod);
+        match self.driver {
+            Driver::Cgroupfs => parent,
+            Driver::Systemd => slice_path(&parent),
+        }
+    }
+
+    fn dir(&self, controller: &str, path: &str) -> Option<PathBuf> {
+        let base = match &self.hierarchy {
+            Hierarchy::V1 { mounts } => mounts.get(controller)?,
+            Hierarchy::V2 { mount } => mount,
+        };
+        Some(below(base, path))
+    }
+
+    fn usage(&self, path: &str) -> Option<Usage> {
+        match &self.hierarchy {
+            Hierarchy::V1 { .. } => {
+                let dir = |controller: &str| self.dir(controller, path).unwrap_or_default();
+                v1(&dir("cpuacct"), &dir("cpu"), &dir("memory"), &dir("pids"))
+            }
+            Hierarchy::V2 { mount } => v2(&below(mount, path)),
+        }
+    }
+}
+
+/// `kubepods-burstable-pod1.slice` lies in `kubepods.slice/kubepods-burstable.slice`.
+fn slice_path(slice: &str) -> String {
+    let name = slice.trim_end_matches(".slice");
+    let mut path = String::new();
+    for (at, _) in name.match_indices('-') {
+        path.push_str(&format!("/{}.slice", &name[..at]));
+    }
+    format!("{path}/{slice}")
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// A line of a file with `name value` lines.
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+fn v1(cpuacct: &Path, cpu: &Path, memory: &Path, pids: &Path) -> Option<Usage> {
+    let used = number(&memory.join("memory.usage_in_bytes"))?;
+    let stat = fs::read_to_string(memory.join("memory.stat")).unwrap_or_default();
+    let throttling = fs::read_to_string(cpu.join("cpu.stat")).unwrap_or_default();
+    Some(Usage {
+        cpu: number(&cpuacct.join("cpuacct.usage")).unwrap_or(0),
+        memory: used,
+        working_set: used.saturating_sub(field(&stat, "total_inactive_file")),
+        rss: field(&stat, "total_rss"),
+        cache: field(&stat, "total_cache"),
+        mapped: field(&stat, "total_mapped_file"),
+        swap: field(&stat, "total_swap"),
+        faults: field(&stat, "total_pgfault"),
+        major_faults: field(&stat, "total_pgmajfault"),
+        limit: number(&memory.join("memory.limit_in_bytes")).filter(|limit| *limit < NO_LIMIT),
+        processes: number(&pids.join("pids.current")).unwrap_or(0),
+        throttling: (
+            field(&throttling, "nr_periods"),
+            field(&throttling, "nr_throttled"),
+            field(&throttling, "throttled_time"),
+        ),
+    })
+}
+
+fn v2(dir: &Path) -> Option<Usage> {
+    let cpu = fs::read_to_string(dir.join("cpu.stat")).ok()?;
+    let used = number(&dir.join("memory.current")).unwrap_or(0);
+    let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    Some(Usage {
+        cpu: field(&cpu, "usage_usec") * 1000,
+        memory: used,
+        working_set: used.saturating_sub(field(&stat, "inactive_file")),
+        rss: field(&stat, "anon"),
+        cache: field(&stat, "file"),
+        mapped: field(&stat, "file_mapped"),
+        swap: number(&dir.join("memory.swap.current")).unwrap_or(0),
+        faults: field(&stat, "pgfault"),
+        major_faults: field(&stat, "pgmajfault"),
+        limit: number(&dir.join("memory.max")),
+        processes: number(&dir.join("pids.current")).unwrap_or(0),
+        throttling: (
+            field(&cpu, "nr_periods"),
+            field(&cpu, "nr_throttled"),
+            field(&cpu, "throttled_usec") * 1000,
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_lie_in_their_parents() {
+        assert_eq!(
+            slice_path("kubepods-burstable-pod1_2.slice"),
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"
+        );
+        assert_eq!(slice_path("kubepods-pod1.slice"), "/kubepods.slice/kubepods-pod1.slice");
+    }
+
+    #[test]
+    fn both_versions_tell_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        write("cpuacct.usage", "5000\n");
+        write("memory.usage_in_bytes", "1000\n");
+        write(
+            "memory.stat",
+            "cache 1\ntotal_cache 400\ntotal_rss 600\ntotal_inactive_file 300\ntotal_pgfault 7\ntotal_pgmajfault 1\n\
+             anon 600\nfile 400\ninactive_file 300\npgfault 7\npgmajfault 1\n",
+        );
+        write("memory.limit_in_bytes", "9223372036854771712\n");
+        write("memory.max", "max\n");
+        write("memory.current", "1000\n");
+        write("pids.current", "3\n");
+        write("cpu.stat", "nr_periods 2\nnr_throttled 1\nthrottled_time 4000\n");
+        let at = dir.path();
+        let first = v1(at, at, at, at).unwrap();
+        write(
+            "cpu.stat",
+            "usage_usec 5\nnr_periods 2\nnr_throttled 1\nthrottled_usec 4\n",
+        );
+        assert_eq!(v2(at).unwrap(), first);
+        assert_eq!((first.cpu, first.memory, first.working_set), (5000, 1000, 700));
+        assert_eq!((first.rss, first.cache, first.limit), (600, 400, None));
+        assert_eq!((first.processes, first.throttling), (3, (2, 1, 4000)));
+        assert_eq!(v1(&at.join("x"), at, &at.join("x"), at), None);
+    }
+}

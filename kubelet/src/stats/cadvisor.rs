@@ -1,0 +1,277 @@
+//! `/metrics/cadvisor`: the figures of cgroups and interfaces, under the names that dashboards know from cAdvisor.
+
+use super::exposition::{Text, float, seconds};
+use super::machine::Interface;
+use super::{ContainerFigures, PodFigures, Snapshot};
+use crate::cgroups::Usage;
+use crate::pod;
+
+/// Whose figures a line shows.
+enum Of<'a> {
+    Node,
+    Pod(&'a PodFigures),
+    Container(&'a PodFigures, &'a ContainerFigures),
+}
+
+type Value = fn(&Usage) -> f64;
+
+/// Families made of what a cgroup has used.
+const FAMILIES: &[(&str, &str, &str, Value)] = &[
+    (
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed in seconds.",
+        |usage| seconds(usage.cpu),
+    ),
+    (
+        "container_cpu_cfs_periods_total",
+        "counter",
+        "Number of elapsed enforcement period intervals.",
+        |usage| float(usage.throttling.0),
+    ),
+    (
+        "container_cpu_cfs_throttled_periods_total",
+        "counter",
+        "Number of throttled period intervals.",
+        |usage| float(usage.throttling.1),
+    ),
+    (
+        "container_cpu_cfs_throttled_seconds_total",
+        "counter",
+        "Total time duration the container has been throttled.",
+        |usage| seconds(usage.throttling.2),
+    ),
+    (
+        "container_memory_usage_bytes",
+        "gauge",
+        "Current memory usage in bytes, including all memory regardless of when it was accessed",
+        |usage| float(usage.memory),
+    ),
+    (
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Current working set in bytes.",
+        |usage| float(usage.working_set),
+    ),
+    ("container_memory_rss", "gauge", "Size of RSS in bytes.", |usage| {
+        float(usage.rss)
+    }),
+    (
+        "container_memory_cache",
+        "gauge",
+        "Number of bytes of page cache memory.",
+        |usage| float(usage.cache),
+    ),
+    (
+        "container_memory_mapped_file",
+        "gauge",
+        "Size of memory mapped files in bytes.",
+        |usage| float(usage.mapped),
+    ),
+    (
+        "container_memory_swap",
+        "gauge",
+        "Container swap usage in bytes.",
+        |usage| float(usage.swap),
+    ),
+    (
+        "container_processes",
+        "gauge",
+        "Number of processes running inside the container.",
+        |usage| float(usage.processes),
+    ),
+    (
+        "container_spec_memory_limit_bytes",
+        "gauge",
+        "Memory limit for the container.",
+        |usage| float(usage.limit.unwrap_or(0)),
+    ),
+];
+
+/// The text for a look; `cpus` and `memory` are the machine's.
+pub(crate) fn cadvisor(snapshot: &Snapshot, cpus: i64, memory: i64) -> String {
+    let mut text = Text::default();
+    for (name, help, value) in [
+        ("machine_cpu_cores", "Number of logical CPU cores.", cpus),
+        (
+            "machine_memory_bytes",
+            "Amount of memory installed on the machine.",
+            memory,
+        ),
+    ] {
+        text.family(name, "gauge", help);
+        text.sample(name, &[], float(u64::try_from(value).unwrap_or(0)), None);
+    }
+    for (name, kind, help, value) in FAMILIES {
+        text.family(name, kind, help);
+        each(snapshot, |of, usage| {
+            let mut labels = labels(of);
+            if *name == "container_cpu_usage_seconds_total" {
+                labels.push(("cpu", "total"));
+            }
+            text.sample(name, &labels, value(usage), Some(snapshot.at));
+        });
+    }
+    failures(&mut text, snapshot);
+    times(&mut text, snapshot);
+    for (name, help, value) in NETWORK {
+        text.family(name, "counter", help);
+        network(&mut text, name, *value, snapshot);
+    }
+    text.finish()
+}
+
+fn each(snapshot: &Snapshot, mut line: impl FnMut(&Of<'_>, &Usage)) {
+    line(&Of::Node, &snapshot.node.usage);
+    for pod in &snapshot.pods {
+        if let Some(measured) = &pod.measured {
+            line(&Of::Pod(pod), &measured.usage);
+        }
+        for container in &pod.containers {
+            line(&Of::Container(pod, container), &container.measured.usage);
+        }
+    }
+}
+
+fn labels<'a>(of: &Of<'a>) -> Vec<(&'static str, &'a str)> {
+    let of_pod = |pod: &'a PodFigures| [("namespace", pod::namespace(&pod.pod)), ("pod", pod::name(&pod.pod))];
+    match of {
+        Of::Node => vec![("id", "/")],
+        Of::Pod(pod) => {
+            let mut labels = vec![("container", ""), ("id", pod::uid(&pod.pod))];
+            labels.extend(of_pod(pod));
+            labels
+        }
+        Of::Container(pod, container) => {
+            let mut labels = vec![
+                ("container", container.name.as_str()),
+                ("id", container.cgroup.as_str()),
+                ("image", container.image.as_str()),
+                ("name", container.id.as_str()),
+            ];
+            labels.extend(of_pod(pod));
+            labels
+        }
+    }
+}
+
+fn failures(text: &mut Text, snapshot: &Snapshot) {
+    let name = "container_memory_failures_total";
+    text.family(name, "counter", "Cumulative count of memory allocation failures.");
+    each(snapshot, |of, usage| {
+        for (kind, value) in [("pgfault", usage.faults), ("pgmajfault", usage.major_faults)] {
+            let mut labels = labels(of);
+            labels.extend([("failure_type", kind), ("scope", "hierarchy")]);
+            text.sample(name, &labels, float(value), Some(snapshot.at));
+        }
+    });
+}
+
+fn times(text: &mut Text, snapshot: &Snapshot) {
+    for (name, help) in [
+        (
+            "container_start_time_seconds",
+            "Start time of the container since unix epoch in seconds.",
+        ),
+        ("container_last_seen", "Last time a container was seen by the exporter"),
+        (
+            "container_fs_usage_bytes",
+            "Number of bytes that are consumed by the container on this filesystem.",
+        ),
+    ] {
+        text.family(name, "gauge", help);
+        for pod in &snapshot.pods {
+            for container in &pod.containers {
+                let value = match name {
+                    "container_start_time_seconds" => container.started.as_duration().as_secs_f64(),
+                    "container_last_seen" => snapshot.at.as_duration().as_secs_f64(),
+                    _ => float(container.root.bytes),
+                };
+                text.sample(name, &labels(&Of::Container(pod, container)), value, Some(snapshot.at));
+            }
+        }
+    }
+}
+
+type Count = fn(&Interface) -> u64;
+
+const NETWORK: &[(&str, &str, Count)] = &[
+    (
+        "container_network_receive_bytes_total",
+        "Cumulative count of bytes received",
+        |interface| interface.received.bytes,
+    ),
+    (
+        "container_network_receive_packets_total",
+        "Cumulative count of packets received",
+        |interface| interface.received.packets,
+    ),
+    (
+        "container_network_receive_errors_total",
+        "Cumulative count of errors encountered while receiving",
+        |interface| interface.received.errors,
+    ),
+    (
+        "container_network_receive_packets_dropped_total",
+        "Cumulative count of packets dropped while receiving",
+        |interface| interface.received.dropped,
+    ),
+    (
+        "container_network_transmit_bytes_total",
+        "Cumulative count of bytes transmitted",
+        |interface| interface.sent.bytes,
+    ),
+    (
+        "container_network_transmit_packets_total",
+        "Cumulative count of packets transmitted",
+        |interface| interface.sent.packets,
+    ),
+    (
+        "container_network_transmit_errors_total",
+        "Cumulative count of errors encountered while transmitting",
+        |interface| interface.sent.errors,
+    ),
+    (
+        "container_network_transmit_packets_dropped_total",
+        "Cumulative count of packets dropped while transmitting",
+        |interface| interface.sent.dropped,
+    ),
+];
+
+fn network(text: &mut Text, name: &str, value: Count, snapshot: &Snapshot) {
+    let mut line = |of: &Of<'_>, interface: &Interface| {
+        let mut labels = labels(of);
+        labels.push(("interface", interface.name.as_str()));
+        text.sample(name, &labels, float(value(interface)), Some(snapshot.at));
+    };
+    for interface in &snapshot.interfaces {
+        line(&Of::Node, interface);
+    }
+    for pod in &snapshot.pods {
+        for interface in &pod.interfaces {
+            line(&Of::Pod(pod), interface);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dashboards_read() {
+        let text = cadvisor(&super::super::tests::snapshot(10, 1_500_000_000), 2, 1024);
+        let of_container =
+            "container=\"c\",id=\"/kubepods/podu1/id1\",image=\"busybox:1\",name=\"id1\",namespace=\"ns\",pod=\"p\"";
+        for line in [
+            "machine_cpu_cores 2".to_owned(),
+            "container_cpu_usage_seconds_total{id=\"/\",cpu=\"total\"} 1.5 10000".into(),
+            format!("container_cpu_usage_seconds_total{{{of_container},cpu=\"total\"}} 1.5 10000"),
+            format!("container_memory_working_set_bytes{{{of_container}}} 1000 10000"),
+            format!("container_fs_usage_bytes{{{of_container}}} 7 10000"),
+            "container_network_receive_bytes_total{container=\"\",id=\"u1\",namespace=\"ns\",pod=\"p\",interface=\"eth0\"} 10 10000".into(),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! `/stats/summary`: the node and its pods as one JSON object, in upstream's form (`stats/v1alpha1`).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use skiff_cri::FilesystemUsage;
+
+use super::disk::{self, Contents, FileSystem};
+use super::machine::{self, Interface};
+use super::{ContainerFigures, Measured, PodDisk, PodFigures, Snapshot, Stats};
+use crate::pod;
+
+/// The summary; with `only_cpu_and_memory` without all that needs a disk.
+pub(crate) async fn summary(stats: &Arc<Stats>, only_cpu_and_memory: bool) -> Value {
+    let snapshot = stats.snapshot().await;
+    if only_cpu_and_memory {
+        let pods = snapshot.pods.iter().map(|pod| pod_summary(pod, snapshot.at, None));
+        return json!({"node": node(stats.node_name(), &snapshot), "pods": pods.collect::<Vec<_>>()});
+    }
+    let node_fs = stats.node_fs();
+    let mut pods = Vec::new();
+    for pod in &snapshot.pods {
+        let disk = stats.disk_of(&pod.pod).await;
+        pods.push(pod_summary(pod, snapshot.at, Some((&disk, node_fs))));
+    }
+    let mut node = node(stats.node_name(), &snapshot);
+    node["network"] = network(&snapshot.interfaces, snapshot.at);
+    node["fs"] = file_system(node_fs, snapshot.at);
+    node["rlimit"] = processes(snapshot.at);
+    let images = stats.agent.runtime.image_fs_info().await.unwrap_or_default();
+    if let Some(usage) = images.first() {
+        let image_fs = image_fs(usage, snapshot.at);
+        node["runtime"] = json!({"imageFs": image_fs, "containerFs": image_fs});
+    }
+    json!({"node": node, "pods": pods})
+}
+
+fn node(name: &str, snapshot: &Snapshot) -> Value {
+    let started = Timestamp::from_second(machine::boot_time()).unwrap_or_default();
+    let containers = snapshot.pods_total.iter().map(|measured| {
+        json!({
+            "name": "pods",
+            "startTime": time(started),
+            "cpu": cpu(measured, snapshot.at),
+            "memory": memory(measured, snapshot.at),
+        })
+    });
+    json!({
+        "nodeName": name,
+        "systemContainers": containers.collect::<Vec<_>>(),
+        "startTime": time(started),
+        "cpu": cpu(&snapshot.node, snapshot.at),
+        "memory": node_memory(&snapshot.node, snapshot.at),
+        "swap": swap(&snapshot.node, snapshot.at),
+    })
+}
+
+fn pod_summary(figures: &PodFigures, at: Timestamp, disk: Option<(&PodDisk, Option<FileSystem>)>) -> Value {
+    let pod = &figures.pod;
+    let containers = figures
+        .containers
+        .iter()
+        .map(|container| container_summary(container, at, disk));
+    let mut summary = json!({
+        "podRef": {"name": pod::name(pod), "namespace": pod::namespace(pod), "uid": pod::uid(pod)},
+        "startTime": figures.started.map(time),
+        "containers": containers.collect::<Vec<_>>(),
+    });
+    if let Some(measured) = &figures.measured {
+        summary["cpu"] = cpu(measured, at);
+        summary["memory"] = memory(measured, at);
+        summary["swap"] = swap(measured, at);
+        summary["process_stats"] = json!({"process_count": measured.usage.processes});
+    }
+    let Some((disk, file_system)) = disk else {
+        return summary;
+    };
+    if !figures.interfaces.is_empty() {
+        summary["network"] = network(&figures.interfaces, at);
+    }
+    let volumes = disk.volumes.iter().map(|(name, contents, _)| {
+        let mut volume = used(*contents, file_system, at);
+        volume["name"] = name.as_str().into();
+        volume
+    });
+    summary["volume"] = volumes.collect::<Vec<_>>().into();
+    summary["ephemeral-storage"] = used(ephemeral(figures, disk), file_system, at);
+    summary
+}
+
+/// What counts as a pod's ephemeral storage: writable layers, logs, and volumes on the node's disk.
+pub(crate) fn ephemeral(figures: &PodFigures, disk: &PodDisk) -> Contents {
+    let layers = figures.containers.iter().map(|container| container.root);
+    let logs = disk.logs.values().copied();
+    let volumes = disk
+        .volumes
+        .iter()
+        .filter(|(_, _, on_disk)| *on_disk)
+        .map(|(_, c, _)| *c);
+    layers
+        .chain(logs)
+        .chain(volumes)
+        .fold(Contents::default(), |sum, part| Contents {
+            bytes: sum.bytes + part.bytes,
+            inodes: sum.inodes + part.inodes,
+        })
+}
+
+fn container_summary(
+    container: &ContainerFigures,
+    at: Timestamp,
+    disk: Option<(&PodDisk, Option<FileSystem>)>,
+) -> Value {
+    let mut summary = json!({
+        "name": container.name,
+        "startTime": time(container.started),
+        "cpu": cpu(&container.measured, at),
+        "memory": memory(&container.measured, at),
+        "swap": swap(&container.measured, at),
+    });
+    if let Some((disk, file_system)) = disk {
+        summary["rootfs"] = used(container.root, file_system, at);
+        let logs = disk.logs.get(&container.name).copied().unwrap_or_default();
+        summary["logs"] = used(logs, file_system, at);
+    }
+    summary
+}
+
+/// The API's times have whole seconds.
+fn time(at: Timestamp) -> String {
+    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
+}
+
+fn cpu(measured: &Measured, at: Timestamp) -> Value {
+    let mut cpu = json!({"time": time(at), "usageCoreNanoSeconds": measured.usage.cpu});
+    if let Some(rate) = measured.nano_cores {
+        cpu["usageNanoCores"] = rate.into();
+    }
+    cpu
+}
+
+fn memory(measured: &Measured, at: Timestamp) -> Value {
+    let usage = &measured.usage;
+    let mut memory = json!({
+        "time": time(at),
+        "usageBytes": usage.memory,
+        "workingSetBytes": usage.working_set,
+        "rssBytes": usage.rss,
+        "pageFaults": usage.faults,
+        "majorPageFaults": usage.major_faults,
+    });
+    if let Some(limit) = usage.limit {
+        memory["availableBytes"] = limit.saturating_sub(usage.working_set).into();
+    }
+    memory
+}
+
+fn node_memory(measured: &Measured, at: Timestamp) -> Value {
+    let mut memory = memory(measured, at);
+    let total = u64::try_from(crate::node::facts::meminfo("MemTotal")).unwrap_or(0);
+    memory["availableBytes"] = total.saturating_sub(measured.usage.working_set).into();
+    memory
+}
+
+fn swap(measured: &Measured, at: Timestamp) -> Value {
+    json!({"time": time(at), "swapUsageBytes": measured.usage.swap})
+}
+
+fn network(interfaces: &[Interface], at: Timestamp) -> Value {
+    let list: Vec<Value> = interfaces
+        .iter()
+        .map(|interface| {
+            json!({
+                "name": interface.name,
+                "rxBytes": interface.received.bytes,
+                "rxErrors": interface.received.errors,
+                "txBytes": interface.sent.bytes,
+                "txErrors": interface.sent.errors,
+            })
+        })
+        .collect();
+    // The interface that the node speaks through comes first, where it has the usual name.
+    let default = interfaces
+        .iter()
+        .position(|interface| interface.name == "eth0")
+        .unwrap_or(0);
+    let mut network: Map<String, Value> = list
+        .get(default)
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    network.insert("time".into(), time(at).into());
+    network.insert("interfaces".into(), list.into());
+    network.into()
+}
+
+fn file_system(system: Option<FileSystem>, at: Timestamp) -> Value {
+    let system = system.unwrap_or_default();
+    json!({
+        "time": time(at),
+        "availableBytes": system.available,
+        "capacityBytes": system.capacity,
+        "usedBytes": system.used,
+        "inodesFree": system.inodes_free,
+        "inodes": system.inodes,
+        "inodesUsed": system.inodes.saturating_sub(system.inodes_free),
+    })
+}
+
+fn used(contents: Contents, system: Option<FileSystem>, at: Timestamp) -> Value {
+    let mut value = file_system(system, at);
+    value["usedBytes"] = contents.bytes.into();
+    value["inodesUsed"] = contents.inodes.into();
+    value
+}
+
+fn image_fs(usage: &FilesystemUsage, at: Timestamp) -> Value {
+    let mut value = file_system(disk::file_system(Path::new(&usage.mountpoint)), at);
+    value["usedBytes"] = usage.used_bytes.into();
+    value["inodesUsed"] = usage.inodes_used.into();
+    value
+}
+
+fn processes(at: Timestamp) -> Value {
+    match crate::node::facts::pids() {
+        Some((used, limit)) => json!({"time": time(at), "maxpid": limit, "curproc": used}),
+        None => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_part() {
+        let snapshot = super::super::tests::snapshot(10, 1_500_000_000);
+        let disk = PodDisk {
+            logs: [("c".to_owned(), Contents { bytes: 100, inodes: 1 })].into(),
+            volumes: vec![
+                ("disk".into(), Contents { bytes: 30, inodes: 2 }, true),
+                ("memory".into(), Contents { bytes: 999, inodes: 9 }, false),
+            ],
+        };
+        let summary = pod_summary(&snapshot.pods[0], snapshot.at, Some((&disk, None)));
+        assert_eq!(summary["podRef"], json!({"name": "p", "namespace": "ns", "uid": "u1"}));
+        assert_eq!(
+            summary["cpu"],
+            json!({"time": "1970-01-01T00:00:10Z", "usageNanoCores": 500, "usageCoreNanoSeconds": 1_500_000_000})
+        );
+        assert_eq!(summary["memory"]["availableBytes"], 3000);
+        assert_eq!(summary["containers"][0]["rootfs"]["usedBytes"], 7);
+        assert_eq!(summary["containers"][0]["logs"]["usedBytes"], 100);
+        assert_eq!(
+            summary["ephemeral-storage"]["usedBytes"], 137,
+            "not what lies in memory"
+        );
+        assert_eq!(summary["network"]["name"], "eth0");
+        let small = pod_summary(&snapshot.pods[0], snapshot.at, None);
+        assert!(small["network"].is_null() && small["volume"].is_null());
+    }
+}
