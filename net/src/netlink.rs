@@ -17,17 +17,23 @@ use crate::netns;
 
 mod address;
 mod attribute;
+mod forwarding;
 mod link;
+mod monitor;
 mod neighbour;
 mod route;
 mod transport;
+mod vxlan;
 
 pub use address::Address;
 pub(crate) use attribute::{attributes, find, ip};
+pub use forwarding::Forwarding;
 pub use link::{BridgeOptions, Link, LinkChange, Mac, MacError, VethOptions, check_name};
+pub use monitor::{Event, Monitor};
 pub use neighbour::Neighbour;
 pub use route::{Protocol, Route, Scope};
 pub(crate) use transport::{Answer, Transport};
+pub use vxlan::Vxlan;
 
 /// Dumps that the kernel calls inconsistent are taken again this many times.
 pub(crate) const DUMP_TRIES: usize = 16;

@@ -8,7 +8,9 @@ use std::process::Command;
 
 use skiff_net::conntrack::{self, Conntrack};
 use skiff_net::iptables::{Family, Iptables, Restore};
-use skiff_net::netlink::{BridgeOptions, LinkChange, Mac, Netlink, Protocol, Route, VethOptions};
+use skiff_net::netlink::{
+    BridgeOptions, Event, Forwarding, LinkChange, Mac, Monitor, Netlink, Protocol, Route, VethOptions, Vxlan,
+};
 use skiff_net::netns::{self, Namespace};
 use skiff_net::sysctl;
 
@@ -301,4 +303,79 @@ fn tracked_connections_are_listed_and_removed() {
         assert!(conntrack.list(wanted).unwrap().is_empty());
     })
     .unwrap();
+}
+
+#[test]
+fn a_vxlan_link_is_made_read_back_and_forwards_by_its_entries() {
+    Namespace::anonymous()
+        .unwrap()
+        .run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let vxlan = Vxlan {
+                id: 1,
+                port: 8472,
+                local: Some(ip("192.0.2.1")),
+                learning: false,
+            };
+            let mac: Mac = "0e:73:0a:f4:00:00".parse().unwrap();
+            assert_eq!(netlink.vxlan("tunnel").unwrap(), None);
+            netlink.add_vxlan("tunnel", &vxlan, mac, Some(1400)).unwrap();
+            assert_eq!(netlink.vxlan("tunnel").unwrap(), Some(vxlan));
+            assert_eq!(netlink.vxlan("lo").unwrap(), None);
+            let link = netlink.need_link("tunnel").unwrap();
+            assert_eq!((link.mtu, link.mac, link.kind.as_str()), (1400, Some(mac), "vxlan"));
+
+            let mut entry = Forwarding {
+                index: link.index,
+                mac: "0e:73:0a:f4:01:00".parse().unwrap(),
+                remote: ip("192.0.2.2"),
+            };
+            netlink.replace_forwarding(&entry).unwrap();
+            entry.remote = ip("192.0.2.3");
+            netlink.replace_forwarding(&entry).unwrap();
+            assert_eq!(netlink.forwarding(link.index).unwrap(), [entry]);
+            assert!(netlink.delete_forwarding(&entry).unwrap());
+            assert!(!netlink.delete_forwarding(&entry).unwrap());
+            assert_eq!(netlink.forwarding(link.index).unwrap(), []);
+        })
+        .unwrap();
+}
+
+#[test]
+fn changes_of_links_addresses_and_routes_are_heard() {
+    Namespace::anonymous()
+        .unwrap()
+        .run(|| {
+            let mut monitor = Monitor::open().unwrap();
+            let mut netlink = Netlink::open().unwrap();
+            assert_eq!(monitor.read().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            netlink.add_bridge("lan", &BridgeOptions::default()).unwrap();
+            let index = netlink.need_link("lan").unwrap().index;
+            netlink.set_up(index).unwrap();
+            let net = "192.0.2.1/24".parse().unwrap();
+            netlink.add_address(index, net).unwrap();
+            let mut route = Route::through("198.51.100.0/24".parse().unwrap(), ip("192.0.2.9"));
+            route.protocol = Protocol(75);
+            netlink.add_route(&route).unwrap();
+            netlink.delete_route(&route).unwrap();
+            netlink.delete_link("lan").unwrap();
+
+            let mut heard = Vec::new();
+            while let Ok(events) = monitor.read() {
+                heard.extend(events);
+            }
+            let link = Event::Link {
+                index,
+                name: "lan".to_owned(),
+            };
+            let address = Event::Address { index, net };
+            let gone = Event::Route {
+                protocol: Protocol(75),
+                gone: true,
+            };
+            for event in [link, address, gone] {
+                assert!(heard.contains(&event), "{event:?} in {heard:?}");
+            }
+        })
+        .unwrap();
 }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::attribute::{attributes, ip, u32_at};
 use super::{Answer, Error, Mode, Netlink, what};
 
-const RTM_NEWADDR: u16 = 20;
+pub(super) const RTM_NEWADDR: u16 = 20;
 /// `struct ifaddrmsg`.
 const HEADER: usize = 8;
 const IFA_ADDRESS: u16 = 1;
@@ -86,7 +86,7 @@ fn build(index: u32, net: IpNet) -> AddressMessage {
     message
 }
 
-fn read(answer: &Answer<'_>) -> Option<Address> {
+pub(super) fn read(answer: &Answer<'_>) -> Option<Address> {
     const SECONDARY: u32 = 0x01;
     if answer.kind != RTM_NEWADDR || answer.payload.len() < HEADER {
         return None;

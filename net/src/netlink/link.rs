@@ -16,17 +16,17 @@ use super::attribute::{attributes, find, text, u32_at};
 use super::{Answer, Error, Mode, Netlink, What, what};
 use crate::netns::Namespace;
 
-const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_NEWLINK: u16 = 16;
 /// `struct ifinfomsg`.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
+pub(super) const IFLA_LINKINFO: u16 = 18;
 const IFLA_PROMISCUITY: u16 = 30;
-const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
 const NAME_MAX: usize = 15;
@@ -293,7 +293,7 @@ fn with_index(index: u32) -> LinkMessage {
     message
 }
 
-fn read(answer: &Answer<'_>) -> Option<Link> {
+pub(super) fn read(answer: &Answer<'_>) -> Option<Link> {
     if answer.kind != RTM_NEWLINK || answer.payload.len() < HEADER {
         return None;
     }

@@ -10,11 +10,11 @@ use nix::errno::Errno;
 use super::attribute::{attributes, ip, u16_at, u32_at};
 use super::{Answer, Error, Mac, Mode, Netlink, what};
 
-const RTM_NEWNEIGH: u16 = 28;
+pub(super) const RTM_NEWNEIGH: u16 = 28;
 /// `struct ndmsg`.
-const HEADER: usize = 12;
-const NDA_DST: u16 = 1;
-const NDA_LLADDR: u16 = 2;
+pub(super) const HEADER: usize = 12;
+pub(super) const NDA_DST: u16 = 1;
+pub(super) const NDA_LLADDR: u16 = 2;
 const PERMANENT: u16 = 0x80;
 
 /// An address on a link, and the hardware address that it is reached at.
