@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use skiff_daemon::{Context, Shutdown};
+use skiff_overlay::Mode;
 use skiff_proxy::KubeProxyConfiguration;
 
 use crate::client;
@@ -22,6 +23,10 @@ pub(crate) struct ProxyArgs {
     /// The node's name; the file's hostnameOverride when absent
     #[arg(long, value_name = "NAME")]
     hostname_override: Option<String>,
+    /// How packets get to other nodes' pods: auto (directly on a shared segment, by VXLAN otherwise), direct, vxlan, or
+    /// none (another CNI does it)
+    #[arg(long, value_name = "MODE", default_value_t = Mode::Auto)]
+    network: Mode,
     /// Where the container runtime looks for its network configuration
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     cni_conf_dir: PathBuf,
@@ -50,6 +55,7 @@ pub(crate) async fn run(args: ProxyArgs, shutdown: Shutdown) -> anyhow::Result<(
         .filter(|range| !range.is_empty())
         .map(str::parse);
     let overlay = skiff_overlay::Config {
+        mode: args.network,
         cluster_cidr: cluster_cidr.collect::<Result<_, _>>().context("clusterCIDR")?,
         cni_config_dir: args.cni_conf_dir,
         cni_data_dir: args.cni_data_dir,

@@ -29,7 +29,7 @@ pub use address::Address;
 pub(crate) use attribute::{attributes, find, ip};
 pub use forwarding::Forwarding;
 pub use link::{BridgeOptions, Link, LinkChange, Mac, MacError, VethOptions, check_name};
-pub use monitor::{Event, Monitor};
+pub use monitor::{Event, events, monitor, overrun};
 pub use neighbour::Neighbour;
 pub use route::{Protocol, Route, Scope};
 pub(crate) use transport::{Answer, Transport};

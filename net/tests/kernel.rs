@@ -9,7 +9,7 @@ use std::process::Command;
 use skiff_net::conntrack::{self, Conntrack};
 use skiff_net::iptables::{Family, Iptables, Restore};
 use skiff_net::netlink::{
-    BridgeOptions, Event, Forwarding, LinkChange, Mac, Monitor, Netlink, Protocol, Route, VethOptions, Vxlan,
+    BridgeOptions, Event, Forwarding, LinkChange, Mac, Netlink, Protocol, Route, VethOptions, Vxlan, events, monitor,
 };
 use skiff_net::netns::{self, Namespace};
 use skiff_net::sysctl;
@@ -346,9 +346,11 @@ fn changes_of_links_addresses_and_routes_are_heard() {
     Namespace::anonymous()
         .unwrap()
         .run(|| {
-            let mut monitor = Monitor::open().unwrap();
+            let monitor = monitor().unwrap();
+            let mut buffer = vec![0; 64 * 1024];
             let mut netlink = Netlink::open().unwrap();
-            assert_eq!(monitor.read().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            let nothing = monitor.recv(&mut buffer).unwrap_err();
+            assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
             netlink.add_bridge("lan", &BridgeOptions::default()).unwrap();
             let index = netlink.need_link("lan").unwrap().index;
             netlink.set_up(index).unwrap();
@@ -361,8 +363,8 @@ fn changes_of_links_addresses_and_routes_are_heard() {
             netlink.delete_link("lan").unwrap();
 
             let mut heard = Vec::new();
-            while let Ok(events) = monitor.read() {
-                heard.extend(events);
+            while let Ok(length) = monitor.recv(&mut buffer) {
+                heard.extend(events(&buffer[..length]));
             }
             let link = Event::Link {
                 index,

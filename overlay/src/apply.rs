@@ -1,21 +1,26 @@
 //! Makes the machine match a plan. Each part is looked at first, and only differences are written.
+//!
+//! A part that fails keeps none of the others back: a node that cannot be reached must not cut the rest off.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use ipnet::IpNet;
-use skiff_net::iptables::{self, Family, Iptables, Restore};
-use skiff_net::netlink::{self, Netlink, Protocol, Route};
+use skiff_net::iptables;
+use skiff_net::netlink::{self, Netlink, Protocol};
 use skiff_net::sysctl;
 use tracing::warn;
 
-use crate::{Config, Plan, conflist};
+use crate::node::NodeNetwork;
+use crate::plan::{Interface, Plan, plan};
+use crate::{Config, TUNNEL_LINK, conflist};
+
+mod masquerade;
+mod routes;
+mod tunnel;
 
 /// The number by which our routes are found again; no other program's in iproute2's list.
-const PROTOCOL: Protocol = Protocol(75);
-const CHAIN: &str = "SKIFF-POSTROUTING";
-const JUMP: &str = "-m comment --comment \"skiff: pods to the outside\" -j SKIFF-POSTROUTING";
+pub(crate) const PROTOCOL: Protocol = Protocol(75);
 
 /// Why the machine does not match the plan.
 #[derive(Debug, thiserror::Error)]
@@ -23,16 +28,24 @@ pub enum Error {
     /// The kernel does not forward.
     #[error("cannot let the kernel forward packets of pods")]
     Forwarding(#[source] sysctl::Error),
+    /// Links and addresses cannot be read.
+    #[error("cannot read the interfaces of this node")]
+    ReadInterfaces(#[source] netlink::Error),
     /// Routes cannot be read.
     #[error("cannot read the routes of this node")]
     ReadRoutes(#[source] netlink::Error),
     /// A route cannot be changed.
-    #[error("cannot route the pods of another node: is it on a segment of this node?")]
+    #[error("cannot route the pods of another node: is it on a segment of this node, and the link to it up?")]
     Route(#[source] netlink::Error),
+    /// The tunnel or one of its entries cannot be changed.
+    #[error(
+        "cannot set up the tunnel {TUNNEL_LINK} to nodes of other segments: has the kernel VXLAN, and is its port free?"
+    )]
+    Tunnel(#[source] netlink::Error),
     /// The masquerade cannot be set up.
     #[error("cannot set up the masquerade of pods")]
     Masquerade(#[source] iptables::Error),
-    /// The CNI configuration cannot be written.
+    /// The CNI configuration cannot be written or removed.
     #[error("cannot write the CNI configuration into {folder}")]
     Conflist {
         /// Its folder.
@@ -46,28 +59,107 @@ pub enum Error {
     Died(#[source] tokio::task::JoinError),
 }
 
-/// Applies a plan. Returns whether something had to be changed.
-pub(crate) async fn apply(config: &Config, plan: Plan) -> Result<bool, Error> {
-    let config = config.clone();
-    tokio::task::spawn_blocking(move || apply_now(&config, &plan))
-        .await
-        .map_err(Error::Died)?
+/// How much of the machine is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Links and routes: what a change in the kernel can have touched.
+    Links,
+    /// Rules, settings and the CNI configuration too.
+    Everything,
 }
 
-fn apply_now(config: &Config, plan: &Plan) -> Result<bool, Error> {
-    let mut changed = forwarding()?;
-    // The routes that can be set are, whatever becomes of the others: a node off the segment must not cut the rest off.
-    let routes = routes(plan);
-    if !plan.own.is_empty() {
-        changed |= masquerade(plan)?;
-        // Last: it tells the runtime that pods may start.
-        let folder = || config.cni_config_dir.clone();
-        changed |= conflist::write(config, &plan.own).map_err(|source| Error::Conflist {
-            folder: folder(),
-            source,
-        })?;
+/// What was to be, and whether it came to be: `Ok(true)` when something had to be changed for it.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    pub(crate) plan: Plan,
+    pub(crate) result: Result<bool, Error>,
+}
+
+/// Plans by what the machine has, and applies the plan.
+pub(crate) async fn apply(config: &Config, nodes: BTreeMap<String, NodeNetwork>, extent: Extent) -> Applied {
+    let config = config.clone();
+    let work = move || match interfaces(&config) {
+        Ok(interfaces) => {
+            let plan = plan(&config, &nodes, &interfaces);
+            let result = apply_now(&config, &plan, extent);
+            Applied { plan, result }
+        }
+        Err(error) => Applied {
+            plan: Plan::default(),
+            result: Err(Error::ReadInterfaces(error)),
+        },
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Applied {
+        plan: Plan::default(),
+        result: Err(Error::Died(error)),
+    })
+}
+
+/// Removes all that was ever made. Returns whether there was something.
+///
+/// Pods keep their links and addresses: those are the CNI plugins'.
+///
+/// # Errors
+/// When a part could not be removed; the others are all the same.
+pub async fn clean(config: &Config) -> Result<bool, Error> {
+    let config = config.clone();
+    let work = move || {
+        let nothing = Plan::default();
+        merge([
+            // First: no pod is to be started with what goes.
+            conflist::remove(&config).map_err(|source| conflist_error(&config, source)),
+            network(&nothing),
+            masquerade::remove().map_err(Error::Masquerade),
+        ])
+    };
+    tokio::task::spawn_blocking(work).await.map_err(Error::Died)?
+}
+
+/// Addresses that other nodes can be reached from: not those of loopback, of pods, or of the tunnel.
+fn interfaces(config: &Config) -> Result<Vec<Interface>, netlink::Error> {
+    let mut netlink = Netlink::open()?;
+    let links = netlink.links()?;
+    let addresses = netlink.addresses(None)?;
+    let usable = addresses.iter().filter(|address| !address.net.addr().is_loopback());
+    Ok(usable
+        .filter_map(|address| {
+            let link = links.iter().find(|link| link.index == address.index)?;
+            let ours = [config.bridge.as_str(), TUNNEL_LINK].contains(&link.name.as_str());
+            (!ours).then_some(Interface {
+                index: link.index,
+                mtu: link.mtu,
+                net: address.net,
+            })
+        })
+        .collect())
+}
+
+fn apply_now(config: &Config, plan: &Plan, extent: Extent) -> Result<bool, Error> {
+    if extent == Extent::Links {
+        return network(plan);
     }
-    Ok(changed | routes?)
+    let mut parts = vec![forwarding(), network(plan)];
+    if !plan.own.is_empty() {
+        let masquerade = masquerade::ensure(plan).map_err(Error::Masquerade);
+        let ready = masquerade.is_ok();
+        parts.push(masquerade);
+        // Last: it tells the runtime that pods may start.
+        if let Some(mtu) = plan.mtu.filter(|_| ready) {
+            let written = conflist::write(config, &plan.own, mtu);
+            parts.push(written.map_err(|source| conflist_error(config, source)));
+        }
+    }
+    merge(parts)
+}
+
+/// The tunnel before the routes that go through it; stale entries after the routes that went through them.
+fn network(plan: &Plan) -> Result<bool, Error> {
+    let mut netlink = Netlink::open().map_err(Error::ReadRoutes)?;
+    let tunnel = tunnel::ensure(&mut netlink, plan.tunnel.as_ref()).map_err(Error::Tunnel);
+    let link = tunnel.as_ref().ok().and_then(|(link, _)| *link);
+    let routes = routes::ensure(&mut netlink, plan, link);
+    let pruned = tunnel::prune(&mut netlink, plan.tunnel.as_ref()).map_err(Error::Tunnel);
+    merge([tunnel.map(|(_, changed)| changed), routes, pruned])
 }
 
 fn forwarding() -> Result<bool, Error> {
@@ -85,76 +177,19 @@ fn forwarding() -> Result<bool, Error> {
     }
 }
 
-fn routes(plan: &Plan) -> Result<bool, Error> {
-    let mut netlink = Netlink::open().map_err(Error::ReadRoutes)?;
-    let found = netlink.routes().map_err(Error::ReadRoutes)?;
-    let mut present: BTreeMap<IpNet, Route> = found
-        .into_iter()
-        .filter(|route| route.protocol == PROTOCOL)
-        .map(|route| (route.destination, route))
-        .collect();
-    let mut changed = false;
-    let mut failure = None;
-    for (range, gateway) in &plan.routes {
-        match present.remove(range) {
-            Some(route) if route.gateway == Some(*gateway) => continue,
-            _ => {}
-        }
-        let mut route = Route::through(*range, *gateway);
-        route.protocol = PROTOCOL;
-        match netlink.replace_route(&route) {
-            Ok(()) => changed = true,
-            Err(error) => failure = Some(error),
-        }
-    }
-    for stale in present.values() {
-        match netlink.delete_route(stale) {
-            Ok(gone) => changed |= gone,
-            Err(error) => failure = Some(error),
-        }
-    }
-    failure.map_or(Ok(changed), |error| Err(Error::Route(error)))
+fn conflist_error(config: &Config, source: io::Error) -> Error {
+    let folder = config.cni_config_dir.clone();
+    Error::Conflist { folder, source }
 }
 
-/// One chain of our own: what stays in the cluster keeps its address, the rest leaves with this node's.
-fn masquerade(plan: &Plan) -> Result<bool, Error> {
-    let mut changed = false;
-    for (family, multicast) in [(Family::V4, "224.0.0.0/4"), (Family::V6, "ff00::/8")] {
-        let ours = |net: &&IpNet| net.addr().is_ipv4() == (family == Family::V4);
-        let own: Vec<_> = plan.own.iter().filter(ours).collect();
-        if own.is_empty() {
-            continue;
-        }
-        let mut rules: Vec<String> = plan
-            .unmasked
-            .iter()
-            .filter(ours)
-            .map(|range| format!("-d {range} -j RETURN"))
-            .collect();
-        rules.push(format!("-d {multicast} -j RETURN"));
-        rules.extend(
-            own.iter()
-                .map(|range| format!("-s {} -j MASQUERADE --random-fully", range.trunc())),
-        );
-        changed |= ensure(family, &rules).map_err(Error::Masquerade)?;
+/// Whether one of the parts changed something; the first error, when there is one.
+fn merge<E>(parts: impl IntoIterator<Item = Result<bool, E>>) -> Result<bool, E> {
+    let mut changed = Ok(false);
+    for part in parts {
+        changed = match (changed, part) {
+            (Ok(before), Ok(now)) => Ok(before | now),
+            (Err(first), _) | (Ok(_), Err(first)) => Err(first),
+        };
     }
-    Ok(changed)
-}
-
-fn ensure(family: Family, rules: &[String]) -> Result<bool, iptables::Error> {
-    let programs = Iptables::detect(family)?;
-    let present = programs.rules("nat", CHAIN)?;
-    let jumps = programs.rules("nat", "POSTROUTING")?.unwrap_or_default();
-    let jumped = jumps.iter().any(|rule| rule.ends_with(&format!("-j {CHAIN}")));
-    let mut changes = Restore::new();
-    let nat = changes.table("nat");
-    if present.as_deref() != Some(rules) {
-        nat.chain(CHAIN);
-        rules.iter().for_each(|rule| nat.append(CHAIN, rule));
-    }
-    if !jumped {
-        nat.append("POSTROUTING", JUMP);
-    }
-    programs.apply(&changes)?;
-    Ok(!changes.is_empty())
+    changed
 }

@@ -16,8 +16,8 @@ pub(crate) const FILE: &str = "10-skiff.conflist";
 ///
 /// The runtime reads the folder at any moment: the file appears whole, by a rename, and its draft has a name that the
 /// runtime does not read.
-pub(crate) fn write(config: &Config, own: &[IpNet]) -> io::Result<bool> {
-    let text = format!("{:#}\n", render(config, own));
+pub(crate) fn write(config: &Config, own: &[IpNet], mtu: u32) -> io::Result<bool> {
+    let text = format!("{:#}\n", render(config, own, mtu));
     let path = config.cni_config_dir.join(FILE);
     if fs::read_to_string(&path).is_ok_and(|found| found == text) {
         return Ok(false);
@@ -32,28 +32,35 @@ pub(crate) fn write(config: &Config, own: &[IpNet]) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Removes the configuration. Returns whether it was there.
+pub(crate) fn remove(config: &Config) -> io::Result<bool> {
+    match fs::remove_file(config.cni_config_dir.join(FILE)) {
+        Ok(()) => sync_folder(&config.cni_config_dir).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
 /// Masquerading is not asked of the plugin: one rule for the node, made once, does it for all pods.
-fn render(config: &Config, own: &[IpNet]) -> Value {
+fn render(config: &Config, own: &[IpNet], mtu: u32) -> Value {
     let ranges: Vec<_> = own.iter().map(|range| json!([{ "subnet": range.trunc() }])).collect();
     let routes: Vec<_> = own
         .iter()
         .map(|range| json!({ "dst": if range.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" } }))
         .collect();
-    let mut bridge = json!({
+    let bridge = json!({
         "type": "bridge",
         "bridge": config.bridge,
         "isGateway": true,
         "hairpinMode": true,
         "ipMasq": false,
+        "mtu": mtu,
         "ipam": { "type": "host-local", "dataDir": config.cni_data_dir, "ranges": ranges, "routes": routes },
     });
-    if let Some(mtu) = config.mtu {
-        bridge["mtu"] = json!(mtu);
-    }
     // Old runtimes read the first field, new ones negotiate by the second.
     json!({ "cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "skiff", "plugins": [bridge] })
 }
@@ -68,8 +75,8 @@ mod tests {
         let mut config = Config::new("a");
         config.cni_config_dir = folder.path().join("net.d");
         let own = ["10.244.3.0/24".parse().unwrap()];
-        assert!(write(&config, &own).unwrap());
-        assert!(!write(&config, &own).unwrap());
+        assert!(write(&config, &own, 1450).unwrap());
+        assert!(!write(&config, &own, 1450).unwrap());
         let names: Vec<_> = fs::read_dir(&config.cni_config_dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
@@ -78,7 +85,9 @@ mod tests {
         let text = fs::read_to_string(config.cni_config_dir.join(FILE)).unwrap();
         let written: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(written["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
-        config.mtu = Some(1400);
-        assert!(write(&config, &own).unwrap());
+        assert_eq!(written["plugins"][0]["mtu"], 1450);
+        assert!(write(&config, &own, 1400).unwrap());
+        assert!(remove(&config).unwrap());
+        assert!(!remove(&config).unwrap());
     }
 }

@@ -1,26 +1,19 @@
 //! What the kernel tells about changes of links, addresses and routes, as it happens.
 
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 
 use ipnet::IpNet;
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
-use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
 
 use super::attribute::{u16_at, u32_at};
 use super::{Answer, Error, Protocol, address, link};
 
-const RTNLGRP_LINK: u32 = 1;
-const RTNLGRP_IPV4_IFADDR: u32 = 5;
-const RTNLGRP_IPV4_ROUTE: u32 = 7;
-const RTNLGRP_IPV6_IFADDR: u32 = 9;
-const RTNLGRP_IPV6_ROUTE: u32 = 11;
+/// `RTMGRP_LINK`, and addresses and routes of both families.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 const RTM_DELLINK: u16 = 17;
 const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
-const BUFFER: usize = 64 * 1024;
 const MESSAGE_HEADER: usize = 16;
 /// Where `struct rtmsg` has the protocol.
 const ROUTE_PROTOCOL: usize = 5;
@@ -49,63 +42,31 @@ pub enum Event {
         /// Whether it went.
         gone: bool,
     },
-    /// There were more changes than the socket could hold: anything may have changed.
-    Lost,
 }
 
-/// A socket that hears of changes in one namespace; readable when there are some.
-pub struct Monitor {
-    socket: Socket,
-    buffer: Vec<u8>,
+/// A socket that hears of changes in the calling thread's network namespace from now on. It does not block.
+///
+/// Each datagram is read by [`events`]; one that is larger than the reader's buffer is cut, which costs events. An error
+/// that is an [`overrun`] passes. The type is that of any socket of datagrams: an event loop can wait for it.
+///
+/// # Errors
+/// When the kernel refuses the socket.
+pub fn monitor() -> Result<UnixDatagram, Error> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let protocol = SockProtocol::NetlinkRoute;
+    let refused = |errno: nix::Error| Error::Open(errno.into());
+    let made = socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol).map_err(refused)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&made), &NetlinkAddr::new(0, GROUPS)).map_err(refused)?;
+    Ok(UnixDatagram::from(made))
 }
 
-impl std::fmt::Debug for Monitor {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Monitor").finish_non_exhaustive()
-    }
+/// Whether a failure to read from [`monitor`]'s socket says that there was more than it holds: anything may have changed.
+pub fn overrun(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ENOBUFS)
 }
 
-impl AsRawFd for Monitor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
-impl Monitor {
-    /// Hears of the calling thread's network namespace from now on.
-    pub fn open() -> Result<Self, Error> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(Error::Open)?;
-        socket.bind(&SocketAddr::new(0, 0)).map_err(Error::Open)?;
-        for group in [
-            RTNLGRP_LINK,
-            RTNLGRP_IPV4_IFADDR,
-            RTNLGRP_IPV4_ROUTE,
-            RTNLGRP_IPV6_IFADDR,
-            RTNLGRP_IPV6_ROUTE,
-        ] {
-            socket.add_membership(group).map_err(Error::Open)?;
-        }
-        socket.set_non_blocking(true).map_err(Error::Open)?;
-        Ok(Self {
-            socket,
-            buffer: vec![0; BUFFER],
-        })
-    }
-
-    /// The changes of one datagram.
-    ///
-    /// # Errors
-    /// `WouldBlock` when there is none at the moment.
-    pub fn read(&mut self) -> io::Result<Vec<Event>> {
-        match self.socket.recv(&mut &mut self.buffer[..], 0) {
-            Ok(length) => Ok(events(self.buffer.get(..length).unwrap_or_default())),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(vec![Event::Lost]),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-fn events(mut rest: &[u8]) -> Vec<Event> {
+/// The changes that a datagram of [`monitor`] tells of.
+pub fn events(mut rest: &[u8]) -> Vec<Event> {
     let mut found = Vec::new();
     while rest.len() >= MESSAGE_HEADER {
         let size = u32_at(rest, 0) as usize;
