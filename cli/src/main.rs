@@ -1,6 +1,6 @@
 //! The `skiff` binary: parses, wires, exits; decides nothing.
 //!
-//! Called as `bridge`, `host-local` or `loopback` (links that a node's CNI directory holds), it is that CNI plugin.
+//! Called as `bridge`, `host-local`, `loopback` or `portmap` (links that a node's CNI directory holds), it is that CNI plugin.
 
 mod args;
 mod client;

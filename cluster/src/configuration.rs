@@ -14,7 +14,7 @@ use crate::layout::{self, Layout, NodeLayout};
 use crate::{Error, Result};
 
 /// The plugins that pods' networks are made with.
-const CNI_PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
+const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
 /// Writes every file; what a former version wrote is replaced.
 pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], binary: &Path) -> Result<()> {

@@ -1,4 +1,5 @@
-//! The CNI plugins that the container runtime executes, in one program: `bridge`, `host-local`, `loopback`.
+//! The CNI plugins that the container runtime executes, in one program: `bridge`, `host-local`, `loopback`,
+//! `portmap`.
 //!
 //! A runtime calls a plugin with a verb in `CNI_COMMAND`, the container in further variables and the network's
 //! configuration on standard input; it reads a JSON result, or a JSON error, from standard output. [`main_as`] is that
@@ -17,7 +18,9 @@ mod error;
 mod host_local;
 mod loopback;
 mod outcome;
+mod portmap;
 mod request;
+mod rules;
 mod version;
 
 pub use error::{Code, Error};
@@ -27,7 +30,7 @@ use outcome::Reply;
 use request::Request;
 
 /// The plugins in this program, by the name that the runtime calls them by.
-pub const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
+pub const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
 /// Runs the plugin of a name as the process that the runtime started: variables and standard input in, standard output
 /// and exit status out.
@@ -76,6 +79,7 @@ fn dispatch(plugin: &str, request: &Request) -> Result<Reply, Error> {
         "bridge" => bridge::run(request),
         "host-local" => host_local::run(request),
         "loopback" => loopback::run(request),
+        "portmap" => portmap::run(request),
         _ => Err(Error::new(
             Code::InvalidEnvironment,
             format!("this program holds no CNI plugin {plugin:?}: it is called by the name of one of {PLUGINS:?}"),

@@ -314,6 +314,22 @@ fn complained_line(message: &str) -> Option<usize> {
     digits.parse().ok().filter(|number| *number > 0)
 }
 
+/// An argument in the quotes of `iptables-restore`'s format, as `iptables -S` prints comments. Line breaks would end the
+/// rule: they become spaces.
+pub fn quote(argument: &str) -> String {
+    let mut quoted = String::with_capacity(argument.len() + 2);
+    quoted.push('"');
+    for character in argument.chars() {
+        match character {
+            '"' | '\\' | '\'' => quoted.extend(['\\', character]),
+            character if character.is_control() => quoted.push(' '),
+            character => quoted.push(character),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
 // === impl Restore ===
 
 /// A transaction in the making: changes to chains and rules, table by table.
@@ -479,6 +495,12 @@ mod tests {
                       -I KUBE-SERVICES -j KUBE-SVC-NEW\n-D KUBE-SERVICES -j KUBE-SVC-OLD\n-X KUBE-SVC-OLD\nCOMMIT\n";
         assert_eq!(changes.text(), wanted);
         assert!(!changes.is_empty());
+    }
+
+    #[test]
+    fn quoted_arguments_stay_one_word_of_one_rule() {
+        assert_eq!(quote("name: \"a\" it's \\"), r#""name: \"a\" it\'s \\""#);
+        assert_eq!(quote("a\nCOMMIT"), "\"a COMMIT\"");
     }
 
     #[test]

@@ -61,8 +61,10 @@ fn render(config: &Config, own: &[IpNet], mtu: u32) -> Value {
         "mtu": mtu,
         "ipam": { "type": "host-local", "dataDir": config.cni_data_dir, "ranges": ranges, "routes": routes },
     });
+    // The runtime hands a pod's host ports to the plugin that says it takes them.
+    let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true });
     // Old runtimes read the first field, new ones negotiate by the second.
-    json!({ "cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "skiff", "plugins": [bridge] })
+    json!({ "cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "skiff", "plugins": [bridge, portmap] })
 }
 
 #[cfg(test)]
@@ -86,6 +88,7 @@ mod tests {
         let written: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(written["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
         assert_eq!(written["plugins"][0]["mtu"], 1450);
+        assert_eq!(written["plugins"][1]["capabilities"]["portMappings"], true);
         assert!(write(&config, &own, 1400).unwrap());
         assert!(remove(&config).unwrap());
         assert!(!remove(&config).unwrap());

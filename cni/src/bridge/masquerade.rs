@@ -1,44 +1,42 @@
 //! `ipMasq`: what a container sends out of its subnet leaves with this machine's address.
 //!
 //! Upstream's chain names and comments, so that either plugin removes what the other made. All rules of a container are
-//! one transaction, in both directions.
-
-use std::fmt::Write as _;
-use std::net::IpAddr;
+//! one transaction, in both directions; only the chains that matter are read, however many others there are.
 
 use ipnet::IpNet;
-use sha2::{Digest, Sha512};
 use skiff_net::iptables::{Error as RulesError, Family, Iptables, Restore};
 
 use crate::error::Error;
 use crate::request::Request;
+use crate::rules::{FAMILIES, Turn, chain_name, comment, programs, target};
 
-/// Upstream cuts chain names at this length, which every backend takes.
-const NAME_LENGTH: usize = 28;
+const TABLE: &str = "nat";
+/// Where the rules of all containers start.
+const TOP: &str = "POSTROUTING";
 
 /// Adds the rules of a container. Rules that are there already are made anew.
 pub(super) fn set_up(request: &Request, addresses: &[IpNet]) -> Result<(), Error> {
-    tear_down(request)?;
+    let failed = |source: RulesError| Error::internal("failed to set up IP masquerading", &source);
+    let _turn = Turn::take()?;
     for (family, addresses) in by_family(addresses) {
-        let rules = additions(request, &addresses);
-        let applied = Iptables::detect(family).and_then(|programs| programs.apply(&rules));
-        applied.map_err(|source| Error::internal("failed to set up IP masquerading", &source))?;
+        let programs = Iptables::detect(family).map_err(failed)?;
+        let top = programs.rules(TABLE, TOP).map_err(failed)?.unwrap_or_default();
+        programs.apply(&additions(request, &addresses, &top)).map_err(failed)?;
     }
     Ok(())
 }
 
 /// Removes the rules of a container; none there is no error.
 pub(super) fn tear_down(request: &Request) -> Result<(), Error> {
-    let chain = chain_name(&request.network.name, &request.container);
-    for family in [Family::V4, Family::V6] {
-        let removed = remove(family, |name| name == chain);
-        match removed {
-            // Without programs of a family there are no rules of it either.
-            Ok(()) | Err(RulesError::Missing { .. }) => {}
-            Err(source) => return Err(Error::internal("failed to remove IP masquerading", &source)),
-        }
-    }
-    Ok(())
+    let chain = chain(request, &request.container);
+    let _turn = Turn::take()?;
+    // Both families are tried, whatever becomes of the first.
+    let results = FAMILIES.map(|family| match programs(family)? {
+        Some(programs) => remove(&programs, |name| name == chain, std::slice::from_ref(&chain)),
+        None => Ok(()),
+    });
+    let result: Result<(), RulesError> = results.into_iter().collect();
+    result.map_err(|source| Error::internal("failed to remove IP masquerading", &source))
 }
 
 /// Removes the rules of this network whose container is not among the valid ones.
@@ -46,59 +44,67 @@ pub(super) fn collect(request: &Request) -> Result<(), Error> {
     let Some(valid) = &request.network.valid_attachments else {
         return Ok(());
     };
-    let network = &request.network.name;
     let kept: Vec<String> = valid
         .iter()
-        .map(|attachment| chain_name(network, &attachment.container))
+        .map(|attachment| chain(request, &attachment.container))
         .collect();
-    let ours = format!("name: \\\"{network}\\\" id: ");
-    for family in [Family::V4, Family::V6] {
-        let programs = match Iptables::detect(family) {
-            Ok(programs) => programs,
-            Err(RulesError::Missing { .. }) => continue,
-            Err(source) => return Err(Error::internal("failed to find the rules of IP masquerading", &source)),
+    let ours = format!("name: \\\"{}\\\" id: ", request.network.name);
+    let _turn = Turn::take()?;
+    let results = FAMILIES.map(|family| {
+        let Some(programs) = programs(family)? else {
+            return Ok(());
         };
-        let saved = programs.save(Some("nat"));
-        let saved = saved.map_err(|source| Error::internal("failed to read the rules of IP masquerading", &source))?;
-        let stale: Vec<&str> = saved
-            .chains("nat", "CNI-")
-            .filter(|name| !kept.iter().any(|kept| kept == name))
-            .filter(|name| {
-                saved
-                    .chain("nat", name)
-                    .is_some_and(|rules| rules.iter().any(|rule| rule.contains(&ours)))
-            })
+        let top = programs.rules(TABLE, TOP)?.unwrap_or_default();
+        let mut stale: Vec<String> = top
+            .iter()
+            .filter(|rule| rule.contains(&ours))
+            .filter_map(|rule| target(rule))
+            .filter(|name| name.starts_with("CNI-") && !kept.iter().any(|kept| kept == name))
+            .map(str::to_owned)
             .collect();
-        remove(family, |name| stale.contains(&name))
-            .map_err(|source| Error::internal("failed to remove stale IP masquerading", &source))?;
-    }
-    Ok(())
+        stale.dedup();
+        remove(&programs, |name| stale.iter().any(|stale| stale == name), &stale)
+    });
+    let result: Result<(), RulesError> = results.into_iter().collect();
+    result.map_err(|source| Error::internal("failed to remove stale IP masquerading", &source))
 }
 
-fn remove(family: Family, wanted: impl Fn(&str) -> bool) -> Result<(), RulesError> {
-    let programs = Iptables::detect(family)?;
-    let saved = programs.save(Some("nat"))?;
+/// Removes chains, as far as they are there, and what leads to them.
+fn remove(programs: &Iptables, wanted: impl Fn(&str) -> bool, chains: &[String]) -> Result<(), RulesError> {
     let mut changes = Restore::new();
-    let nat = changes.table("nat");
-    for rule in saved.chain("nat", "POSTROUTING").unwrap_or_default() {
-        if rule.rsplit_once("-j ").is_some_and(|(_, target)| wanted(target.trim())) {
-            nat.delete("POSTROUTING", rule);
+    let nat = changes.table(TABLE);
+    for chain in chains {
+        if programs.rules(TABLE, chain)?.is_some() {
+            nat.delete_chain(chain);
         }
     }
-    for chain in saved.chains("nat", "CNI-").filter(|name| wanted(name)) {
-        nat.delete_chain(chain);
+    if nat.is_empty() {
+        // Without the chain nothing can lead to it.
+        return Ok(());
+    }
+    for rule in programs.rules(TABLE, TOP)?.unwrap_or_default() {
+        if target(&rule).is_some_and(&wanted) {
+            nat.delete(TOP, &rule);
+        }
     }
     programs.apply(&changes)
 }
 
-fn additions(request: &Request, addresses: &[IpNet]) -> Restore {
-    let chain = chain_name(&request.network.name, &request.container);
-    let comment = format!(
-        r#"-m comment --comment "name: \"{}\" id: \"{}\"""#,
+fn chain(request: &Request, container: &str) -> String {
+    chain_name("", &request.network.name, container)
+}
+
+fn additions(request: &Request, addresses: &[IpNet], top: &[String]) -> Restore {
+    let chain = chain(request, &request.container);
+    let words = comment(&format!(
+        "name: \"{}\" id: \"{}\"",
         request.network.name, request.container
-    );
+    ));
     let mut changes = Restore::new();
-    let nat = changes.table("nat");
+    let nat = changes.table(TABLE);
+    for rule in top.iter().filter(|rule| target(rule) == Some(&chain)) {
+        nat.delete(TOP, rule);
+    }
     nat.chain(&chain);
     for address in addresses {
         let multicast = if address.addr().is_ipv4() {
@@ -106,18 +112,11 @@ fn additions(request: &Request, addresses: &[IpNet]) -> Restore {
         } else {
             "ff00::/8"
         };
-        nat.append(&chain, &format!("-d {} {comment} -j ACCEPT", address.trunc()));
-        nat.append(&chain, &format!("! -d {multicast} {comment} -j MASQUERADE"));
-        nat.append(
-            "POSTROUTING",
-            &format!("-s {} {comment} -j {chain}", single(address.addr())),
-        );
+        nat.append(&chain, &format!("-d {} {words} -j ACCEPT", address.trunc()));
+        nat.append(&chain, &format!("! -d {multicast} {words} -j MASQUERADE"));
+        nat.append(TOP, &format!("-s {} {words} -j {chain}", IpNet::from(address.addr())));
     }
     changes
-}
-
-fn single(ip: IpAddr) -> IpNet {
-    IpNet::from(ip)
 }
 
 fn by_family(addresses: &[IpNet]) -> Vec<(Family, Vec<IpNet>)> {
@@ -126,26 +125,4 @@ fn by_family(addresses: &[IpNet]) -> Vec<(Family, Vec<IpNet>)> {
         .into_iter()
         .filter(|(_, list)| !list.is_empty())
         .collect()
-}
-
-/// `CNI-` and the start of the SHA-512 of network and container, in hexadecimal.
-fn chain_name(network: &str, container: &str) -> String {
-    let mut name = "CNI-".to_owned();
-    for byte in Sha512::digest(format!("{network}{container}")) {
-        // Writing to a String cannot fail.
-        write!(name, "{byte:02x}").ok();
-    }
-    name.truncate(NAME_LENGTH);
-    name
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chain_names_are_upstreams() {
-        // Seen with Debian's bridge plugin 1.1.1 for network "t" and container "abc".
-        assert_eq!(chain_name("t", "abc"), "CNI-e2554e428afffaa6fb496266");
-    }
 }

@@ -4,5 +4,6 @@
 
 mod crowd;
 mod differential;
+mod portmap;
 mod single;
 mod world;

@@ -109,6 +109,28 @@ impl Netlink {
         self.dump(what("list", "routes"), &message, read)
     }
 
+    /// The way that this machine would send a packet to an address; `None` when there is none.
+    pub fn route_to(&mut self, address: IpAddr) -> Result<Option<Route>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = match address {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        message.header.destination_prefix_length = IpNet::from(address).prefix_len();
+        message
+            .attributes
+            .push(RouteAttribute::Destination(RouteAddress::from(address)));
+        let found = self.get(
+            what("look up the route to", &address.to_string()),
+            RouteNetlinkMessage::GetRoute(message),
+            read_any,
+        );
+        match found {
+            Err(error) if error.errno() == Some(Errno::ENETUNREACH) => Ok(None),
+            found => found,
+        }
+    }
+
     /// Adds a route; one to the same destination with the same priority is an error.
     pub fn add_route(&mut self, route: &Route) -> Result<(), Error> {
         let message = RouteNetlinkMessage::NewRoute(build(route));
@@ -186,9 +208,17 @@ fn build(route: &Route) -> RouteMessage {
     message
 }
 
+/// A route of the main table that somebody put there.
 fn read(answer: &Answer<'_>) -> Option<Route> {
+    let (header, attributes) = answer.payload.split_at_checked(HEADER)?;
+    let table = super::find(attributes, RTA_TABLE).map_or(u32::from(header[4]), |table| u32_at(table, 0));
+    let own = header[7] == UNICAST && table == MAIN_TABLE && u32_at(header, 8) & CLONED == 0;
+    own.then(|| read_any(answer)).flatten()
+}
+
+fn read_any(answer: &Answer<'_>) -> Option<Route> {
     let payload = answer.payload;
-    if answer.kind != RTM_NEWROUTE || payload.len() < HEADER || payload[7] != UNICAST {
+    if answer.kind != RTM_NEWROUTE || payload.len() < HEADER {
         return None;
     }
     let flags = u32_at(payload, 8);
@@ -197,7 +227,6 @@ fn read(answer: &Answer<'_>) -> Option<Route> {
         nix::libc::AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    let mut table = u32::from(payload[4]);
     let mut destination = any;
     let mut route = Route::direct(IpNet::from(any), 0);
     for (kind, value) in attributes(&payload[HEADER..]) {
@@ -207,15 +236,11 @@ fn read(answer: &Answer<'_>) -> Option<Route> {
             RTA_GATEWAY => route.gateway = ip(value),
             RTA_PREFSRC => route.source = ip(value),
             RTA_PRIORITY => route.priority = u32_at(value, 0),
-            RTA_TABLE => table = u32_at(value, 0),
             RTA_METRICS => {
                 route.mtu = super::attribute::find(value, RTAX_MTU).map_or(0, |mtu| u32_at(mtu, 0));
             }
             _ => {}
         }
-    }
-    if table != MAIN_TABLE || flags & CLONED != 0 {
-        return None;
     }
     route.destination = IpNet::new(destination, payload[1]).ok()?;
     route.protocol = Protocol(payload[5]);
