@@ -9,10 +9,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use skiff_api::resource::Resource;
 
 use crate::body::Body;
 use crate::negotiate;
-use crate::resources::{Resources, Served};
+use crate::resources::Resources;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -27,8 +28,9 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Describes `resources`; `address` is where clients reach the server.
-    pub fn new(resources: &Resources, address: &str) -> Self {
+    /// Describes `resources`, and `more` that are not stored; `address` is where clients reach the server.
+    pub fn new(resources: &Resources, more: &'static [Resource], address: &str) -> Self {
+        let all = Described { resources, more };
         let mut plain = HashMap::new();
         let mut put = |path: String, value: &Value| {
             plain.insert(path, to_bytes(value));
@@ -42,10 +44,10 @@ impl Discovery {
             }),
         );
         let mut groups = Vec::new();
-        for (group, versions) in resources.group_versions() {
+        for (group, versions) in all.group_versions() {
             for version in &versions {
                 let path = group_version_path(group, version);
-                put(path, &resource_list(resources, group, version));
+                put(path, &resource_list(&all, group, version));
             }
             if group.is_empty() {
                 continue;
@@ -65,7 +67,7 @@ impl Discovery {
         let aggregated = [("/api", true), ("/apis", false)]
             .into_iter()
             .map(|(path, core)| {
-                let bytes = to_bytes(&aggregated(resources, core));
+                let bytes = to_bytes(&aggregated(&all, core));
                 let tag = etag(&bytes);
                 (path, (bytes, tag))
             })
@@ -161,12 +163,34 @@ fn architecture() -> &'static str {
     }
 }
 
-fn of_version<'a>(resources: &'a Resources, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a Served> {
-    resources
-        .all()
-        .iter()
-        .map(|served| &**served)
-        .filter(move |served| served.resource.group == group && served.resource.version == version)
+/// All that is described.
+struct Described<'a> {
+    resources: &'a Resources,
+    more: &'static [Resource],
+}
+
+impl Described<'_> {
+    fn group_versions(&self) -> Vec<(&'static str, Vec<&'static str>)> {
+        let mut groups = self.resources.group_versions();
+        for resource in self.more {
+            match groups.iter_mut().find(|(group, _)| *group == resource.group) {
+                Some((_, versions)) if versions.contains(&resource.version) => {}
+                Some((_, versions)) => versions.push(resource.version),
+                None => groups.push((resource.group, vec![resource.version])),
+            }
+        }
+        groups
+    }
+
+    /// The resources of a version, each with whether it is stored.
+    fn of_version(&self, group: &str, version: &str) -> impl Iterator<Item = (&'static Resource, bool)> {
+        let served = self.resources.all().iter();
+        let served = served.map(|served| (served.resource, served.is_stored()));
+        let more = self.more.iter().map(|resource| (resource, false));
+        served
+            .chain(more)
+            .filter(move |(resource, _)| resource.group == group && resource.version == version)
+    }
 }
 
 fn group_document(group: &str, versions: &[&str]) -> Value {
@@ -177,10 +201,9 @@ fn group_document(group: &str, versions: &[&str]) -> Value {
     json!({"name": group, "versions": versions, "preferredVersion": versions.first()})
 }
 
-fn resource_list(resources: &Resources, group: &str, version: &str) -> Value {
+fn resource_list(all: &Described<'_>, group: &str, version: &str) -> Value {
     let mut list = Vec::new();
-    for served in of_version(resources, group, version) {
-        let resource = served.resource;
+    for (resource, stored) in all.of_version(group, version) {
         let mut entry = json!({
             "name": resource.plural,
             "singularName": resource.singular,
@@ -194,8 +217,8 @@ fn resource_list(resources: &Resources, group: &str, version: &str) -> Value {
         if !resource.categories.is_empty() {
             entry["categories"] = json!(resource.categories);
         }
-        if served.is_stored() {
-            entry["storageVersionHash"] = etag(served.api_version.as_bytes())[1..13].into();
+        if stored {
+            entry["storageVersionHash"] = etag(resource.api_version().as_bytes())[1..13].into();
         }
         list.push(entry);
         for subresource in resource.subresources {
@@ -221,8 +244,8 @@ fn resource_list(resources: &Resources, group: &str, version: &str) -> Value {
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list})
 }
 
-fn aggregated(resources: &Resources, core: bool) -> Value {
-    let items: Vec<Value> = resources
+fn aggregated(all: &Described<'_>, core: bool) -> Value {
+    let items: Vec<Value> = all
         .group_versions()
         .into_iter()
         .filter(|(group, _)| group.is_empty() == core)
@@ -230,7 +253,10 @@ fn aggregated(resources: &Resources, core: bool) -> Value {
             let versions: Vec<Value> = versions
                 .into_iter()
                 .map(|version| {
-                    let list: Vec<Value> = of_version(resources, group, version).map(aggregated_resource).collect();
+                    let list: Vec<Value> = all
+                        .of_version(group, version)
+                        .map(|(resource, _)| aggregated_resource(resource))
+                        .collect();
                     json!({"version": version, "resources": list, "freshness": "Current"})
                 })
                 .collect();
@@ -250,8 +276,7 @@ fn aggregated(resources: &Resources, core: bool) -> Value {
     })
 }
 
-fn aggregated_resource(served: &Served) -> Value {
-    let resource = served.resource;
+fn aggregated_resource(resource: &Resource) -> Value {
     let subresources: Vec<Value> = resource
         .subresources
         .iter()

@@ -35,6 +35,7 @@ mod config;
 mod expiry;
 mod handlers;
 mod health;
+mod metrics_server;
 mod openapi;
 mod proxy;
 mod reviews;

@@ -7,6 +7,7 @@ mod connection;
 mod pod;
 
 pub(crate) use connection::Kubelets;
+pub(crate) use pod::address as kubelet_address;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};

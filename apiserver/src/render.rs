@@ -9,10 +9,11 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::meta;
+use skiff_api::resource::Resource;
 
 use crate::cache::{Change, Kind, Listing, Object, frame};
 use crate::negotiate::Form;
-use crate::resources::Served;
+use crate::resources::{Conversion, Served};
 use crate::table;
 
 /// Lists are sent in pieces of about this size.
@@ -21,7 +22,8 @@ const PIECE: usize = 64 * 1024;
 /// How objects of a resource look in an answer.
 #[derive(Debug, Clone)]
 pub struct Render {
-    served: Arc<Served>,
+    resource: &'static Resource,
+    conversion: Option<Conversion>,
     form: Form,
     include: Include,
 }
@@ -37,17 +39,30 @@ enum Include {
 impl Render {
     /// Renders objects of `served` in `form`; `include` is the query's `includeObject`.
     pub fn new(served: Arc<Served>, form: Form, include: Option<&str>) -> Self {
+        Self {
+            conversion: served.conversion,
+            ..Self::of(served.resource, form, include)
+        }
+    }
+
+    /// As [`Render::new`], for objects that are not stored.
+    pub fn of(resource: &'static Resource, form: Form, include: Option<&str>) -> Self {
         let include = match include {
             Some("None") => Include::None,
             Some("Object") => Include::Object,
             _ => Include::Metadata,
         };
-        Self { served, form, include }
+        Self {
+            resource,
+            conversion: None,
+            form,
+            include,
+        }
     }
 
     /// Whether the cache's bytes are sent as they are.
     fn is_plain(&self) -> bool {
-        self.form == Form::Json && self.served.conversion.is_none()
+        self.form == Form::Json && self.conversion.is_none()
     }
 
     /// The content type of what is rendered.
@@ -60,7 +75,7 @@ impl Render {
 
     fn parse(&self, bytes: &[u8]) -> Value {
         let mut value = serde_json::from_slice(bytes).unwrap_or_default();
-        if let Some(conversion) = &self.served.conversion {
+        if let Some(conversion) = &self.conversion {
             (conversion.serve)(&mut value);
         }
         value
@@ -71,14 +86,18 @@ impl Render {
         if self.is_plain() {
             return bytes.clone();
         }
-        let value = self.parse(bytes);
+        self.value(&self.parse(bytes))
+    }
+
+    /// One object that is parsed already.
+    pub fn value(&self, value: &Value) -> Bytes {
         match self.form {
-            Form::Json => to_bytes(&value),
-            Form::Yaml => yaml(&value),
-            Form::Metadata => to_bytes(&partial(&value)),
+            Form::Json => to_bytes(value),
+            Form::Yaml => yaml(value),
+            Form::Metadata => to_bytes(&partial(value)),
             Form::Table => {
-                let version = meta::resource_version(&value).to_owned();
-                to_bytes(&self.table(&[value], json!({"resourceVersion": version}), true))
+                let metadata = json!({"resourceVersion": meta::resource_version(value)});
+                to_bytes(&self.table(std::slice::from_ref(value), metadata, true))
             }
         }
     }
@@ -111,8 +130,8 @@ impl Render {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
             }
             Form::Json | Form::Yaml => json!({
-                "kind": self.served.resource.kind,
-                "apiVersion": self.served.api_version,
+                "kind": self.resource.kind,
+                "apiVersion": self.resource.api_version(),
                 "metadata": metadata,
             }),
         };
@@ -135,9 +154,9 @@ impl Render {
         let mut pieces = VecDeque::new();
         let mut piece = BytesMut::with_capacity(PIECE + 4096);
         piece.put_slice(b"{\"kind\":\"");
-        piece.put_slice(self.served.resource.kind.as_bytes());
+        piece.put_slice(self.resource.kind.as_bytes());
         piece.put_slice(b"List\",\"apiVersion\":\"");
-        piece.put_slice(self.served.api_version.as_bytes());
+        piece.put_slice(self.resource.api_version().as_bytes());
         piece.put_slice(b"\",\"metadata\":");
         piece.put_slice(&to_bytes(&metadata));
         piece.put_slice(b",\"items\":[");
@@ -164,8 +183,8 @@ impl Render {
             })),
             Form::Json | Form::Yaml => {
                 let list = json!({
-                    "kind": format!("{}List", self.served.resource.kind),
-                    "apiVersion": self.served.api_version,
+                    "kind": format!("{}List", self.resource.kind),
+                    "apiVersion": self.resource.api_version(),
                     "metadata": metadata,
                     "items": values,
                 });
@@ -179,7 +198,7 @@ impl Render {
     }
 
     fn table(&self, values: &[Value], metadata: Value, columns: bool) -> Value {
-        let resource = self.served.resource;
+        let resource = self.resource;
         let now = Timestamp::now();
         let rows: Vec<Value> = values
             .iter()

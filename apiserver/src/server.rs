@@ -22,7 +22,7 @@ use crate::query::Query;
 use crate::registry::Registry;
 use crate::request::RequestInfo;
 use crate::resources::Served;
-use crate::{handlers, health, impersonation, openapi};
+use crate::{handlers, health, impersonation, metrics_server, openapi};
 
 /// How long a request may take that is neither a watch nor a stream; upstream's number.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -44,6 +44,8 @@ pub(crate) struct Server {
     pub(crate) limits: Limits,
     /// `None` when the server was given no kubelet client certificate.
     pub(crate) kubelets: Option<Kubelets>,
+    /// What kubelets have told of what is used.
+    pub(crate) nodes: metrics_server::Nodes,
 }
 
 /// Requests being worked on.
@@ -137,6 +139,9 @@ impl Server {
         let work = async {
             match served {
                 Some(served) => handlers::resource(self, served, call).await,
+                None if call.info.is_resource && call.info.group == metrics_server::GROUP => {
+                    metrics_server::handle(self, &call).await
+                }
                 None => self.other(call),
             }
         };

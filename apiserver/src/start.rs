@@ -15,6 +15,7 @@ use crate::client::InProcess;
 use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::metrics::Metrics;
+use crate::metrics_server;
 use crate::proxy::Kubelets;
 use crate::registry::Registry;
 use crate::resources::Resources;
@@ -119,16 +120,23 @@ impl ApiServer {
             .map(|identity| Kubelets::new(identity, kubelet_ca))
             .transpose()
             .map_err(Error::Tls)?;
+        // Without a way to the kubelets there are no figures.
+        let more: &[_] = if kubelets.is_some() {
+            &metrics_server::RESOURCES
+        } else {
+            &[]
+        };
         let address = format!("{}:{}", config.advertise_address, config.advertise_port);
         let ready = daemon.health.readiness("poststarthook/rbac/bootstrap-roles");
         let server = Arc::new(Server {
             authenticator: Authenticator::new(Arc::clone(&tokens)),
             tokens,
             authorizer,
-            discovery: Discovery::new(&registry.resources, &address),
+            discovery: Discovery::new(&registry.resources, more, &address),
             metrics: Metrics::new(&daemon.metrics, &registry.resources),
             limits: Limits::default(),
             kubelets,
+            nodes: metrics_server::Nodes::default(),
             registry,
             daemon,
         });

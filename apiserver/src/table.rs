@@ -16,6 +16,7 @@ mod read;
 mod security;
 mod service;
 mod storage;
+mod usage;
 mod workload;
 
 use jiff::Timestamp;
@@ -163,6 +164,7 @@ fn printer(group: &str, plural: &str) -> &'static Printer {
         }
         ("admissionregistration.k8s.io", "validatingadmissionpolicies") => &extension::POLICIES,
         ("admissionregistration.k8s.io", "validatingadmissionpolicybindings") => &extension::POLICY_BINDINGS,
+        ("metrics.k8s.io", _) => &usage::USAGE,
         _ => &FALLBACK,
     }
 }

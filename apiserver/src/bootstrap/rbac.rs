@@ -233,6 +233,11 @@ fn users() -> Vec<Value> {
         part("system:aggregate-to-view", &["view", "edit", "admin"], view),
         part("system:aggregate-to-edit", &["edit", "admin"], edit),
         part("system:aggregate-to-admin", &["admin"], admin),
+        part(
+            "system:aggregated-metrics-reader",
+            &["view", "edit", "admin"],
+            vec![rule(READ, "metrics.k8s.io", &["nodes", "pods"])],
+        ),
     ]
 }
 

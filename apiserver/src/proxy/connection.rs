@@ -41,7 +41,7 @@ impl Kubelets {
     }
 
     /// Sends one request over a connection of its own.
-    pub(super) async fn send(&self, address: &str, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+    pub(crate) async fn send(&self, address: &str, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
         match tokio::time::timeout(CONNECT, self.connect(address)).await {
             Ok(Ok(stream)) => {
                 let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

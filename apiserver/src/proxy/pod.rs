@@ -33,7 +33,7 @@ pub(super) fn node(pod: &Value) -> Result<String> {
 }
 
 /// Where a node's kubelet listens.
-pub(super) fn address(node: &Value) -> Result<String> {
+pub(crate) fn address(node: &Value) -> Result<String> {
     let addresses = || {
         node.pointer("/status/addresses")
             .and_then(Value::as_array)
