@@ -88,21 +88,16 @@ async fn kubectl_top_shows_what_nodes_and_pods_use() -> anyhow::Result<()> {
         let kinds = kubectl.run(&["api-resources", "--api-group", "metrics.k8s.io", "--no-headers"])?;
         assert_eq!(kinds.lines().count(), 2, "{kinds}");
         // Who may view a namespace may see what its pods use, but not what the nodes do.
-        let may = |what: &str| {
-            kubectl.attempt(
-                &[
-                    "auth",
-                    "can-i",
-                    "list",
-                    what,
-                    "--as",
-                    "system:serviceaccount:default:reader",
-                ],
-                "",
-            )
-        };
-        assert!(may("pods.metrics.k8s.io")?.success);
-        assert!(!may("nodes.metrics.k8s.io")?.success);
+        let reader = ["--as", "system:serviceaccount:default:reader"];
+        let read = |what: &str| kubectl.attempt(&[&["get", "--raw", what], &reader[..]].concat(), "");
+        assert!(read("/apis/metrics.k8s.io/v1beta1/namespaces/default/pods")?.success);
+        for elsewhere in ["pods", "nodes", "namespaces/kube-system/pods"] {
+            let refused = read(&format!("/apis/metrics.k8s.io/v1beta1/{elsewhere}"))?;
+            assert!(
+                !refused.success && refused.stderr.contains("forbidden"),
+                "{elsewhere}: {refused:?}"
+            );
+        }
         figures_of_the_kubelet(fixture, &name)
     })
     .await
