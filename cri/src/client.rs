@@ -15,10 +15,11 @@ use crate::protocols::runtime::v1 as wire;
 use crate::protocols::runtime::v1::image_service_client::ImageServiceClient;
 use crate::protocols::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use crate::runtime::Runtime;
+use crate::settings;
 use crate::types::{
-    AttachRequest, Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStats, ContainerStatus,
-    ExecOutput, ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, RuntimeStatus, RuntimeVersion, Sandbox,
-    SandboxConfig, SandboxFilter, SandboxState, SandboxStatus,
+    AttachRequest, CgroupDriver, Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStats,
+    ContainerStatus, ExecOutput, ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, RuntimeSettings,
+    RuntimeStatus, RuntimeVersion, Sandbox, SandboxConfig, SandboxFilter, SandboxState, SandboxStatus,
 };
 
 /// Upstream's `runtimeRequestTimeout`.
@@ -170,6 +171,34 @@ impl Runtime for Client {
             .map(|handler| handler.name)
             .collect();
         Ok(status)
+    }
+
+    async fn settings(&self) -> Result<RuntimeSettings> {
+        let mut runtime = self.runtime();
+        let request = wire::StatusRequest { verbose: true };
+        let call = self
+            .caller
+            .call("Status", "", Some(self.timeout), runtime.status(request));
+        let told = call.await?.info;
+        let mut settings = told
+            .get("config")
+            .map_or_else(RuntimeSettings::default, |text| settings::read(text));
+        let request = wire::RuntimeConfigRequest {};
+        let call = runtime.runtime_config(request);
+        match self.caller.call("RuntimeConfig", "", Some(self.timeout), call).await {
+            Ok(answer) => {
+                if let Some(linux) = answer.linux {
+                    settings.cgroup_driver = Some(match linux.cgroup_driver() {
+                        wire::CgroupDriver::Systemd => CgroupDriver::Systemd,
+                        wire::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+                    });
+                }
+            }
+            // containerd before 2.0: what its configuration says stands.
+            Err(Error::Unimplemented { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(settings)
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig, handler: &str) -> Result<String> {
@@ -446,6 +475,10 @@ impl Runtime for Client {
             .call("ListImages", "", Some(self.timeout), images.list_images(request))
             .await?;
         Ok(answer.images.into_iter().map(Into::into).collect())
+    }
+
+    async fn pinned_images(&self) -> Result<Vec<String>> {
+        crate::images::pinned(self).await
     }
 
     async fn image_status(&self, image: &str) -> Result<Option<Image>> {

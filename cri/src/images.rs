@@ -93,6 +93,14 @@ pub async fn import(client: &Client, archive: File, options: Options) -> Result<
     Ok(plan.images.into_iter().map(imported).collect())
 }
 
+/// Names of images that carry the mark; none where the runtime is not containerd.
+pub(crate) async fn pinned(client: &Client) -> crate::Result<Vec<String>> {
+    match store::pinned(client).await {
+        Err(crate::Error::Unimplemented { .. }) => Ok(Vec::new()),
+        answer => answer,
+    }
+}
+
 async fn wait_until_noticed(client: &Client, name: &str) -> Result<(), Error> {
     let mut pause = Duration::from_millis(1);
     let noticed = async {

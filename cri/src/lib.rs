@@ -21,6 +21,7 @@ mod oci;
 pub mod pause;
 mod protocols;
 mod runtime;
+mod settings;
 pub mod types;
 
 pub use client::Client;

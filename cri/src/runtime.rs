@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::events::Notice;
 use crate::types::{
     AttachRequest, Container, ContainerConfig, ContainerFilter, ContainerStats, ContainerStatus, ExecOutput,
-    ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, RuntimeStatus, RuntimeVersion, Sandbox,
-    SandboxConfig, SandboxFilter, SandboxStatus,
+    ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, RuntimeSettings, RuntimeStatus, RuntimeVersion,
+    Sandbox, SandboxConfig, SandboxFilter, SandboxStatus,
 };
 
 /// A container runtime that speaks CRI v1.
@@ -23,6 +23,11 @@ pub trait Runtime: Send + Sync + 'static {
     async fn version(&self) -> Result<RuntimeVersion>;
     /// Whether the runtime and its network are ready.
     async fn status(&self) -> Result<RuntimeStatus>;
+
+    /// How the runtime is set up; a runtime that does not tell leaves everything open.
+    async fn settings(&self) -> Result<RuntimeSettings> {
+        Ok(RuntimeSettings::default())
+    }
 
     /// Creates and starts a sandbox; returns its id. `handler` is the RuntimeClass handler, empty for the default.
     async fn run_sandbox(&self, config: &SandboxConfig, handler: &str) -> Result<String>;
@@ -74,6 +79,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// All images that the runtime knows.
     async fn list_images(&self) -> Result<Vec<Image>>;
+    /// Names (with tag, with digest) and ids of images that are never to be removed, beside those whose [`Image::pinned`] says so:
+    /// containerd 1.6 keeps the mark, but does not show it through CRI.
+    async fn pinned_images(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
     /// One image by name, digest or id; `None` when it is not present.
     async fn image_status(&self, image: &str) -> Result<Option<Image>>;
     /// Pulls an image; returns the reference to use when creating a container.

@@ -15,6 +15,24 @@ pub struct RuntimeVersion {
     pub api_version: String,
 }
 
+/// Who makes the cgroups of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// systemd, as slices and scopes.
+    Systemd,
+    /// Whoever needs them, as directories.
+    Cgroupfs,
+}
+
+/// How the runtime is set up, as far as it tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeSettings {
+    /// Who makes cgroups.
+    pub cgroup_driver: Option<CgroupDriver>,
+    /// The image of the pause process.
+    pub sandbox_image: Option<String>,
+}
+
 /// Conditions of the runtime.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeStatus {

@@ -281,6 +281,18 @@ impl<'a> Store<'a> {
     }
 }
 
+/// Names of images that carry the mark of [`Store::name`], or that containerd itself gave it.
+pub(super) async fn pinned(client: &Client) -> Result<Vec<String>> {
+    let mut request = Request::new(images::ListImagesRequest {
+        filters: vec!["labels.\"io.cri-containerd.pinned\"==pinned".to_owned()],
+    });
+    let metadata = request.metadata_mut();
+    metadata.insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
+    let mut images = ImagesClient::new(client.channel());
+    let call = client.caller().call("Images.List", "", None, images.list(request));
+    Ok(call.await?.images.into_iter().map(|image| image.name).collect())
+}
+
 /// Whether an image that is there needs no change; it may have further labels.
 fn says_the_same(present: &images::Image, wanted: &images::Image) -> bool {
     let digest = |image: &images::Image| image.target.as_ref().map(|target| target.digest.clone());

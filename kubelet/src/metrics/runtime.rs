@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 use skiff_cri::events::Notice;
 use skiff_cri::{
     AttachRequest, Container, ContainerConfig, ContainerFilter, ContainerStats, ContainerStatus, ExecOutput,
-    ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, Result, Runtime, RuntimeStatus, RuntimeVersion,
-    Sandbox, SandboxConfig, SandboxFilter, SandboxStatus,
+    ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, Result, Runtime, RuntimeSettings, RuntimeStatus,
+    RuntimeVersion, Sandbox, SandboxConfig, SandboxFilter, SandboxStatus,
 };
 use tokio::time::Instant;
 
@@ -42,6 +42,10 @@ impl Runtime for Measured {
 
     async fn status(&self) -> Result<RuntimeStatus> {
         self.time("status", self.inner.status()).await
+    }
+
+    async fn settings(&self) -> Result<RuntimeSettings> {
+        self.time("runtime_config", self.inner.settings()).await
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig, handler: &str) -> Result<String> {
@@ -133,6 +137,10 @@ impl Runtime for Measured {
 
     async fn list_images(&self) -> Result<Vec<Image>> {
         self.time("list_images", self.inner.list_images()).await
+    }
+
+    async fn pinned_images(&self) -> Result<Vec<String>> {
+        self.inner.pinned_images().await
     }
 
     async fn image_status(&self, image: &str) -> Result<Option<Image>> {
