@@ -52,25 +52,16 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     controller.sets.on_change(move |change| this.set_changed(change));
     let this = Arc::clone(&controller);
     controller.pods.on_change(move |change| this.pod_changed(change));
-    let shutdown = shared.shutdown.clone();
-    async move {
-        let synced = async {
-            controller.deployments.wait_synced().await;
-            controller.sets.wait_synced().await;
-            controller.pods.wait_synced().await;
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = synced => {}
-        }
-        let queue = Arc::clone(&controller.queue);
-        queue
-            .work(WORKERS, shutdown, move |key| {
-                let this = Arc::clone(&controller);
-                async move { this.sync(key).await }
-            })
-            .await;
-    }
+    let synced = [
+        controller.deployments.synced(),
+        controller.sets.synced(),
+        controller.pods.synced(),
+    ];
+    let queue = Arc::clone(&controller.queue);
+    shared.work(&queue, WORKERS, synced, move |key| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(key).await }
+    })
 }
 
 // === handlers: keys only ===

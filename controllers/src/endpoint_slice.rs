@@ -75,26 +75,17 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     controller.nodes.on_change(move |change| this.node_changed(change));
     let this = Arc::clone(&controller);
     controller.slices.on_change(move |change| this.slice_changed(change));
-    let shutdown = shared.shutdown.clone();
-    async move {
-        let synced = async {
-            controller.services.wait_synced().await;
-            controller.pods.wait_synced().await;
-            controller.nodes.wait_synced().await;
-            controller.slices.wait_synced().await;
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = synced => {}
-        }
-        let queue = Arc::clone(&controller.queue);
-        queue
-            .work(WORKERS, shutdown, move |key| {
-                let this = Arc::clone(&controller);
-                async move { this.sync(key).await }
-            })
-            .await;
-    }
+    let synced = [
+        controller.services.synced(),
+        controller.pods.synced(),
+        controller.nodes.synced(),
+        controller.slices.synced(),
+    ];
+    let queue = Arc::clone(&controller.queue);
+    shared.work(&queue, WORKERS, synced, move |key| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(key).await }
+    })
 }
 
 /// The Services whose endpoints a pod's change may touch.

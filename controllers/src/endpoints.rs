@@ -62,25 +62,16 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     controller
         .endpoints
         .on_change(move |change| queue.add(change.object().key()));
-    let shutdown = shared.shutdown.clone();
-    async move {
-        let synced = async {
-            controller.services.wait_synced().await;
-            controller.pods.wait_synced().await;
-            controller.endpoints.wait_synced().await;
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = synced => {}
-        }
-        let queue = Arc::clone(&controller.queue);
-        queue
-            .work(WORKERS, shutdown, move |key| {
-                let this = Arc::clone(&controller);
-                async move { this.sync(key).await }
-            })
-            .await;
-    }
+    let synced = [
+        controller.services.synced(),
+        controller.pods.synced(),
+        controller.endpoints.synced(),
+    ];
+    let queue = Arc::clone(&controller.queue);
+    shared.work(&queue, WORKERS, synced, move |key| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(key).await }
+    })
 }
 
 impl Controller {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use parking_lot::RwLock;
@@ -112,18 +113,17 @@ impl<K: View> Informer<K> {
         keys.filter_map(|key| store.objects.get(key).cloned()).collect()
     }
 
-    /// Returns when the first list is complete.
-    pub(crate) async fn wait_synced(&self) {
-        let mut synced = self.synced.subscribe();
-        if synced.wait_for(|synced| *synced).await.is_err() {
-            // The sender lives in self, so this cannot happen while somebody waits; never return unsynced.
-            std::future::pending::<()>().await;
+    /// Ends when the first list is complete.
+    pub(crate) fn synced(self: &Arc<Self>) -> BoxFuture<'static, ()> {
+        let this = Arc::clone(self);
+        async move {
+            let mut synced = this.synced.subscribe();
+            if synced.wait_for(|synced| *synced).await.is_err() {
+                // The sender lives in self, so this cannot happen while somebody waits; never return unsynced.
+                std::future::pending::<()>().await;
+            }
         }
-    }
-
-    /// The same for callers that outlive the borrow.
-    pub(crate) async fn synced(self: Arc<Self>) {
-        self.wait_synced().await;
+        .boxed()
     }
 
     /// Watches until shutdown; returns at once when nobody wants the kind.

@@ -19,6 +19,7 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod ownership;
+mod per_namespace;
 mod pod_gc;
 mod pods;
 mod queue;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, join_all};
 use kube::{Api, Client};
 use skiff_api::k8s_openapi::api::core::v1::Endpoints;
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -12,7 +14,7 @@ use crate::config::{Config, Error};
 use crate::events::{Broadcaster, Recorder};
 use crate::informer::Informer;
 use crate::metrics::WorkqueueMetrics;
-use crate::queue::{Queue, QueueKey};
+use crate::queue::{Queue, QueueKey, Retriable};
 use crate::view::{ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount};
 use crate::write::Writer;
 use crate::{
@@ -122,6 +124,28 @@ impl Shared {
     pub(crate) fn recorder(&self, component: &'static str) -> Recorder {
         self.broadcaster.recorder(component)
     }
+
+    /// Works on a queue from when the informers behind `synced` have listed until shutdown.
+    pub(crate) fn work<T, F, R, E, const N: usize>(
+        &self,
+        queue: &Arc<Queue<T>>,
+        workers: usize,
+        synced: [BoxFuture<'static, ()>; N],
+        reconcile: F,
+    ) -> impl Future<Output = ()> + Send + use<T, F, R, E, N>
+    where
+        T: QueueKey,
+        F: Fn(T) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Result<(), E>> + Send,
+        E: Retriable,
+    {
+        let (queue, shutdown) = (Arc::clone(queue), self.shutdown.clone());
+        async move {
+            if shutdown.run_until_cancelled(join_all(synced)).await.is_some() {
+                queue.work(workers, shutdown, reconcile).await;
+            }
+        }
+    }
 }
 
 // === impl Informers ===
@@ -160,20 +184,18 @@ impl Informers {
             services,
             ..
         } = self;
-        let synced: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 9] = [
-            Box::pin(deployments.want().synced()),
-            Box::pin(endpoint_slices.want().synced()),
-            Box::pin(endpoints.want().synced()),
-            Box::pin(namespaces.want().synced()),
-            Box::pin(nodes.want().synced()),
-            Box::pin(pods.want().synced()),
-            Box::pin(replica_sets.want().synced()),
-            Box::pin(service_accounts.want().synced()),
-            Box::pin(services.want().synced()),
+        let synced = [
+            deployments.want().synced(),
+            endpoint_slices.want().synced(),
+            endpoints.want().synced(),
+            namespaces.want().synced(),
+            nodes.want().synced(),
+            pods.want().synced(),
+            replica_sets.want().synced(),
+            service_accounts.want().synced(),
+            services.want().synced(),
         ];
-        async move {
-            futures::future::join_all(synced).await;
-        }
+        join_all(synced).map(drop)
     }
 
     fn start(&self, client: &Client, shutdown: &Shutdown, tasks: &mut JoinSet<()>) {

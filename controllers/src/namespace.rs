@@ -82,20 +82,12 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
             this.queue.add(namespace);
         }
     });
-    let shutdown = shared.shutdown.clone();
-    async move {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = controller.namespaces.wait_synced() => {}
-        }
-        let queue = Arc::clone(&controller.queue);
-        queue
-            .work(WORKERS, shutdown, move |key| {
-                let this = Arc::clone(&controller);
-                async move { this.sync(key).await }
-            })
-            .await;
-    }
+    let synced = [controller.namespaces.synced()];
+    let queue = Arc::clone(&controller.queue);
+    shared.work(&queue, WORKERS, synced, move |key| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(key).await }
+    })
 }
 
 impl Controller {

@@ -44,21 +44,13 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     });
     let this = Arc::clone(&controller);
     controller.nodes.on_change(move |change| this.node_changed(change));
-    let shutdown = shared.shutdown.clone();
-    async move {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            // Only now is every range that is in use known: none is given out before.
-            () = controller.nodes.wait_synced() => {}
-        }
-        let queue = Arc::clone(&controller.queue);
-        queue
-            .work(1, shutdown, move |key| {
-                let this = Arc::clone(&controller);
-                async move { this.sync(key).await }
-            })
-            .await;
-    }
+    let synced = [controller.nodes.synced()];
+    let queue = Arc::clone(&controller.queue);
+    // Only now is every range that is in use known: none is given out before.
+    shared.work(&queue, 1, synced, move |key| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(key).await }
+    })
 }
 
 impl Controller {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -75,16 +76,15 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
             this.heard.lock().lease(lease.name(), renewed, Instant::now());
         }
     });
+    let synced = [
+        controller.nodes.synced(),
+        controller.pods.synced(),
+        controller.leases.synced(),
+    ];
     let shutdown = shared.shutdown.clone();
     async move {
-        let synced = async {
-            controller.nodes.wait_synced().await;
-            controller.pods.wait_synced().await;
-            controller.leases.wait_synced().await;
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = synced => {}
+        if shutdown.run_until_cancelled(join_all(synced)).await.is_none() {
+            return;
         }
         // The server may have been away for long: nobody is silent before we have listened.
         controller.heard.lock().forgive(Instant::now());

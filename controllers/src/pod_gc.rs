@@ -60,20 +60,12 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     controller.nodes.on_change(move |change| this.node_changed(change));
     let this = Arc::clone(&controller);
     controller.pods.on_change(move |change| this.pod_changed(change));
-    let shutdown = shared.shutdown.clone();
-    async move {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = async { controller.nodes.wait_synced().await; controller.pods.wait_synced().await } => {}
-        }
-        let queue = Arc::clone(&controller.queue);
-        queue
-            .work(WORKERS, shutdown, move |work| {
-                let this = Arc::clone(&controller);
-                async move { this.sync(work).await }
-            })
-            .await;
-    }
+    let synced = [controller.nodes.synced(), controller.pods.synced()];
+    let queue = Arc::clone(&controller.queue);
+    shared.work(&queue, WORKERS, synced, move |work| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(work).await }
+    })
 }
 
 fn is_out_of_service(node: &Node) -> bool {

@@ -52,20 +52,12 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     controller.nodes.on_change(move |change| this.node_changed(change));
     let this = Arc::clone(&controller);
     controller.pods.on_change(move |change| this.pod_changed(change));
-    let shutdown = shared.shutdown.clone();
-    async move {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = async { controller.nodes.wait_synced().await; controller.pods.wait_synced().await } => {}
-        }
-        let queue = Arc::clone(&controller.queue);
-        queue
-            .work(WORKERS, shutdown, move |key| {
-                let this = Arc::clone(&controller);
-                async move { this.sync(key).await }
-            })
-            .await;
-    }
+    let synced = [controller.nodes.synced(), controller.pods.synced()];
+    let queue = Arc::clone(&controller.queue);
+    shared.work(&queue, WORKERS, synced, move |key| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(key).await }
+    })
 }
 
 fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
