@@ -2,7 +2,7 @@
 //!
 //! Two views of an object live here. The API server works on `serde_json::Value` guided by [`schema`], so that nothing a
 //! client sent is lost; everything else (controllers, scheduler, kubelet) works on typed [`k8s_openapi`] structs, for
-//! which [`owners`] and [`pods`] hold what several of them need.
+//! which [`owners`], [`pods`] and [`volumes`] hold what several of them need.
 
 pub use k8s_openapi;
 
@@ -22,3 +22,4 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod validation;
+pub mod volumes;

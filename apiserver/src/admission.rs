@@ -1,10 +1,14 @@
 //! Rules that look beyond the object itself: built-in admission plugins, one a file, in upstream's order.
 
+mod default_storage_class;
 mod default_toleration_seconds;
 mod escalation;
 mod namespace_lifecycle;
+mod node_local_volumes;
+mod persistent_volume_claim_resize;
 mod priority;
 mod service_account;
+mod storage_object_in_use_protection;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -91,6 +95,7 @@ impl Admission {
             plugins.push(Box::new(priority::Priority { classes }));
         }
         plugins.push(Box::new(default_toleration_seconds::DefaultTolerationSeconds));
+        plugins.extend(storage(&cache));
         plugins.push(Box::new(escalation::Escalation { authorizer }));
         Self { plugins }
     }
@@ -106,4 +111,22 @@ impl Admission {
             .iter()
             .try_for_each(|plugin| plugin.validate(review, object))
     }
+}
+
+/// What concerns volumes and claims.
+fn storage(cache: &dyn Fn(&str, &str) -> Option<Arc<Cache>>) -> Vec<Box<dyn Plugin>> {
+    let mut plugins: Vec<Box<dyn Plugin>> = Vec::new();
+    if let (Some(claims), Some(nodes)) = (cache("", "persistentvolumeclaims"), cache("", "nodes")) {
+        plugins.push(Box::new(node_local_volumes::NodeLocalVolumes { claims, nodes }));
+    }
+    if let Some(classes) = cache("storage.k8s.io", "storageclasses") {
+        plugins.push(Box::new(default_storage_class::DefaultStorageClass {
+            classes: Arc::clone(&classes),
+        }));
+        plugins.push(Box::new(persistent_volume_claim_resize::PersistentVolumeClaimResize {
+            classes,
+        }));
+    }
+    plugins.push(Box::new(storage_object_in_use_protection::StorageObjectInUseProtection));
+    plugins
 }

@@ -1,4 +1,5 @@
-//! What every cluster has: system namespaces, default roles, priority classes, the `kubernetes` Service.
+//! What every cluster has: system namespaces, default roles, priority classes, the `local-path` class of storage, the
+//! `kubernetes` Service.
 //!
 //! Each is created when it is missing; what users changed stays as it is. Only the addresses of the `kubernetes` Service follow the
 //! configuration at every start.
@@ -9,7 +10,7 @@ use std::net::IpAddr;
 
 use futures::future::try_join_all;
 use serde_json::{Value, json};
-use skiff_api::meta;
+use skiff_api::{meta, volumes};
 
 use crate::authentication::{MASTERS, User};
 use crate::config::Config;
@@ -34,7 +35,9 @@ pub async fn run(registry: &Registry, config: &Config) -> Result<(), Error> {
     let classes = priority_classes()
         .into_iter()
         .map(|class| (("scheduling.k8s.io", "priorityclasses"), class));
-    let objects = classes.chain(rbac::objects()).chain([service_range(config)]);
+    let objects = classes
+        .chain(rbac::objects())
+        .chain([service_range(config), local_path()]);
     // Together, so that they share a few commits.
     try_join_all(objects.map(|(resource, object)| ensure(registry, &user, resource, "", object, false))).await?;
     let (service, endpoints) = kubernetes(config);
@@ -58,6 +61,19 @@ fn priority_classes() -> [Value; 2] {
             "value": value,
         })
     })
+}
+
+/// The class of claims that ask for none: directories of the node that the first pod comes to, made by its kubelet.
+fn local_path() -> (Resource, Value) {
+    let object = json!({
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "local-path", "annotations": {volumes::IS_DEFAULT_CLASS: "true"}},
+        "provisioner": volumes::LOCAL_PATH,
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    });
+    (("storage.k8s.io", "storageclasses"), object)
 }
 
 /// Tells where Services get their addresses from: proxies refuse what nobody has in it.

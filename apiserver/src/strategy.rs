@@ -14,6 +14,7 @@ mod generic;
 mod job;
 mod namespace;
 mod node;
+mod persistent_volume;
 mod pod;
 mod qos;
 mod scale;
@@ -135,6 +136,7 @@ pub fn lookup(group: &str, plural: &str) -> &'static dyn Strategy {
         ("", "namespaces") => &namespace::Namespace,
         ("", "secrets") => &secret::Secret,
         ("", "services") => &service::Service,
+        ("", "persistentvolumes") => &persistent_volume::PersistentVolume,
         ("" | "events.k8s.io", "events") => &event::Event,
         ("certificates.k8s.io", "certificatesigningrequests") => &signing_request::SigningRequest,
         ("batch", "jobs") => &job::Job,

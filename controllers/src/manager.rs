@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
 use kube::{Api, Client};
-use skiff_api::k8s_openapi::api::core::v1::Endpoints;
+use skiff_api::k8s_openapi::api::core::v1::{Endpoints, PersistentVolume, PersistentVolumeClaim};
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
+use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_daemon::{Context, Shutdown};
 use tokio::task::JoinSet;
 
@@ -18,8 +19,8 @@ use crate::queue::{Queue, QueueKey, Retriable};
 use crate::view::{ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount};
 use crate::write::Writer;
 use crate::{
-    deployment, endpoint_slice, endpoints, garbage_collector, namespace, node_ipam, node_lifecycle, pod_gc,
-    replica_set, root_ca, service_account, taint_eviction,
+    deployment, endpoint_slice, endpoints, ephemeral_volume, garbage_collector, namespace, node_ipam, node_lifecycle,
+    persistent_volume, pod_gc, replica_set, root_ca, service_account, taint_eviction, volume_protection,
 };
 
 /// One informer for each kind that controllers read; only those wanted run.
@@ -31,10 +32,13 @@ pub(crate) struct Informers {
     pub(crate) leases: Arc<Informer<Lease>>,
     pub(crate) namespaces: Arc<Informer<Namespace>>,
     pub(crate) nodes: Arc<Informer<Node>>,
+    pub(crate) persistent_volume_claims: Arc<Informer<PersistentVolumeClaim>>,
+    pub(crate) persistent_volumes: Arc<Informer<PersistentVolume>>,
     pub(crate) pods: Arc<Informer<Pod>>,
     pub(crate) replica_sets: Arc<Informer<ReplicaSet>>,
     pub(crate) service_accounts: Arc<Informer<ServiceAccount>>,
     pub(crate) services: Arc<Informer<Service>>,
+    pub(crate) storage_classes: Arc<Informer<StorageClass>>,
 }
 
 /// What every controller is made from.
@@ -85,6 +89,9 @@ fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     if config.enables("endpointslice-controller") {
         tasks.spawn(endpoint_slice::start(shared));
     }
+    if config.enables("ephemeral-volume-controller") {
+        tasks.spawn(ephemeral_volume::start(shared));
+    }
     if config.enables("garbage-collector-controller") {
         tasks.spawn(garbage_collector::start(shared));
     }
@@ -96,6 +103,15 @@ fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     }
     if config.enables("node-lifecycle-controller") {
         tasks.spawn(node_lifecycle::start(shared));
+    }
+    if config.enables("persistentvolume-binder-controller") {
+        tasks.spawn(persistent_volume::start(shared));
+    }
+    if config.enables("persistentvolume-protection-controller") {
+        tasks.spawn(volume_protection::start_volumes(shared));
+    }
+    if config.enables("persistentvolumeclaim-protection-controller") {
+        tasks.spawn(volume_protection::start_claims(shared));
     }
     if config.enables("pod-garbage-collector-controller") {
         tasks.spawn(pod_gc::start(shared));
@@ -160,10 +176,13 @@ impl Informers {
             leases: Informer::new(|client| Api::namespaced(client, "kube-node-lease"), None),
             namespaces: Informer::new(Api::all, None),
             nodes: Informer::new(Api::all, None),
+            persistent_volume_claims: Informer::new(Api::all, None),
+            persistent_volumes: Informer::new(Api::all, None),
             pods: Informer::new(Api::all, None),
             replica_sets: Informer::new(Api::all, None),
             service_accounts: Informer::new(Api::all, None),
             services: Informer::new(Api::all, None),
+            storage_classes: Informer::new(Api::all, None),
         }
     }
 
@@ -206,9 +225,12 @@ impl Informers {
         tasks.spawn(Arc::clone(&self.leases).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.namespaces).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.nodes).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.persistent_volume_claims).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.persistent_volumes).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.pods).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.replica_sets).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.service_accounts).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.services).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.storage_classes).run(client.clone(), shutdown.clone()));
     }
 }

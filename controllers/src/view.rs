@@ -12,9 +12,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use skiff_api::k8s_openapi::api::apps::v1::{DeploymentStatus, ReplicaSetStatus};
-use skiff_api::k8s_openapi::api::core::v1::{NamespaceCondition, NodeCondition, Taint, Toleration};
+use skiff_api::k8s_openapi::api::core::v1::{
+    NamespaceCondition, NodeCondition, PersistentVolume, PersistentVolumeClaim, Taint, Toleration,
+};
+use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, OwnerReference, Time};
 use skiff_api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use skiff_api::volumes;
 
 /// Namespace and name; the namespace of a cluster-scoped object is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +70,10 @@ pub(crate) enum Index {
     Selects(String, String, String),
     /// Slices of a service: namespace and service name.
     Service(String, String),
+    /// Pods that use a claim: namespace and claim name.
+    Claim(String, String),
+    /// Claims of a class that have no volume yet.
+    Unbound(String),
 }
 
 /// A kind as the manager sees it.
@@ -194,7 +202,14 @@ part!(PodSpec {
     containers: Vec<Container>,
     init_containers: Vec<Container>,
     tolerations: Vec<Toleration>,
+    volumes: Vec<Volume>,
 });
+part!(
+    /// Kept only where a claim stands behind it.
+    Volume { name: String, persistent_volume_claim: Option<ClaimSource>, ephemeral: Option<EphemeralSource> }
+);
+part!(ClaimSource { claim_name: String });
+part!(EphemeralSource { volume_claim_template: Arc<Value> });
 part!(
     /// Kept only where it has ports, for those that a Service names.
     Container { restart_policy: Option<String>, ports: Vec<ContainerPort> }
@@ -225,6 +240,9 @@ impl View for Pod {
         spec.containers.retain(|container| !container.ports.is_empty());
         spec.init_containers
             .retain(|init| init.restart_policy.as_deref() == Some("Always") && !init.ports.is_empty());
+        spec.volumes
+            .retain(|volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some());
+        spec.volumes.shrink_to_fit();
         spec.containers.shrink_to_fit();
         spec.init_containers.shrink_to_fit();
         self.status.conditions.retain(|condition| condition.type_ == "Ready");
@@ -234,7 +252,24 @@ impl View for Pod {
     fn index(&self) -> Vec<Index> {
         let mut found = vec![by_controller(self)];
         found.extend(self.spec.node_name.clone().map(Index::Node));
+        let claims = self
+            .claims()
+            .map(|claim| Index::Claim(self.namespace().to_owned(), claim));
+        found.extend(claims);
         found
+    }
+}
+
+impl Pod {
+    /// The names of the claims that it uses; that of an ephemeral volume is made of the pod's name and the volume's.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = String> {
+        self.spec
+            .volumes
+            .iter()
+            .map(|volume| match &volume.persistent_volume_claim {
+                Some(claim) => claim.claim_name.clone(),
+                None => format!("{}-{}", self.name(), volume.name),
+            })
     }
 }
 
@@ -401,3 +436,17 @@ impl View for skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice {
 }
 
 impl View for skiff_api::k8s_openapi::api::core::v1::Endpoints {}
+
+impl View for PersistentVolume {}
+
+impl View for PersistentVolumeClaim {
+    fn index(&self) -> Vec<Index> {
+        let unbound = volumes::claimed_volume(self).is_empty();
+        unbound
+            .then(|| Index::Unbound(volumes::claim_class(self).to_owned()))
+            .into_iter()
+            .collect()
+    }
+}
+
+impl View for StorageClass {}

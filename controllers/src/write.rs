@@ -115,6 +115,14 @@ impl Writer {
         }
     }
 
+    /// Lists the objects of a namespace from the server, past every cache.
+    pub(crate) async fn list<K: Object + Clone>(&self, namespace: &str) -> Result<Vec<K>, Error> {
+        let key = Key::new(namespace, "");
+        let request = at::<K>(&key).list(&kube::api::ListParams::default());
+        let list: kube::core::ObjectList<K> = self.send::<K, _>("list", &key, request).await?;
+        Ok(list.items)
+    }
+
     pub(crate) async fn create<K: Object>(&self, key: &Key, body: &Value) -> Result<K, Error> {
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.into()),

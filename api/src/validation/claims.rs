@@ -80,7 +80,8 @@ pub(super) fn claim_update(new: &Value, old: &Value, errors: &mut Errors) {
         if text(before, "volumeName").is_empty() {
             fields.remove("volumeName");
         }
-        if is_empty(before, "storageClassName") {
+        // Nobody chose one yet: the default may still come. The empty name is a choice.
+        if get(before, "storageClassName").is_null() {
             fields.remove("storageClassName");
         }
         fields

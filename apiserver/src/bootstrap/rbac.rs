@@ -334,6 +334,30 @@ fn components() -> Vec<Value> {
         role("system:node", [node, events().to_vec()].concat()),
         role("system:node-proxier", [proxier, events().to_vec()].concat()),
         role("system:kube-scheduler", [scheduler, events().to_vec()].concat()),
+        role(
+            "system:volume-scheduler",
+            vec![
+                rule(
+                    &["get", "list", "patch", "update", "watch"],
+                    "",
+                    &["persistentvolumeclaims", "persistentvolumes"],
+                ),
+                rule(READ, "storage.k8s.io", &["storageclasses"]),
+            ],
+        ),
+        // What a kubelet needs to provision volumes on its node; admission keeps it to its own.
+        role(
+            "system:node:local-path-provisioner",
+            vec![
+                rule(READ, "", &["persistentvolumeclaims"]),
+                rule(
+                    &["create", "delete", "get", "list", "patch", "watch"],
+                    "",
+                    &["persistentvolumes"],
+                ),
+                rule(&["get"], "storage.k8s.io", &["storageclasses"]),
+            ],
+        ),
         // One identity for all controllers until each gets its own: the garbage collector alone needs nearly everything.
         role(
             "system:kube-controller-manager",
@@ -393,6 +417,12 @@ fn bindings() -> Vec<Value> {
         ),
         ("system:node", "system:node", GROUP_KIND, &["system:nodes"]),
         (
+            "system:node:local-path-provisioner",
+            "system:node:local-path-provisioner",
+            GROUP_KIND,
+            &["system:nodes"],
+        ),
+        (
             "system:node-proxier",
             "system:node-proxier",
             USER,
@@ -401,6 +431,12 @@ fn bindings() -> Vec<Value> {
         (
             "system:kube-scheduler",
             "system:kube-scheduler",
+            USER,
+            &["system:kube-scheduler"],
+        ),
+        (
+            "system:volume-scheduler",
+            "system:volume-scheduler",
             USER,
             &["system:kube-scheduler"],
         ),

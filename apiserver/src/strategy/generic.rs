@@ -58,7 +58,7 @@ static WITH_STATUS: Generic = Generic {
     status: Status::Plain,
     ..PLAIN
 };
-static VOLUME: Generic = Generic {
+pub(super) static VOLUME: Generic = Generic {
     status: Status::Plain,
     first_phase: Some("Pending"),
     ..PLAIN

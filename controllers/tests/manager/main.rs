@@ -7,4 +7,5 @@ mod garbage;
 mod namespaces;
 mod nodes;
 mod services;
+mod storage;
 mod workloads;
