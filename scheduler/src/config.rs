@@ -40,6 +40,14 @@ pub enum SchedulerError {
         /// What the API server said.
         source: kube::Error,
     },
+    /// The volumes of a pod could not be bound.
+    #[error("running PreBind plugin \"VolumeBinding\": binding volumes of pod {pod}")]
+    Volumes {
+        /// Namespace and name.
+        pod: String,
+        /// What went wrong.
+        source: VolumesError,
+    },
     /// The status of a pod could not be written.
     #[error("write the status of pod {pod}")]
     Status {
@@ -56,6 +64,48 @@ pub enum SchedulerError {
         /// What the API server said.
         source: kube::Error,
     },
+}
+
+/// A step of binding a pod's volumes that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VolumesError {
+    /// A volume or claim could not be written: perhaps somebody else took it.
+    #[error("write {what}")]
+    Write {
+        /// Its kind and name.
+        what: String,
+        /// What the API server said.
+        source: kube::Error,
+    },
+    /// The API server could not be asked.
+    #[error("watch {what}")]
+    Watch {
+        /// Its kind and name.
+        what: String,
+        /// What the API server said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nobody bound a claim in time.
+    #[error("timed out waiting for PersistentVolumeClaim {0:?} to be bound; its events say what its provisioner does")]
+    Timeout(String),
+    /// A claim was deleted meanwhile.
+    #[error("PersistentVolumeClaim {0:?} is gone")]
+    Gone(String),
+    /// The provisioner wants another node.
+    #[error("selectedNode annotation reset for PVC {0:?}")]
+    Reset(String),
+    /// The volume that a claim was bound to is not on the chosen node.
+    #[error("pv {volume:?} node affinity doesn't match node {node:?}")]
+    Elsewhere {
+        /// The volume.
+        volume: String,
+        /// The node chosen.
+        node: String,
+    },
+    /// The pod was deleted meanwhile.
+    #[error("pod does not exist any more")]
+    PodGone,
 }
 
 pub use SchedulerError as Error;

@@ -118,7 +118,7 @@ pub(crate) trait Score {
 /// Takes what the pod needs besides the node, before it is bound.
 pub(crate) trait Reserve: Plugin {
     /// Takes it.
-    fn reserve(&self, pod: &Pod, node: &str) -> Result<(), Rejection>;
+    fn reserve(&self, pod: &Pod, node: &str, snapshot: &Snapshot) -> Result<(), Rejection>;
     /// Gives it back; called also when nothing was taken.
     fn unreserve(&self, pod: &Pod, node: &str);
 }

@@ -22,5 +22,5 @@ mod scheduler;
 mod testing;
 mod watch;
 
-pub use config::{Config, Error, SchedulerError};
+pub use config::{Config, Error, SchedulerError, VolumesError};
 pub use scheduler::run;

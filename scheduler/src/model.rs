@@ -7,10 +7,12 @@ mod resources;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub(crate) use affinity::{NodeTerm, PodTerm, Preferred, merge_match_label_keys, node_terms};
+pub(crate) use affinity::{PodTerm, Preferred, merge_match_label_keys};
 pub(crate) use node::{Effect, Node, Taint};
-pub(crate) use pod::{Condition, HostPort, Pod, SpreadConstraint, Toleration, Wants, WhenUnsatisfiable};
+pub(crate) use pod::{Condition, HostPort, Pod, PodClaim, SpreadConstraint, Toleration, Wants, WhenUnsatisfiable};
 pub(crate) use resources::{Resources, parse_all, pod_requests};
+
+pub(crate) use skiff_api::selector::{NodeTerm, node_terms};
 
 use std::collections::BTreeMap;
 

@@ -16,6 +16,9 @@ mod scheduling_gates;
 mod taint_toleration;
 #[cfg(test)]
 pub(crate) mod testing;
+mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 pub(crate) use default_binder::DefaultBinder;
 pub(crate) use default_preemption::DefaultPreemption;
@@ -31,3 +34,6 @@ pub(crate) use pod_topology_spread::PodTopologySpread;
 pub(crate) use priority_sort::PrioritySort;
 pub(crate) use scheduling_gates::SchedulingGates;
 pub(crate) use taint_toleration::TaintToleration;
+pub(crate) use volume_binding::VolumeBinding;
+pub(crate) use volume_restrictions::VolumeRestrictions;
+pub(crate) use volume_zone::VolumeZone;

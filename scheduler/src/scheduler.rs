@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use kube::Client;
+use skiff_api::k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 
 use crate::Error;
-use crate::cache::{Cache, NodeChange, Objects, PodChange};
+use crate::cache::{Cache, Key, NodeChange, Objects, PodChange};
 use crate::config::Config;
 use crate::cycle::{self, Placement};
 use crate::effects::{Effects, Nomination};
@@ -136,7 +137,7 @@ impl Scheduler {
         match found {
             Ok(placement) => self.bind(attempt, placement, began),
             Err(diagnosis) => {
-                self.give_up(&attempt, diagnosis, began);
+                self.give_up(&attempt, diagnosis, true, began);
             }
         }
     }
@@ -150,13 +151,13 @@ impl Scheduler {
             feasible = placement.feasible,
             "found a node"
         );
-        if let Err(rejection) = self.framework.reserve(&attempt.pod, &node) {
+        if let Err(rejection) = self.framework.reserve(&attempt.pod, &node, &self.cache.snapshot) {
             let diagnosis = Box::new(Diagnosis {
                 nodes: self.cache.snapshot.nodes.len(),
                 pre_filter: Some(rejection),
                 ..Diagnosis::default()
             });
-            self.give_up(&attempt, diagnosis, began);
+            self.give_up(&attempt, diagnosis, false, began);
             return;
         }
         // Counted at once; the next pod must not take the same room.
@@ -208,10 +209,11 @@ impl Scheduler {
         }
     }
 
-    fn give_up(&mut self, attempt: &Attempt, mut diagnosis: Box<Diagnosis>, began: Instant) {
+    /// Nothing is pushed out (`may_preempt`) for a pod that a node could have taken.
+    fn give_up(&mut self, attempt: &Attempt, mut diagnosis: Box<Diagnosis>, may_preempt: bool, began: Instant) {
         let pod = &attempt.pod;
         let mut nomination = Nomination::Keep;
-        if diagnosis.nodes > 0 && diagnosis.pre_filter.is_none() {
+        if diagnosis.nodes > 0 && may_preempt {
             self.metrics.preemption_tried();
             let found = self.framework.post_filter(pod, &self.cache.snapshot, &diagnosis);
             diagnosis.post_filter = found.message;
@@ -273,6 +275,17 @@ impl Scheduler {
                 replace(objects.workloads.entry(kind).or_default(), update)
             }
             Change::Budget(update) => replace(&mut self.cache.objects().budgets, update),
+            Change::Claim(update) => self.take_claims(update),
+            Change::Volume(update) => {
+                let is_list = replace(&mut self.cache.objects().volumes, update);
+                self.wake(&ClusterEvent::VolumeChanged);
+                is_list
+            }
+            Change::StorageClass(update) => {
+                let is_list = replace(&mut self.cache.objects().storage_classes, update);
+                self.wake(&ClusterEvent::StorageClassChanged);
+                is_list
+            }
         };
         match (is_list, workload) {
             (true, Some(workload)) => {
@@ -283,6 +296,18 @@ impl Scheduler {
             }
             (false, _) => {}
         }
+    }
+
+    fn take_claims(&mut self, update: Update<(Key, Arc<PersistentVolumeClaim>)>) -> bool {
+        let changed: Vec<Key> = match &update {
+            Update::Set((key, _)) | Update::Remove((key, _)) => vec![key.clone()],
+            Update::Replace(all) => all.iter().map(|(key, _)| key.clone()).collect(),
+        };
+        let is_list = replace(&mut self.cache.objects().claims, update);
+        for key in &changed {
+            self.wake(&ClusterEvent::ClaimChanged(key));
+        }
+        is_list
     }
 
     fn take_pods(&mut self, update: Update<Arc<Pod>>) -> bool {

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use skiff_api::k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use skiff_api::k8s_openapi::api::core::v1 as core;
 use skiff_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::selector::LabelSelector;
 use skiff_daemon::{Shutdown, error_chain};
 use tokio::sync::mpsc::UnboundedSender;
@@ -38,10 +39,13 @@ pub(crate) enum Change {
     Service(Update<(Key, LabelSelector)>),
     Workload(&'static str, Update<(Key, LabelSelector)>),
     Budget(Update<(Key, Budget)>),
+    Claim(Update<(Key, Arc<core::PersistentVolumeClaim>)>),
+    Volume(Update<(Arc<str>, Arc<core::PersistentVolume>)>),
+    StorageClass(Update<(Arc<str>, Arc<StorageClass>)>),
 }
 
 /// How many kinds are watched: scheduling begins when each has been listed.
-pub(crate) const KINDS: usize = 8;
+pub(crate) const KINDS: usize = 11;
 
 /// Starts a task for each kind; they end at shutdown, or when nobody listens any more.
 pub(crate) fn start(client: &Client, changes: &UnboundedSender<Change>, shutdown: &Shutdown) {
@@ -103,6 +107,31 @@ pub(crate) fn start(client: &Client, changes: &UnboundedSender<Change>, shutdown
             Some((key, Budget { selector, allowed }))
         },
         Change::Budget,
+    );
+    follow_storage(&follower);
+}
+
+fn follow_storage(follower: &Follower<'_>) {
+    follower.follow(
+        |mut claim: core::PersistentVolumeClaim| {
+            claim.metadata.managed_fields = None;
+            Some((key(&claim)?, Arc::new(claim)))
+        },
+        Change::Claim,
+    );
+    follower.follow(
+        |mut volume: core::PersistentVolume| {
+            volume.metadata.managed_fields = None;
+            Some((volume.metadata.name.as_deref()?.into(), Arc::new(volume)))
+        },
+        Change::Volume,
+    );
+    follower.follow(
+        |mut class: StorageClass| {
+            class.metadata.managed_fields = None;
+            Some((class.metadata.name.as_deref()?.into(), Arc::new(class)))
+        },
+        Change::StorageClass,
     );
 }
 

@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
-use skiff_api::k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
+use skiff_api::k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+};
 use skiff_api::k8s_openapi::api::scheduling::v1::PriorityClass;
+use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_apiserver::ApiServer;
 use skiff_daemon::Context;
 use skiff_pki::{CertificateAuthority, Request, ServiceAccountKey};
@@ -112,6 +115,53 @@ impl Cluster {
             json!({"metadata": {"name": name}, "spec": {"containers": [container]}}),
         )
         .await;
+    }
+
+    async fn claim(&self, name: &str, class: &str) {
+        let spec = json!({
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}},
+            "storageClassName": class,
+        });
+        let claim = json!({"metadata": {"name": name}, "spec": spec});
+        self.create::<PersistentVolumeClaim>(Some("default"), claim).await;
+    }
+
+    async fn volume(&self, name: &str, class: &str, node: &str) {
+        let term = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": [node]});
+        let spec = json!({
+            "accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "1Gi"},
+            "storageClassName": class,
+            "local": {"path": "/data"},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [term]}]}},
+        });
+        self.create::<PersistentVolume>(None, json!({"metadata": {"name": name}, "spec": spec}))
+            .await;
+        let api = Api::<PersistentVolume>::all(self.client.clone());
+        let status = Patch::Merge(json!({"status": {"phase": "Available"}}));
+        api.patch_status(name, &PatchParams::default(), &status).await.unwrap();
+    }
+
+    /// What the binder would write in the end.
+    async fn bind_claim(&self, claim: &str, volume: &str) {
+        let patch = json!({
+            "metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+            "spec": {"volumeName": volume},
+        });
+        let api = Api::<PersistentVolumeClaim>::default_namespaced(self.client.clone());
+        api.patch(claim, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+    }
+
+    async fn pod_with_claim(&self, name: &str, claim: &str) {
+        let spec = json!({
+            "containers": [{"name": "c", "image": "i"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}],
+        });
+        self.create::<Pod>(Some("default"), json!({"metadata": {"name": name}, "spec": spec}))
+            .await;
     }
 
     async fn pods(&self) -> Vec<Pod> {
@@ -287,4 +337,87 @@ async fn an_important_pod_gets_the_room_of_another() {
     cluster
         .until(|pods| named(pods, "high").is_some_and(|high| is_bound(&high)))
         .await;
+}
+
+/// Waits until something is true of an object.
+async fn until_object<K>(api: Api<K>, name: &str, what: impl Fn(&K) -> bool) -> K
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let object = api.get(name).await.unwrap();
+        if what(&object) {
+            return object;
+        }
+        assert!(Instant::now() < deadline, "it does not come true: {object:#?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_waits_for_its_volume() {
+    let cluster = Cluster::start().await;
+    cluster.node("n1", "4").await;
+    cluster.pod_with_claim("p", "data").await;
+    let told = |pods: &[Pod], message: &str| condition(&pods[0]).is_some_and(|(.., told)| told.starts_with(message));
+    cluster
+        .until(|pods| {
+            told(
+                pods,
+                "0/1 nodes are available: persistentvolumeclaim \"data\" not found. preemption: 0/1 nodes are available: 1 \
+                 Preemption is not helpful for scheduling.",
+            )
+        })
+        .await;
+
+    cluster.claim("data", "local-path").await;
+    let claims = Api::<PersistentVolumeClaim>::default_namespaced(cluster.client.clone());
+    let sent = |claim: &PersistentVolumeClaim| {
+        let annotations = claim.metadata.annotations.as_ref();
+        annotations
+            .and_then(|all| all.get("volume.kubernetes.io/selected-node"))
+            .is_some_and(|node| node == "n1")
+    };
+    until_object(claims, "data", sent).await;
+    assert!(!is_bound(&cluster.pods().await[0]), "its volume comes first");
+    cluster.volume("pvc-1", "local-path", "n1").await;
+    cluster.bind_claim("data", "pvc-1").await;
+    cluster.until(|pods| is_bound(&pods[0])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_made_by_hand_decides_where_the_pod_goes() {
+    let cluster = Cluster::start().await;
+    for node in ["n1", "n2", "n3"] {
+        cluster.node(node, "4").await;
+    }
+    for (class, mode) in [("manual", "WaitForFirstConsumer"), ("now", "Immediate")] {
+        let class = json!({
+            "metadata": {"name": class},
+            "provisioner": "kubernetes.io/no-provisioner",
+            "volumeBindingMode": mode,
+        });
+        cluster.create::<StorageClass>(None, class).await;
+    }
+    cluster.claim("data", "manual").await;
+    cluster.pod_with_claim("p", "data").await;
+    let message = "0/3 nodes are available: 3 node(s) didn't find available persistent volumes to bind.";
+    let told = |pods: &[Pod], message: &str| condition(&pods[0]).is_some_and(|(.., told)| told.starts_with(message));
+    cluster.until(|pods| told(pods, message)).await;
+    cluster.volume("v2", "manual", "n2").await;
+    let volumes = Api::<PersistentVolume>::all(cluster.client.clone());
+    let chosen = until_object(volumes, "v2", |volume| {
+        volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_some())
+    })
+    .await;
+    assert_eq!(chosen.spec.unwrap().claim_ref.unwrap().name.as_deref(), Some("data"));
+    cluster.bind_claim("data", "v2").await;
+    let pods = cluster.until(|pods| is_bound(&pods[0])).await;
+    assert_eq!(pods[0].spec.as_ref().unwrap().node_name.as_deref(), Some("n2"));
+
+    cluster.claim("later", "now").await;
+    cluster.pod_with_claim("a-second", "later").await;
+    let message = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims. preemption:";
+    cluster.until(|pods| told(pods, message)).await;
 }

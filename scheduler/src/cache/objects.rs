@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use skiff_api::k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::selector::LabelSelector;
 
 use crate::model::{Labels, Pod};
@@ -17,7 +19,7 @@ pub(crate) struct Budget {
     pub(crate) allowed: i64,
 }
 
-/// Namespaces, selectors of Services and workloads, disruption budgets.
+/// Namespaces, selectors of Services and workloads, disruption budgets, volumes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Objects {
     pub(crate) namespaces: HashMap<Arc<str>, Labels>,
@@ -25,6 +27,9 @@ pub(crate) struct Objects {
     /// By kind (`ReplicaSet` …), then by name.
     pub(crate) workloads: HashMap<&'static str, HashMap<Key, LabelSelector>>,
     pub(crate) budgets: HashMap<Key, Budget>,
+    pub(crate) claims: HashMap<Key, Arc<PersistentVolumeClaim>>,
+    pub(crate) volumes: HashMap<Arc<str>, Arc<PersistentVolume>>,
+    pub(crate) storage_classes: HashMap<Arc<str>, Arc<StorageClass>>,
 }
 
 impl Objects {

@@ -1,5 +1,6 @@
 //! What happened in the cluster, as far as it may let a waiting pod in.
 
+use crate::cache::Key;
 use crate::model::{Node, Pod};
 
 /// A change that waiting pods hear of.
@@ -19,6 +20,12 @@ pub(crate) enum ClusterEvent<'a> {
     PodGone(&'a Pod),
     /// A namespace's labels are other than they were.
     NamespaceChanged,
+    /// A claim, by namespace and name, is other than it was.
+    ClaimChanged(&'a Key),
+    /// A volume came, went or is other than it was.
+    VolumeChanged,
+    /// A class of storage came, went or is other than it was.
+    StorageClassChanged,
 }
 
 impl ClusterEvent<'_> {
@@ -32,6 +39,9 @@ impl ClusterEvent<'_> {
             Self::PodChanged { .. } => "AssignedPodUpdate",
             Self::PodGone(_) => "AssignedPodDelete",
             Self::NamespaceChanged => "NamespaceUpdate",
+            Self::ClaimChanged(_) => "PersistentVolumeClaimUpdate",
+            Self::VolumeChanged => "PersistentVolumeUpdate",
+            Self::StorageClassChanged => "StorageClassUpdate",
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::model::{Node, Pod};
 use crate::plugins::{
     DefaultBinder, DefaultPreemption, ImageLocality, InterPodAffinity, NodeAffinity, NodeName, NodePorts,
     NodeResourcesBalancedAllocation, NodeResourcesFit, NodeUnschedulable, PodTopologySpread, PrioritySort,
-    SchedulingGates, TaintToleration,
+    SchedulingGates, TaintToleration, VolumeBinding, VolumeRestrictions, VolumeZone,
 };
 
 /// The plugins, by extension point, each list in the order that they run in.
@@ -46,6 +46,7 @@ impl Framework {
         let fit = Arc::new(NodeResourcesFit);
         let spread = Arc::new(PodTopologySpread);
         let pods = Arc::new(InterPodAffinity);
+        let volumes = Arc::new(VolumeBinding::new(binder.clone()));
         Self {
             pre_enqueue: vec![Arc::new(SchedulingGates)],
             queue_sort: Arc::new(PrioritySort),
@@ -56,6 +57,9 @@ impl Framework {
                 affinity.clone(),
                 Arc::new(NodePorts),
                 fit.clone(),
+                Arc::new(VolumeRestrictions),
+                volumes.clone(),
+                Arc::new(VolumeZone),
                 spread.clone(),
                 pods.clone(),
             ],
@@ -69,12 +73,11 @@ impl Framework {
                 (Arc::new(NodeResourcesBalancedAllocation), 1),
                 (Arc::new(ImageLocality), 1),
             ],
-            // Nothing is taken besides the node yet: volumes will be.
-            reserve: Vec::new(),
+            reserve: vec![volumes.clone()],
             permit: Vec::new(),
-            pre_bind: Vec::new(),
+            pre_bind: vec![volumes.clone()],
             bind: vec![Arc::new(DefaultBinder::new(binder))],
-            post_bind: Vec::new(),
+            post_bind: vec![volumes],
         }
     }
 
@@ -145,8 +148,9 @@ impl Framework {
     }
 
     /// Takes what the pod needs besides the node, and asks for the last time.
-    pub(crate) fn reserve(&self, pod: &Pod, node: &str) -> Result<(), Rejection> {
-        let reserved = self.reserve.iter().try_for_each(|plugin| plugin.reserve(pod, node));
+    pub(crate) fn reserve(&self, pod: &Pod, node: &str, snapshot: &Snapshot) -> Result<(), Rejection> {
+        let mut plugins = self.reserve.iter();
+        let reserved = plugins.try_for_each(|plugin| plugin.reserve(pod, node, snapshot));
         let permitted = reserved.and_then(|()| self.permit.iter().try_for_each(|plugin| plugin.permit(pod, node)));
         permitted.inspect_err(|_| self.unreserve(pod, node))
     }

@@ -29,6 +29,7 @@ pub(crate) struct Pod {
     /// The same with a minimum for each container, for scores.
     pub(crate) scored_requests: Resources,
     pub(crate) ports: Vec<HostPort>,
+    pub(crate) claims: Vec<PodClaim>,
     pub(crate) affinity: Vec<PodTerm>,
     pub(crate) preferred_affinity: Vec<Preferred<PodTerm>>,
     pub(crate) anti_affinity: Vec<PodTerm>,
@@ -51,6 +52,14 @@ pub(crate) struct Wants {
     pub(crate) owner: Option<(String, String)>,
     /// Its PodScheduled condition.
     pub(crate) condition: Option<Condition>,
+}
+
+/// A claim that a pod uses, in its own namespace.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct PodClaim {
+    pub(crate) name: Arc<str>,
+    /// Made for this pod alone, after a volume of its own.
+    pub(crate) ephemeral: bool,
 }
 
 /// What the PodScheduled condition says.
@@ -117,6 +126,7 @@ impl Pod {
             .as_ref()
             .or(metadata.creation_timestamp.as_ref())
             .map_or(0, |at| at.0.as_second());
+        let claims = claims(metadata.name.as_deref().unwrap_or_default(), &spec);
         let mut parsed = Self {
             uid: metadata.uid?.into(),
             name: metadata.name?.into(),
@@ -134,6 +144,7 @@ impl Pod {
             requests,
             scored_requests,
             ports: host_ports(&spec),
+            claims,
             node,
             namespace,
             labels,
@@ -246,7 +257,7 @@ impl Wants {
                 .collect(),
             tolerations: spec.tolerations.iter().flatten().map(Toleration::new).collect(),
             node_selector: spec.node_selector.clone().unwrap_or_default(),
-            node_affinity: required.map(|selector| node_terms(&selector.node_selector_terms)),
+            node_affinity: required.map(node_terms),
             preferred_nodes: (preferred.into_iter().flatten())
                 .map(|preferred| Preferred {
                     weight: i64::from(preferred.weight),
@@ -301,6 +312,21 @@ impl HostPort {
             && self.protocol == other.protocol
             && (self.ip == other.ip || self.ip == ANY || other.ip == ANY)
     }
+}
+
+fn claims(pod: &str, spec: &core::PodSpec) -> Vec<PodClaim> {
+    let claims = spec.volumes.iter().flatten().filter_map(|volume| {
+        let named = volume.persistent_volume_claim.as_ref();
+        let own = volume
+            .ephemeral
+            .as_ref()
+            .map(|_| format!("{pod}-{}", volume.name).into());
+        Some(PodClaim {
+            name: named.map(|claim| claim.claim_name.as_str().into()).or(own)?,
+            ephemeral: named.is_none(),
+        })
+    });
+    claims.collect()
 }
 
 fn host_ports(spec: &core::PodSpec) -> Vec<HostPort> {

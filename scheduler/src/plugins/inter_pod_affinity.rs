@@ -67,7 +67,7 @@ impl Plugin for InterPodAffinity {
             ClusterEvent::PodChanged { old, new } => old.labels != new.labels && (wants(new) || repels(old)),
             ClusterEvent::NodeAdded(_) | ClusterEvent::NamespaceChanged => true,
             ClusterEvent::NodeChanged { old, new } => old.labels != new.labels,
-            ClusterEvent::NodeGone(_) => false,
+            _ => false,
         }
     }
 }

@@ -63,7 +63,7 @@ impl Plugin for PodTopologySpread {
             ClusterEvent::PodChanged { old, new } => counts(old) || counts(new),
             ClusterEvent::NodeAdded(node) | ClusterEvent::NodeGone(node) => has_keys(node),
             ClusterEvent::NodeChanged { old, new } => has_keys(old) || has_keys(new),
-            ClusterEvent::NamespaceChanged => false,
+            _ => false,
         }
     }
 }
