@@ -149,7 +149,14 @@ struct Endpoints {
 /// # Errors
 /// When the listener fails for good.
 pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics, shutdown: Shutdown) -> std::io::Result<()> {
-    let router = Router::new()
+    axum::serve(listener, router(health, metrics))
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+/// The endpoints of the checks and the metrics, for a server that has others too.
+pub fn router(health: Health, metrics: Metrics) -> Router {
+    Router::new()
         .route("/livez", get(|state, query| all("livez", state, query)))
         .route("/readyz", get(|state, query| all("readyz", state, query)))
         .route("/healthz", get(|state, query| all("healthz", state, query)))
@@ -157,10 +164,7 @@ pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics, shut
         .route("/readyz/{name}", get(one))
         .route("/healthz/{name}", get(one))
         .route("/metrics", get(scrape))
-        .with_state(Endpoints { health, metrics });
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+        .with_state(Endpoints { health, metrics })
 }
 
 async fn all(endpoint: &'static str, State(state): State<Endpoints>, RawQuery(query): RawQuery) -> Response {

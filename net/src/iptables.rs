@@ -185,6 +185,17 @@ impl Iptables {
 
     /// The rules of one chain; `None` when the chain is not there. Its cost does not grow with the other chains.
     pub fn rules(&self, table: &str, chain: &str) -> Result<Option<Vec<String>>, Error> {
+        self.list(table, chain, &[])
+    }
+
+    /// How many packets met the first rule of a chain that has some words in it; `None` when there is no such rule.
+    pub fn packets(&self, table: &str, chain: &str, words: &str) -> Result<Option<u64>, Error> {
+        let rules = self.list(table, chain, &["-v"])?.unwrap_or_default();
+        let found = rules.iter().find(|rule| rule.contains(words));
+        Ok(found.and_then(|rule| rule.split_once("-c ")?.1.split(' ').next()?.parse().ok()))
+    }
+
+    fn list(&self, table: &str, chain: &str, options: &[&str]) -> Result<Option<Vec<String>>, Error> {
         // `iptables-nft-save` and `iptables-nft` stand side by side.
         let name = self
             .save
@@ -192,7 +203,8 @@ impl Iptables {
             .map(|name| name.to_string_lossy().replace("-save", ""))
             .unwrap_or_default();
         let program = self.save.with_file_name(name);
-        let output = self.run(&program, &["-w", LOCK_SECONDS, "-t", table, "-S", chain], None)?;
+        let arguments = [&["-w", LOCK_SECONDS, "-t", table, "-S", chain], options].concat();
+        let output = self.run(&program, &arguments, None)?;
         if output.status.code() == Some(NO_SUCH_CHAIN) {
             return Ok(None);
         }
@@ -364,6 +376,12 @@ impl Restore {
                 self.tables.len() - 1
             });
         &mut self.tables[at].1
+    }
+
+    /// How many rules of a table come or go, single ones and with their chains.
+    pub fn rules(&self, table: &str) -> usize {
+        let tables = self.tables.iter().filter(|(name, _)| *name == table);
+        tables.map(|(_, table)| table.rules.lines().count()).sum()
     }
 
     /// Whether nothing would change.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{Service, Slice};
+use crate::model::{Node, Service, Slice};
 
 /// `namespace/name` of a Service.
 pub(crate) type Key = Arc<str>;
@@ -41,6 +41,8 @@ pub(crate) enum Change {
     SlicesDone,
     /// Where Services get their addresses from, or nothing when the server does not say.
     Ranges(Vec<IpNet>),
+    /// This node, as far as the server tells of it.
+    Node(Node),
 }
 
 /// A Service and its slices; either may come first.
@@ -70,17 +72,23 @@ pub(crate) struct Index {
     services_known: bool,
     slices_known: bool,
     ranges: Option<Vec<IpNet>>,
+    node: Option<Node>,
 }
 
 impl Index {
     /// Whether all lists have been read: before, rules would be made of half of the truth.
     pub(crate) fn is_complete(&self) -> bool {
-        self.services_known && self.slices_known && self.ranges.is_some()
+        self.services_known && self.slices_known && self.ranges.is_some() && self.node.is_some()
     }
 
     /// Where Services get their addresses from.
     pub(crate) fn ranges(&self) -> &[IpNet] {
         self.ranges.as_deref().unwrap_or_default()
+    }
+
+    /// This node, once the server has told of it.
+    pub(crate) fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
@@ -148,6 +156,7 @@ impl Index {
                 self.set_slice(&name, None);
             }
             Change::Ranges(ranges) => self.ranges = Some(ranges),
+            Change::Node(node) => self.node = Some(node),
             Change::ServicesDone => {
                 self.services_known = true;
                 if let Some(seen) = self.services_listed.take() {
@@ -318,6 +327,8 @@ mod tests {
         index.apply(Change::SlicesBegin);
         index.apply(Change::SlicesDone);
         index.apply(Change::Ranges(Vec::new()));
+        assert!(!index.is_complete());
+        index.apply(Change::Node(Node::default()));
         assert!(index.is_complete());
         assert_eq!(index.all().len(), 1);
     }

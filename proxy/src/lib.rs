@@ -8,14 +8,19 @@
 //! What is in the kernel is remembered, not read back. After a failure, and when the canary chain is gone (somebody
 //! flushed the rules), everything is written anew.
 
+mod cleanup;
 mod config;
+mod events;
 mod healthz;
 mod index;
+mod kernel;
 mod metrics;
 mod model;
 mod names;
 pub mod plan;
+mod ports_taken;
 mod run;
+mod service_health;
 mod stale_flows;
 mod sync;
 mod watch;
@@ -23,9 +28,11 @@ mod wire;
 
 use std::net::SocketAddr;
 
-pub use config::{ClientConnection, Config, ConntrackConfiguration, DetectLocal, Error as ConfigError};
-pub use config::{IptablesConfiguration, KubeProxyConfiguration};
-pub use model::{Endpoint, Outside, Port, Protocol, Service, Slice, SlicePort};
+pub use cleanup::cleanup;
+pub use config::{ClientConnection, Config, Conntrack, ConntrackConfiguration, DetectLocal, Error as ConfigError};
+pub use config::{IptablesConfiguration, IpvsConfiguration, KubeProxyConfiguration, LoggingConfiguration};
+pub use config::{NftablesConfiguration, VmoduleItem, WinkernelConfiguration};
+pub use model::{Endpoint, Hint, Node, Outside, Port, Protocol, Service, Slice, SlicePort};
 pub use names::{Kind, chain};
 pub use run::run;
 

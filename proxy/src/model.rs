@@ -100,7 +100,7 @@ pub struct SlicePort {
 }
 
 /// One address behind a Service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The address.
     pub ip: IpAddr,
@@ -112,6 +112,47 @@ pub struct Endpoint {
     pub terminating: bool,
     /// It is on this node.
     pub local: bool,
+    /// Whether it is meant for this node (`hints.forNodes`).
+    pub for_node: Hint,
+    /// The zones that it is meant for (`hints.forZones`); absent where it has no such hint.
+    pub for_zones: Option<Box<[Box<str>]>>,
+}
+
+/// Whom an endpoint is meant for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hint {
+    /// It does not say.
+    #[default]
+    Absent,
+    /// For clients here.
+    Here,
+    /// For clients elsewhere.
+    Elsewhere,
+}
+
+/// What is known of this node from its Node object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its zone (`topology.kubernetes.io/zone`).
+    pub zone: Option<Box<str>>,
+    /// The addresses of its pods (`spec.podCIDRs`).
+    pub pod_range: Option<IpNet>,
+    /// Its first address: of the kind `InternalIP`, or else `ExternalIP`.
+    pub address: Option<IpAddr>,
+    /// Whether load balancers may send to it: not while it is on its way out.
+    pub eligible: bool,
+}
+
+impl Default for Node {
+    /// A node that nothing is known of. It is taken to stay.
+    fn default() -> Self {
+        Self {
+            zone: None,
+            pod_range: None,
+            address: None,
+            eligible: true,
+        }
+    }
 }
 
 /// An endpoint of one port of a Service, with its number.
@@ -121,10 +162,22 @@ pub(crate) struct Backend {
     pub(crate) ready: bool,
     pub(crate) draining: bool,
     pub(crate) local: bool,
+    pub(crate) for_node: Hint,
+    pub(crate) for_zone: Hint,
 }
 
-/// The endpoints of one port of a Service out of all its slices, in a fixed order, each once.
-pub(crate) fn backends<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>) -> Vec<Backend> {
+impl Endpoint {
+    fn for_zone(&self, zone: Option<&str>) -> Hint {
+        match &self.for_zones {
+            None => Hint::Absent,
+            Some(zones) if zone.is_some_and(|zone| zones.iter().any(|meant| **meant == *zone)) => Hint::Here,
+            Some(_) => Hint::Elsewhere,
+        }
+    }
+}
+
+/// The endpoints of one port of a Service out of all its slices, in a fixed order, each once, for a node in a zone.
+pub(crate) fn backends<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>, zone: Option<&str>) -> Vec<Backend> {
     let mut found: Vec<Backend> = Vec::new();
     for slice in slices {
         let matching = |candidate: &&SlicePort| candidate.name == port.name && candidate.protocol == port.protocol;
@@ -134,6 +187,8 @@ pub(crate) fn backends<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>)
                 ready: endpoint.ready,
                 draining: endpoint.serving && endpoint.terminating,
                 local: endpoint.local,
+                for_node: endpoint.for_node,
+                for_zone: endpoint.for_zone(zone),
             }));
         }
     }
@@ -145,6 +200,8 @@ pub(crate) fn backends<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>)
             kept.ready |= next.ready;
             kept.draining |= next.draining;
             kept.local |= next.local;
+            kept.for_node = kept.for_node.max(next.for_node);
+            kept.for_zone = kept.for_zone.max(next.for_zone);
         }
         same
     });

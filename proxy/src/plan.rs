@@ -5,11 +5,12 @@
 //! then `KUBE-SEP-…` (rewrites the destination). What came from outside passes `KUBE-EXT-…` first. Where no endpoint
 //! is, a rule in the filter table refuses.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::model::{Backend, Port, Protocol, Service, Slice, backends};
+use crate::model::{Backend, Hint, Node, Port, Protocol, Service, Slice, backends};
 use crate::names::{Kind, chain};
 
 mod base;
@@ -28,10 +29,14 @@ pub struct Settings {
     pub masquerade_bit: u8,
     /// Node ports answer at 127.0.0.1 too.
     pub localhost_node_ports: bool,
-    /// Addresses of this node at which node ports answer; any when empty.
-    pub node_port_addresses: Vec<IpNet>,
+    /// Addresses of this node at which node ports answer.
+    pub node_ports: NodePorts,
     /// Where Services get their addresses from: an address in it that no Service has is refused at once.
     pub service_ranges: Vec<IpNet>,
+    /// The zone that this node is in, for endpoints that are meant for some zones.
+    pub zone: Option<Box<str>>,
+    /// Packets that connection tracking takes for invalid pass (`conntrack.tcpBeLiberal`).
+    pub pass_invalid: bool,
 }
 
 impl Default for Settings {
@@ -41,8 +46,66 @@ impl Default for Settings {
             masquerade_all: false,
             masquerade_bit: 14,
             localhost_node_ports: true,
-            node_port_addresses: Vec::new(),
+            node_ports: NodePorts::Any,
             service_ranges: Vec::new(),
+            zone: None,
+            pass_invalid: false,
+        }
+    }
+}
+
+impl Settings {
+    /// The settings on a node, and in a cluster with these ranges of Services.
+    pub fn on(&self, node: &Node, service_ranges: &[IpNet]) -> Self {
+        let local = match &self.local {
+            LocalTraffic::NodeRange => node.pod_range.map_or(LocalTraffic::NodeRange, LocalTraffic::Range),
+            other => other.clone(),
+        };
+        let node_ports = match &self.node_ports {
+            NodePorts::At { ranges, primary: true } => NodePorts::At {
+                ranges: ranges.iter().copied().chain(node.address.map(IpNet::from)).collect(),
+                primary: false,
+            },
+            other => other.clone(),
+        };
+        Self {
+            local,
+            node_ports,
+            service_ranges: service_ranges.to_vec(),
+            zone: node.zone.clone(),
+            ..self.clone()
+        }
+    }
+}
+
+/// At which addresses of this node node ports answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodePorts {
+    /// All.
+    Any,
+    /// Some.
+    At {
+        /// Those in these ranges.
+        ranges: Vec<IpNet>,
+        /// The node's first one, once it is known.
+        primary: bool,
+    },
+}
+
+impl NodePorts {
+    /// Whether 127.0.0.1 is among them.
+    pub(crate) fn have_loopback(&self) -> bool {
+        match self {
+            Self::Any => true,
+            Self::At { ranges, .. } => ranges.iter().any(|range| range.contains(&IpAddr::from([127, 0, 0, 1]))),
+        }
+    }
+
+    /// Whether an address is among them.
+    pub(crate) fn contain(&self, ip: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::At { ranges, .. } => ranges.iter().any(|range| range.contains(&ip)),
         }
     }
 }
@@ -54,6 +117,8 @@ pub enum LocalTraffic {
     Unknown,
     /// By their source.
     Range(IpNet),
+    /// By their source, in the range of this node's pods: not, until that is known.
+    NodeRange,
     /// By the bridge that they come from.
     Bridge(String),
     /// By the start of the name of the interface that they come from.
@@ -63,7 +128,7 @@ pub enum LocalTraffic {
 impl LocalTraffic {
     fn pods_match(&self) -> Option<String> {
         match self {
-            Self::Unknown => None,
+            Self::Unknown | Self::NodeRange => None,
             Self::Range(range) => Some(format!("-s {range} ")),
             Self::Bridge(name) => Some(format!("-i {name} ")),
             Self::InterfacePrefix(prefix) => Some(format!("-i {prefix}+ ")),
@@ -140,6 +205,28 @@ pub struct Rules {
     pub hubs: Vec<(Hub, String)>,
     /// Flows that have no end of their own, for the removal of stale ones.
     pub udp: Vec<UdpPort>,
+    /// What a load balancer is told of this node.
+    pub health_check: Option<HealthCheck>,
+    /// Ports without an endpoint here that a Local policy allows.
+    pub stranded: Stranded,
+}
+
+/// Where a load balancer asks for a Service's endpoints on this node, and how many there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port of this node.
+    pub port: u16,
+    /// Ready endpoints here.
+    pub endpoints: usize,
+}
+
+/// Ports whose traffic finds no endpoint on this node, though there are some elsewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stranded {
+    /// By the internal traffic policy.
+    pub internal: u16,
+    /// By the external traffic policy.
+    pub external: u16,
 }
 
 /// A UDP port of a Service: where clients send to, and who may answer.
@@ -167,7 +254,7 @@ pub fn plan<'a>(
         } else {
             format!("{name}:{}", port.name)
         };
-        let backends = backends(port, slices.clone());
+        let backends = backends(port, slices.clone(), settings.zone.as_deref());
         PortPlan {
             settings,
             service,
@@ -177,7 +264,20 @@ pub fn plan<'a>(
         }
         .write(&mut rules);
     }
+    let outside = service.outside.as_deref();
+    let port = outside.map_or(0, |outside| outside.health_check_node_port);
+    rules.health_check = (port != 0).then(|| HealthCheck {
+        port,
+        endpoints: ready_here(slices),
+    });
     rules
+}
+
+/// How many endpoints on this node are ready.
+fn ready_here<'a>(slices: impl Iterator<Item = &'a Slice>) -> usize {
+    let endpoints = slices.flat_map(|slice| &slice.endpoints);
+    let here = endpoints.filter(|endpoint| endpoint.ready && endpoint.local);
+    here.map(|endpoint| endpoint.ip).collect::<BTreeSet<_>>().len()
 }
 
 /// Upstream's choice of endpoints: those that are ready, or, when none is, those that still answer on their way out.
@@ -195,6 +295,18 @@ fn usable(backends: impl Iterator<Item = Backend> + Clone) -> Vec<SocketAddr> {
     } else {
         ready
     }
+}
+
+/// Which endpoints clients of this node are to have, by the hints of those that are ready. One without a hint makes
+/// all hints void, and hints that leave no endpoint are not followed: a Service that answers comes first.
+fn meant_for_here(backends: &[Backend]) -> impl Fn(&Backend) -> bool + Copy {
+    let follow = |hint: fn(&Backend) -> Hint| {
+        let ready = || backends.iter().filter(|backend| backend.ready).map(hint);
+        ready().all(|hint| hint != Hint::Absent) && ready().any(|hint| hint == Hint::Here)
+    };
+    let by_node = follow(|backend| backend.for_node);
+    let by_zone = !by_node && follow(|backend| backend.for_zone);
+    move |backend| (!by_node || backend.for_node == Hint::Here) && (!by_zone || backend.for_zone == Hint::Here)
 }
 
 /// What is known while the rules of one port are written.
@@ -220,7 +332,13 @@ struct Ways {
 impl PortPlan<'_> {
     fn write(&self, rules: &mut Rules) {
         let ways = self.ways();
-        let anywhere = !ways.everywhere.is_empty() || !ways.here.is_empty();
+        // An endpoint that the policy keeps from this node counts: what it serves elsewhere is not refused here.
+        let elsewhere = self.backends.iter().any(|backend| backend.ready);
+        let anywhere = elsewhere || !ways.everywhere.is_empty() || !ways.here.is_empty();
+        let strands = |policy: bool, way: Option<Kind>| u16::from(policy && anywhere && way.is_none());
+        rules.stranded.internal += strands(self.service.internal_local, ways.internal);
+        let outside = self.service.external_local && self.reachable_from_outside();
+        rules.stranded.external += strands(outside, ways.external);
         self.write_refusals(rules, &ways, anywhere);
         self.write_entries(rules, &ways, anywhere);
         let mut endpoints: Vec<SocketAddr> = Vec::new();
@@ -257,7 +375,12 @@ impl PortPlan<'_> {
         // Outside traffic of this node's own is sent anywhere whatever the policy, so that chain exists then too.
         let uses_everywhere = !self.service.internal_local || outside;
         let uses_here = self.service.internal_local || (self.service.external_local && outside);
-        let everywhere = if uses_everywhere { usable(all()) } else { Vec::new() };
+        let near = meant_for_here(self.backends);
+        let everywhere = if uses_everywhere {
+            usable(all().filter(|backend| !backend.ready || near(backend)))
+        } else {
+            Vec::new()
+        };
         let here = if uses_here {
             usable(all().filter(|backend| backend.local))
         } else {

@@ -1,23 +1,32 @@
 //! The loop: changes in, transactions out.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use kube::Client;
 use skiff_daemon::{Check, Context, error_chain};
 use skiff_net::iptables::{self, Family, Iptables, Restore};
-use skiff_net::sysctl;
+use skiff_net::netlink::Netlink;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
-use crate::healthz::{self, Freshness};
-use crate::index::{Change, Index};
-use crate::metrics::{Metrics, Table};
-use crate::plan::{self, Base, plan};
+use crate::events::Events;
+use crate::healthz::{self, Health};
+use crate::index::{Change, Index, Key};
+use crate::metrics::{Metrics, Policy, Table};
+use crate::model::Protocol;
+use crate::plan::{self, Base, NodePorts, Settings, plan};
+use crate::service_health::ServiceHealth;
 use crate::stale_flows::StaleFlows;
 use crate::sync::Applied;
-use crate::{Error, watch};
+use crate::{Error, kernel, ports_taken, watch};
+
+mod agenda;
+
+use agenda::Agenda;
 
 /// Changes between the watch and the loop.
 const QUEUE: usize = 1024;
@@ -41,23 +50,45 @@ const RETRY: Duration = Duration::from_millis(500);
 /// # Errors
 /// When it cannot go on; everything that may pass is repeated instead.
 pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), Error> {
-    let freshness = Freshness::default();
-    healthz::serve(&config, &daemon, freshness.clone()).await?;
-    let iptables = blocking(|| Iptables::detect(Family::V4))
-        .await
-        .map_err(Error::Iptables)?;
+    let health = Health::new(config.sync_period * 2);
+    let metrics = Metrics::register(&daemon.metrics);
+    healthz::serve(&config, &daemon, health.clone(), metrics.clone()).await?;
+    let lock_file = config.lock_file.clone();
+    let iptables = blocking(move || {
+        let found = Iptables::detect(Family::V4)?;
+        Ok(match lock_file {
+            Some(path) => found.with_lock_file(path),
+            None => found,
+        })
+    });
+    let iptables = iptables.await.map_err(Error::Iptables)?;
     info!(backend = ?iptables.backend(), node = config.node_name, "service proxy starts");
+    kernel::set_oom_score(config.oom_score_adj);
+    let (tracking, cores) = (
+        config.conntrack,
+        std::thread::available_parallelism().map_or(1, usize::from),
+    );
+    blocking(move || kernel::set_up_tracking(&tracking, cores)).await;
+    let events = Events::start(client.clone(), &config.node_name, &daemon.shutdown);
+    events.started();
     let (sender, mut changes) = mpsc::channel(QUEUE);
     let watching = tokio::spawn(watch::watch(client, config.node_name.clone(), sender));
+    let service_health = ServiceHealth::new(&config.node_name, health.clone(), events.clone(), &daemon.shutdown);
     let mut proxy = Proxy {
+        settings: config.settings.clone(),
         base: plan::base(&config.settings),
-        metrics: Metrics::register(&daemon.metrics),
+        metrics,
         ready: daemon.health.readiness("proxy"),
         config,
         iptables,
-        freshness,
+        health,
+        service_health,
+        events,
         index: Index::default(),
         applied: Applied::default(),
+        node_ports: HashSet::new(),
+        node_addresses: Vec::new(),
+        invalid_dropped: 0,
         in_force: false,
         agenda: Agenda::default(),
     };
@@ -82,47 +113,25 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
     outcome
 }
 
-/// What is to be done, and when.
-#[derive(Debug, Default)]
-struct Agenda {
-    /// Rules for what changed, or for everything.
-    sync: Option<Instant>,
-    /// Removal of what became waste.
-    collect: Option<Instant>,
-    /// Since when there is waste.
-    waste_since: Option<Instant>,
-    /// A look whether the rules are still there.
-    look: Option<Instant>,
-    /// The pause after the last failure.
-    pause: Duration,
-    /// No transaction before.
-    not_before: Option<Instant>,
-}
-
-impl Agenda {
-    async fn due(&self) {
-        match [self.sync, self.collect, self.look].into_iter().flatten().min() {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Rules are to be written as soon as allowed.
-    fn sync_soon(&mut self, now: Instant) {
-        let allowed = self.not_before.map_or(now, |at| at.max(now));
-        self.sync = Some(self.sync.map_or(allowed, |at| at.min(allowed)));
-    }
-}
-
 struct Proxy {
     config: Config,
+    /// The configuration's, completed by what the API tells.
+    settings: Settings,
     iptables: Iptables,
     base: Base,
     metrics: Metrics,
-    freshness: Freshness,
+    health: Health,
+    service_health: ServiceHealth,
+    events: Events,
     ready: Check,
     index: Index,
     applied: Applied,
+    /// Node ports that were looked at: whether a program holds them.
+    node_ports: HashSet<(Protocol, u16)>,
+    /// This node's addresses that node ports answer at; empty for all.
+    node_addresses: Vec<IpAddr>,
+    /// Packets that the rule against invalid ones has dropped, as it was last read.
+    invalid_dropped: u64,
     /// Whether `applied` is what is in the kernel.
     in_force: bool,
     agenda: Agenda,
@@ -131,18 +140,28 @@ struct Proxy {
 impl Proxy {
     fn take(&mut self, change: Change) {
         match &change {
-            Change::Service { .. } | Change::ServiceGone(_) => drop(self.metrics.service_changes.inc()),
-            Change::Slice { .. } | Change::SliceGone(_) => drop(self.metrics.endpoint_changes.inc()),
+            Change::Service { .. } | Change::ServiceGone(_) => {
+                self.metrics.service_changes.inc();
+                self.metrics.services_pending.inc();
+            }
+            Change::Slice { .. } | Change::SliceGone(_) => {
+                self.metrics.endpoint_changes.inc();
+                self.metrics.endpoints_pending.inc();
+            }
             _ => {}
         }
         self.index.apply(change);
-        if self.index.ranges() != self.config.settings.service_ranges {
-            self.config.settings.service_ranges = self.index.ranges().to_vec();
-            self.base = plan::base(&self.config.settings);
-            self.in_force = false;
+        if let Some(node) = self.index.node() {
+            self.health.set_eligible(node.eligible);
+            let settings = self.config.settings.on(node, self.index.ranges());
+            if settings != self.settings {
+                self.settings = settings;
+                self.base = plan::base(&self.settings);
+                self.in_force = false;
+            }
         }
         if self.index.is_complete() && (self.index.is_dirty() || !self.in_force) && self.agenda.pause.is_zero() {
-            self.freshness.queued();
+            self.health.queued();
             self.metrics.last_queued.set(seconds_now());
             // A Service comes before its endpoints: until then there is nothing to send anywhere.
             let wait = if self.in_force && self.index.waits_for_endpoints() {
@@ -190,18 +209,20 @@ impl Proxy {
                 if self.index.is_dirty() {
                     self.agenda.sync_soon(now);
                 } else {
-                    self.freshness.updated();
+                    self.health.updated();
                     self.ready.pass();
+                    self.metrics.services_pending.set(0);
+                    self.metrics.endpoints_pending.set(0);
                 }
                 self.plan_collection(now);
                 self.agenda.look.get_or_insert(now + self.config.sync_period);
-                for table in ["nat", "filter"] {
-                    let rules = i64::try_from(self.applied.rules_in_hubs(table)).unwrap_or(i64::MAX);
-                    self.metrics.rules.get_or_create(&Table { table }).set(rules);
-                }
+                self.count_rules();
             }
             Err(error) => {
                 self.metrics.failures.inc();
+                if self.in_force {
+                    self.metrics.partial_failures.inc();
+                }
                 self.in_force = false;
                 self.agenda.collect = None;
                 self.agenda.pause = (self.agenda.pause * 2).clamp(RETRY, self.config.sync_period.max(RETRY));
@@ -229,9 +250,11 @@ impl Proxy {
         let (dirty, triggers) = self.index.take_dirty(BURST);
         let mut changes = Restore::new();
         let mut flows = StaleFlows::default();
+        let mut health_checks = Vec::with_capacity(dirty.len());
         for key in &dirty {
             let found = self.index.get(key);
-            let rules = found.map(|(service, entry)| plan(&self.config.settings, key, service, entry.slices()));
+            let rules = found.map(|(service, entry)| plan(&self.settings, key, service, entry.slices()));
+            health_checks.push(rules.as_ref().and_then(|rules| rules.health_check));
             if let Some(before) = self.applied.update(&mut changes, key, rules) {
                 before.iter().for_each(|port| flows.before(port));
                 self.applied.udp_ports_of(key).iter().for_each(|port| flows.now(port));
@@ -243,6 +266,11 @@ impl Proxy {
         self.forget(flows).await;
         self.metrics.partial_sync.observe(began.elapsed().as_secs_f64());
         self.observe(&triggers);
+        // Load balancers are told when it is true.
+        for (key, check) in dirty.iter().zip(health_checks) {
+            self.service_health.set(key, check, &self.node_addresses).await;
+        }
+        self.tell_of_ports_taken(&dirty).await;
         Ok(())
     }
 
@@ -250,15 +278,20 @@ impl Proxy {
     async fn sync_all(&mut self) -> Result<(), iptables::Error> {
         let began = Instant::now();
         let (_, triggers) = self.index.take_dirty(usize::MAX);
-        self.prepare_kernel();
+        let localhost = self.settings.localhost_node_ports;
+        blocking(move || kernel::open_ways(localhost)).await;
+        self.find_node_addresses().await;
         let iptables = self.iptables.clone();
         let saved = blocking(move || iptables.save(None)).await?;
-        let settings = &self.config.settings;
+        let settings = &self.settings;
         let all = self.index.all();
-        let count = all.len();
-        let services = all
-            .into_iter()
-            .map(|(key, service, entry)| (key.clone(), plan(settings, key, service, entry.slices())));
+        let keys: Vec<Key> = all.iter().map(|(key, ..)| (*key).clone()).collect();
+        let mut health_checks = Vec::new();
+        let services = all.into_iter().map(|(key, service, entry)| {
+            let rules = plan(settings, key, service, entry.slices());
+            health_checks.extend(rules.health_check.map(|check| (key.clone(), check)));
+            (key.clone(), rules)
+        });
         let (applied, transactions) = Applied::rebuild(&self.base, services, &saved);
         drop(saved);
         self.applied = applied;
@@ -271,20 +304,32 @@ impl Proxy {
         self.forget(flows).await;
         self.metrics.full_sync.observe(began.elapsed().as_secs_f64());
         self.observe(&triggers);
-        info!(services = count, took = ?began.elapsed(), "all rules of services are in force");
+        let wanted: HashSet<&Key> = health_checks.iter().map(|(key, _)| key).collect();
+        self.service_health.keep_only(|key| wanted.contains(key));
+        for (key, check) in &health_checks {
+            self.service_health.set(key, Some(*check), &self.node_addresses).await;
+        }
+        self.tell_of_ports_taken(&keys).await;
+        info!(services = keys.len(), took = ?began.elapsed(), "all rules of services are in force");
         Ok(())
     }
 
     async fn apply(&self, changes: Restore) -> Result<(), iptables::Error> {
         let iptables = self.iptables.clone();
+        for table in ["nat", "filter"] {
+            let written = i64::try_from(changes.rules(table)).unwrap_or(i64::MAX);
+            self.metrics.rules_written.get_or_create(&Table { table }).set(written);
+        }
         blocking(move || iptables.apply(&changes)).await
     }
 
     /// Whether the rules are still there.
     async fn look(&mut self) {
+        self.service_health.retry(&self.node_addresses).await;
         if !self.in_force {
             return;
         }
+        self.count_invalid().await;
         let iptables = self.iptables.clone();
         let found = blocking(move || {
             let mut tables = plan::CANARY_TABLES.iter();
@@ -297,7 +342,7 @@ impl Proxy {
             Ok(false) => {
                 warn!("somebody removed the rules of services: they are written anew");
                 self.in_force = false;
-                self.freshness.queued();
+                self.health.queued();
                 self.agenda.sync_soon(Instant::now());
             }
             Err::<bool, iptables::Error>(error) => {
@@ -310,7 +355,10 @@ impl Proxy {
         if flows.is_empty() {
             return;
         }
-        match blocking(move || flows.remove()).await {
+        let began = Instant::now();
+        let removed = blocking(move || flows.remove()).await;
+        self.metrics.flows_took.observe(began.elapsed().as_secs_f64());
+        match removed {
             Ok(count) => drop(self.metrics.stale_flows.inc_by(count as u64)),
             Err(error) => warn!(
                 error = error_chain(&error),
@@ -319,16 +367,72 @@ impl Proxy {
         }
     }
 
-    fn prepare_kernel(&self) {
-        let localhost = self.config.settings.localhost_node_ports;
-        let settings = [
-            ("net.ipv4.conf.all.route_localnet", localhost),
-            ("net.bridge.bridge-nf-call-iptables", true),
-        ];
-        for (name, _) in settings.iter().filter(|(_, wanted)| *wanted) {
-            if let Err(error) = sysctl::set(name, "1") {
-                warn!(error = error_chain(&error), "some traffic to services may not work");
+    fn count_rules(&self) {
+        for table in ["nat", "filter"] {
+            let base = self.base.chains.iter().filter(|(found, ..)| *found == table);
+            let base: usize = base.map(|(.., rules)| rules.len()).sum();
+            let rules = i64::try_from(base + self.applied.rules(table)).unwrap_or(i64::MAX);
+            self.metrics.rules.get_or_create(&Table { table }).set(rules);
+        }
+        let stranded = self.applied.stranded();
+        for (traffic_policy, ports) in [("internal", stranded.internal), ("external", stranded.external)] {
+            let policy = Policy { traffic_policy };
+            self.metrics.stranded.get_or_create(&policy).set(ports);
+        }
+    }
+
+    /// Finds out at which addresses health check ports are to be opened.
+    async fn find_node_addresses(&mut self) {
+        let ports = self.settings.node_ports.clone();
+        if ports == NodePorts::Any {
+            self.node_addresses.clear();
+            return;
+        }
+        match blocking(|| Netlink::open()?.addresses(None)).await {
+            Ok(found) => {
+                let own = found.iter().map(|address| address.net.addr());
+                self.node_addresses = own.filter(|ip| ports.contain(*ip)).collect();
             }
+            Err(error) => warn!(error = error_chain(&error), "cannot list this node's addresses"),
+        }
+    }
+
+    /// Tells of node ports that are new here and that a program of this node holds.
+    async fn tell_of_ports_taken(&mut self, keys: &[Key]) {
+        let mut new = Vec::new();
+        for key in keys {
+            let ports = self.index.get(key).map(|(service, _)| &*service.ports);
+            for port in ports.into_iter().flatten().filter(|port| port.node_port != 0) {
+                let port = (port.protocol, port.node_port);
+                if self.node_ports.insert(port) {
+                    new.push((key, port));
+                }
+            }
+        }
+        if new.is_empty() {
+            return;
+        }
+        let held = blocking(ports_taken::held).await;
+        for (key, (protocol, number)) in new.into_iter().filter(|(_, port)| held.contains(port)) {
+            let (node, protocol) = (&self.config.node_name, protocol.name());
+            let message = format!(
+                "node {node}: a program has port {number}/{protocol}, which is a node port of this Service: \
+                 packets from outside go to the Service"
+            );
+            warn!(service = &**key, "{message}");
+            self.events.service(key, "NodePortInUse", "Listen", message);
+        }
+    }
+
+    /// Reads how many packets the rule against invalid ones has dropped.
+    async fn count_invalid(&mut self) {
+        let iptables = self.iptables.clone();
+        let read = blocking(move || iptables.packets("filter", "KUBE-FORWARD", "--ctstate INVALID"));
+        if let Ok(Some(packets)) = read.await {
+            // The rule begins anew whenever all rules are written.
+            let more = packets.checked_sub(self.invalid_dropped).unwrap_or(packets);
+            self.metrics.invalid_dropped.inc_by(more);
+            self.invalid_dropped = packets;
         }
     }
 

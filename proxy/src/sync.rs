@@ -12,7 +12,7 @@ use skiff_net::iptables::{Restore, Saved};
 
 use crate::index::Key;
 use crate::names::PREFIXES;
-use crate::plan::{Base, Chain, Hub, Rules, UdpPort};
+use crate::plan::{Base, Chain, Hub, Rules, Stranded, UdpPort};
 
 /// Chains in one transaction of many: see [`chains`].
 const BATCH: usize = 1000;
@@ -30,6 +30,16 @@ pub(crate) struct Applied {
     stale_rules: BTreeSet<(Hub, String)>,
     /// Empty chains.
     stale_chains: BTreeSet<String>,
+    /// Rules in chains of Services.
+    chain_rules: usize,
+    stranded: Sums,
+}
+
+/// Ports that find no endpoint on this node, over all Services.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) internal: i64,
+    pub(crate) external: i64,
 }
 
 /// What is remembered of one Service.
@@ -38,6 +48,21 @@ struct Trace {
     chains: Box<[(Box<str>, u64)]>,
     hubs: Box<[(Hub, Box<str>)]>,
     udp: Box<[UdpPort]>,
+    chain_rules: u32,
+    stranded: Stranded,
+}
+
+impl Trace {
+    fn new(chains: Box<[(Box<str>, u64)]>, hubs: Box<[(Hub, Box<str>)]>, rules: Rules) -> Self {
+        let count: usize = rules.chains.iter().map(|chain| chain.rules.len()).sum();
+        Self {
+            chains,
+            hubs,
+            udp: rules.udp.into(),
+            chain_rules: u32::try_from(count).unwrap_or(u32::MAX),
+            stranded: rules.stranded,
+        }
+    }
 }
 
 impl Applied {
@@ -46,20 +71,29 @@ impl Applied {
         !self.stale_rules.is_empty() || !self.stale_chains.is_empty()
     }
 
-    /// Rules in hubs of a table, for the metrics.
-    pub(crate) fn rules_in_hubs(&self, table: &str) -> usize {
-        self.hub_sizes
-            .iter()
-            .filter(|(hub, _)| hub.table() == table)
-            .map(|(_, size)| size)
-            .sum()
+    /// Rules of Services in a table, for the metrics.
+    pub(crate) fn rules(&self, table: &str) -> usize {
+        let hubs = self.hub_sizes.iter().filter(|(hub, _)| hub.table() == table);
+        let chains = if table == "nat" { self.chain_rules } else { 0 };
+        hubs.map(|(_, size)| size).sum::<usize>() + chains
+    }
+
+    /// Ports that find no endpoint on this node.
+    pub(crate) fn stranded(&self) -> Sums {
+        self.stranded
+    }
+
+    fn count(&mut self, old: &Trace, new: &Trace) {
+        self.chain_rules = (self.chain_rules + new.chain_rules as usize).saturating_sub(old.chain_rules as usize);
+        self.stranded.internal += i64::from(new.stranded.internal) - i64::from(old.stranded.internal);
+        self.stranded.external += i64::from(new.stranded.external) - i64::from(old.stranded.external);
     }
 
     /// Writes the difference that a changed Service makes; `None` removes it. Returns its UDP ports when those changed:
     /// as they were before.
     pub(crate) fn update(&mut self, changes: &mut Restore, key: &Key, rules: Option<Rules>) -> Option<Vec<UdpPort>> {
-        let rules = rules.unwrap_or_default();
-        let old = self.services.remove(key).unwrap_or_default();
+        let mut rules = rules.unwrap_or_default();
+        let mut old = self.services.remove(key).unwrap_or_default();
         let nat = changes.table("nat");
         let mut chains: Vec<(Box<str>, u64)> = Vec::with_capacity(rules.chains.len());
         for chain in &rules.chains {
@@ -86,7 +120,7 @@ impl Applied {
         }
 
         let mut hubs: Vec<(Hub, Box<str>)> = Vec::with_capacity(rules.hubs.len());
-        for (hub, rule) in rules.hubs {
+        for (hub, rule) in std::mem::take(&mut rules.hubs) {
             let present = old.hubs.iter().any(|(old, text)| *old == hub && **text == *rule);
             // One that still waits for its removal just stays.
             let (hub, rule) = match self.stale_rules.take(&(hub, rule.clone())) {
@@ -100,17 +134,17 @@ impl Applied {
             };
             hubs.push((hub, rule.into()));
         }
-        for (hub, rule) in old.hubs.into_iter().filter(|old| !hubs.contains(old)) {
+        for (hub, rule) in std::mem::take(&mut old.hubs)
+            .into_iter()
+            .filter(|old| !hubs.contains(old))
+        {
             self.stale_rules.insert((hub, rule.into()));
         }
 
-        let before = (*old.udp != *rules.udp).then(|| old.udp.into_vec());
-        if !chains.is_empty() || !hubs.is_empty() {
-            let trace = Trace {
-                chains: chains.into(),
-                hubs: hubs.into(),
-                udp: rules.udp.into(),
-            };
+        let before = (*old.udp != *rules.udp).then(|| std::mem::take(&mut old.udp).into_vec());
+        let trace = Trace::new(chains.into(), hubs.into(), rules);
+        self.count(&old, &trace);
+        if !trace.chains.is_empty() || !trace.hubs.is_empty() {
             self.services.insert(key.clone(), trace);
         }
         before
@@ -201,7 +235,7 @@ impl Applied {
     }
 
     /// Remembers a Service, writes its rules in hubs and returns its chains.
-    fn restore(&mut self, switch: &mut Restore, key: Key, rules: Rules) -> Vec<Chain> {
+    fn restore(&mut self, switch: &mut Restore, key: Key, mut rules: Rules) -> Vec<Chain> {
         for (hub, rule) in &rules.hubs {
             switch.table(hub.table()).append(hub.chain(), rule);
             *self.hub_sizes.entry(*hub).or_default() += 1;
@@ -211,16 +245,15 @@ impl Applied {
             .iter()
             .map(|chain| (chain.name.as_str().into(), digest(chain)))
             .collect();
-        let hubs = rules.hubs.into_iter().map(|(hub, rule)| (hub, rule.into())).collect();
-        self.services.insert(
-            key,
-            Trace {
-                chains: names,
-                hubs,
-                udp: rules.udp.into(),
-            },
-        );
-        rules.chains
+        let hubs = std::mem::take(&mut rules.hubs).into_iter();
+        let hubs = hubs.map(|(hub, rule)| (hub, rule.into())).collect();
+        let chains = std::mem::take(&mut rules.chains);
+        let count: usize = chains.iter().map(|chain| chain.rules.len()).sum();
+        let mut trace = Trace::new(names, hubs, rules);
+        trace.chain_rules = u32::try_from(count).unwrap_or(u32::MAX);
+        self.count(&Trace::default(), &trace);
+        self.services.insert(key, trace);
+        chains
     }
 
     /// The removal of chains that no Service of ours has, those first that lead to others.
@@ -228,13 +261,7 @@ impl Applied {
         let chains = self.services.values().flat_map(|trace| trace.chains.iter());
         let wanted: BTreeSet<&str> = chains.map(|(name, _)| &**name).collect();
         let stale = PREFIXES.iter().flat_map(|prefix| saved.chains("nat", prefix));
-        let stale: Vec<&str> = stale.filter(|name| !wanted.contains(name)).collect();
-        let batches = stale.chunks(BATCH).map(|batch| {
-            let mut changes = Restore::new();
-            batch.iter().for_each(|name| changes.table("nat").delete_chain(name));
-            changes
-        });
-        batches.collect()
+        removal_of(stale.filter(|name| !wanted.contains(name)).collect())
     }
 
     /// The UDP ports of all Services.
@@ -246,6 +273,16 @@ impl Applied {
     pub(crate) fn udp_ports_of(&self, key: &str) -> &[UdpPort] {
         self.services.get(key).map(|trace| &*trace.udp).unwrap_or_default()
     }
+}
+
+/// Transactions that remove chains of the nat table, given in the order in which they can go.
+pub(crate) fn removal_of(chains: Vec<&str>) -> Vec<Restore> {
+    let batches = chains.chunks(BATCH).map(|batch| {
+        let mut changes = Restore::new();
+        batch.iter().for_each(|name| changes.table("nat").delete_chain(name));
+        changes
+    });
+    batches.collect()
 }
 
 /// Writes chains, last name first: iptables-nft keeps a sorted list of the chains that a transaction names and looks for

@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use crate::index::Change;
-use crate::wire::{self, EndpointSlice, Service, ServiceCidr};
+use crate::model;
+use crate::wire::{self, EndpointSlice, Node, Service, ServiceCidr};
 
 /// Feeds the loop until it is gone.
 pub(crate) async fn watch(client: Client, node: String, to: mpsc::Sender<Change>) {
-    let for_ranges = client.clone();
+    let (for_ranges, for_node) = (client.clone(), client.clone());
     let services = watcher(
         Api::<Service>::all(client.clone()),
         watcher::Config::default().labels(wire::SERVICES),
@@ -28,7 +29,8 @@ pub(crate) async fn watch(client: Client, node: String, to: mpsc::Sender<Change>
     );
     let services = told("services", services.default_backoff()).map(service_change);
     let slices = told("endpointslices", slices.default_backoff()).map(|event| slice_change(event, &node));
-    let mut changes = pin!(stream::select(stream::select(services, slices), ranges(for_ranges)));
+    let rarer = stream::select(ranges(for_ranges), this_node(for_node, &node));
+    let mut changes = pin!(stream::select(stream::select(services, slices), rarer));
     while let Some(change) = changes.next().await {
         if to.send(change).await.is_err() {
             return;
@@ -57,6 +59,43 @@ fn ranges(client: Client) -> impl Stream<Item = Change> {
     let events = watcher(Api::<ServiceCidr>::all(client), watcher::Config::default()).default_backoff();
     let read = |ranges: &mut Ranges, event| std::future::ready(Some(ranges.take(event)));
     events.scan(Ranges::default(), read).filter_map(std::future::ready)
+}
+
+/// This node. Where it is not (yet) there, or not to be read, it has neither zone nor range.
+fn this_node(client: Client, name: &str) -> impl Stream<Item = Change> + use<> {
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let events = watcher(Api::<Node>::all(client), only).default_backoff();
+    let read = |told: &mut Told, event| std::future::ready(Some(told.take(event)));
+    events.scan(Told::default(), read).filter_map(std::future::ready)
+}
+
+/// What was told of this node last; `read` while its list is being read.
+#[derive(Debug, Default)]
+struct Told {
+    known: Option<model::Node>,
+    read: Option<model::Node>,
+}
+
+impl Told {
+    /// Takes an event in. Tells of the node where it may have changed.
+    fn take(&mut self, event: watcher::Result<Event<Node>>) -> Option<Change> {
+        match event {
+            Ok(Event::Init) => {
+                self.read = None;
+                return None;
+            }
+            Ok(Event::InitApply(node)) => {
+                self.read = Some(node.reduce());
+                return None;
+            }
+            Ok(Event::InitDone) => self.known = self.read.take(),
+            Ok(Event::Apply(node)) => self.known = Some(node.reduce()),
+            Ok(Event::Delete(_)) => self.known = None,
+            // What was told before still holds.
+            Err(error) => debug!(error = error_chain(&error), "the server does not tell of this node"),
+        }
+        Some(Change::Node(self.known.clone().unwrap_or_default()))
+    }
 }
 
 /// The ranges by the names of their objects; a list that is being read replaces them at its end.
@@ -158,5 +197,24 @@ mod tests {
         assert_eq!(told(&mut ranges, failure()), known);
         assert_eq!(told(&mut ranges, Ok(Event::Init)), None);
         assert_eq!(told(&mut ranges, Ok(Event::InitDone)), Some(vec![]));
+    }
+
+    #[test]
+    fn an_outage_of_the_server_takes_no_zone_away() {
+        let node: Node =
+            serde_json::from_str(r#"{"metadata":{"labels":{"topology.kubernetes.io/zone":"a"}}}"#).unwrap();
+        let zone = |told: &mut Told, event| match told.take(event) {
+            Some(Change::Node(node)) => Some(node.zone.map(String::from)),
+            _ => None,
+        };
+        let failure = || Err(watcher::Error::NoResourceVersion);
+        let mut told = Told::default();
+        assert_eq!(zone(&mut told, failure()), Some(None));
+        assert_eq!(zone(&mut told, Ok(Event::Init)), None);
+        assert_eq!(zone(&mut told, Ok(Event::InitApply(node.clone()))), None);
+        assert_eq!(zone(&mut told, Ok(Event::InitDone)), Some(Some("a".into())));
+        assert_eq!(zone(&mut told, Ok(Event::Init)), None);
+        assert_eq!(zone(&mut told, failure()), Some(Some("a".into())));
+        assert_eq!(zone(&mut told, Ok(Event::Delete(node))), Some(None));
     }
 }

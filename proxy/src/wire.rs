@@ -7,11 +7,15 @@ use ipnet::IpNet;
 use kube::core::{ClusterResourceScope, NamespaceResourceScope, ObjectMeta};
 use serde::Deserialize;
 
-use crate::model::{self, Outside, Port, Protocol, SlicePort};
+use crate::model::{self, Hint, Outside, Port, Protocol, SlicePort};
 
 /// The Service of a slice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const SESSION_SECONDS: u32 = 10_800;
+/// The label with a node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// The taint of a node that the autoscaler is about to take away.
+const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// What the API server is asked for: what another proxy serves, or nobody, does not even come.
 pub(crate) const SERVICES: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
@@ -144,6 +148,20 @@ struct Endpoint {
     addresses: Vec<String>,
     conditions: Option<Conditions>,
     node_name: Option<String>,
+    hints: Option<Hints>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Hints {
+    for_zones: Option<Vec<Named>>,
+    for_nodes: Option<Vec<Named>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    name: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -184,6 +202,47 @@ struct ServiceCidrSpec {
     cidrs: Option<Vec<String>>,
 }
 
+/// This node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Node {
+    metadata: ObjectMeta,
+    spec: NodeSpec,
+    status: NodeStatus,
+}
+
+resource!(Node, ClusterResourceScope, "", "Node", "nodes");
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+    taints: Option<Vec<Taint>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Taint {
+    key: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct NodeStatus {
+    addresses: Option<Vec<NodeAddress>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct NodeAddress {
+    #[serde(rename = "type")]
+    kind: String,
+    address: String,
+}
+
 impl ServiceCidr {
     pub(crate) fn name(&self) -> String {
         self.metadata.name.clone().unwrap_or_default()
@@ -214,6 +273,15 @@ fn addresses(texts: Option<&Vec<String>>) -> Vec<IpAddr> {
 }
 
 impl Service {
+    /// The Service `namespace/name`, to speak of.
+    pub(crate) fn named(key: &str) -> Self {
+        let (namespace, name) = key.split_once('/').unwrap_or_default();
+        let mut named = Self::default();
+        named.metadata.namespace = Some(namespace.to_owned());
+        named.metadata.name = Some(name.to_owned());
+        named
+    }
+
     pub(crate) fn full_name(&self) -> String {
         full_name(&self.metadata)
     }
@@ -270,7 +338,10 @@ impl Service {
                 .filter_map(|text| text.trim().parse().ok())
                 .filter(|net: &IpNet| net.addr().is_ipv4())
                 .collect(),
-            health_check_node_port: spec.health_check_node_port.unwrap_or_default(),
+            health_check_node_port: spec
+                .health_check_node_port
+                .filter(|_| balanced && spec.external_traffic_policy.as_deref() == Some("Local"))
+                .unwrap_or_default(),
         };
         (outside != Outside::default()).then(|| Box::new(outside))
     }
@@ -321,11 +392,61 @@ impl EndpointSlice {
                 serving: conditions.serving.unwrap_or(ready),
                 terminating: conditions.terminating.unwrap_or(false),
                 local: endpoint.node_name.as_deref() == Some(node),
+                for_node: endpoint.for_node(node),
+                for_zones: endpoint.for_zones(),
             })
         });
         model::Slice {
             ports: ports.collect(),
             endpoints: endpoints.collect(),
+        }
+    }
+}
+
+impl Endpoint {
+    fn for_node(&self, node: &str) -> Hint {
+        let nodes = self.hints.as_ref().and_then(|hints| hints.for_nodes.as_ref());
+        match nodes.filter(|nodes| !nodes.is_empty()) {
+            None => Hint::Absent,
+            Some(nodes) if nodes.iter().any(|named| named.name == node) => Hint::Here,
+            Some(_) => Hint::Elsewhere,
+        }
+    }
+
+    fn for_zones(&self) -> Option<Box<[Box<str>]>> {
+        let zones = self.hints.as_ref()?.for_zones.as_ref()?;
+        (!zones.is_empty()).then(|| zones.iter().map(|named| named.name.as_str().into()).collect())
+    }
+}
+
+impl Node {
+    /// The node of a name, to speak of. Its events are found by its name for its identity, as the kubelet's are.
+    pub(crate) fn named(name: &str) -> Self {
+        let mut named = Self::default();
+        named.metadata.name = Some(name.to_owned());
+        named.metadata.uid = Some(name.to_owned());
+        named
+    }
+
+    /// The part that rules and health are made of.
+    pub(crate) fn reduce(&self) -> model::Node {
+        let zone = self.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE));
+        let own = self.spec.pod_cidrs.iter().flatten().chain(&self.spec.pod_cidr);
+        let addresses = || self.status.addresses.iter().flatten();
+        let address = |kind: &str| {
+            addresses()
+                .filter(|address| address.kind == kind)
+                .filter_map(|address| address.address.parse().ok())
+                .find(IpAddr::is_ipv4)
+        };
+        let leaving = self.spec.taints.iter().flatten().any(|taint| taint.key == LEAVING);
+        model::Node {
+            zone: zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()),
+            pod_range: own
+                .filter_map(|text| text.parse().ok())
+                .find(|range: &IpNet| range.addr().is_ipv4()),
+            address: address("InternalIP").or_else(|| address("ExternalIP")),
+            eligible: self.metadata.deletion_timestamp.is_none() && !leaving,
         }
     }
 }
@@ -396,5 +517,60 @@ mod tests {
             .map(|e| (e.ready, e.serving, e.terminating, e.local))
             .collect();
         assert_eq!(seen, [(true, true, false, true), (false, true, true, false)]);
+    }
+
+    #[test]
+    fn hints_are_read_as_seen_from_this_node() {
+        let slice: EndpointSlice = serde_json::from_str(
+            r#"{"endpoints":[{"addresses":["10.244.0.2"]},
+                {"addresses":["10.244.0.3"],"hints":{"forZones":[{"name":"a"},{"name":"b"}],"forNodes":[{"name":"me"}]}},
+                {"addresses":["10.244.0.4"],"hints":{"forZones":[],"forNodes":[{"name":"other"}]}}]}"#,
+        )
+        .unwrap();
+        let seen = slice.reduce("me");
+        let hints: Vec<_> = seen
+            .endpoints
+            .iter()
+            .map(|e| (e.for_node, e.for_zones.is_some()))
+            .collect();
+        assert_eq!(
+            hints,
+            [(Hint::Absent, false), (Hint::Here, true), (Hint::Elsewhere, false)]
+        );
+    }
+
+    #[test]
+    fn a_node_is_reduced_to_zone_range_address_and_whether_it_stays() {
+        for (text, wanted) in [
+            ("{}", model::Node::default()),
+            (
+                r#"{"metadata":{"labels":{"topology.kubernetes.io/zone":"a"}},"spec":{"podCIDR":"10.244.3.0/24",
+                    "podCIDRs":["fd00::/64","10.244.3.0/24"],"taints":[{"key":"x"}]},
+                    "status":{"addresses":[{"type":"ExternalIP","address":"192.0.2.1"},
+                    {"type":"InternalIP","address":"fd00::1"},{"type":"InternalIP","address":"172.30.0.1"}]}}"#,
+                model::Node {
+                    zone: Some("a".into()),
+                    pod_range: Some("10.244.3.0/24".parse().unwrap()),
+                    address: Some("172.30.0.1".parse().unwrap()),
+                    eligible: true,
+                },
+            ),
+            (
+                r#"{"spec":{"taints":[{"key":"ToBeDeletedByClusterAutoscaler"}]}}"#,
+                model::Node {
+                    eligible: false,
+                    ..model::Node::default()
+                },
+            ),
+            (
+                r#"{"metadata":{"deletionTimestamp":"2026-11-21T00:00:00Z"}}"#,
+                model::Node {
+                    eligible: false,
+                    ..model::Node::default()
+                },
+            ),
+        ] {
+            assert_eq!(serde_json::from_str::<Node>(text).unwrap().reduce(), wanted, "{text}");
+        }
     }
 }

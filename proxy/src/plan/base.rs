@@ -1,6 +1,8 @@
 //! The rules that do not depend on any Service.
 
-use super::{Hub, Settings};
+use ipnet::IpNet;
+
+use super::{Hub, NodePorts, Settings};
 
 /// A rule in a chain of the kernel's that leads to ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,14 +53,18 @@ pub fn base(settings: &Settings) -> Base {
             "filter",
             "KUBE-FORWARD",
             vec![
-                // Such packets would pass unchanged and make the client reset its connection.
-                "-m conntrack --ctstate INVALID -j DROP".to_owned(),
                 format!("-m comment --comment \"kubernetes forwarding rules\" -m mark --mark {masked} -j ACCEPT"),
                 "-m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
                     .to_owned(),
             ],
         ),
     ];
+    if !settings.pass_invalid
+        && let Some((.., forward)) = chains.last_mut()
+    {
+        // Such packets would pass unchanged and make the client reset its connection.
+        forward.insert(0, INVALID.to_owned());
+    }
     let mut jumps = vec![
         jump("nat", "PREROUTING", "KUBE-SERVICES", PORTALS),
         jump("nat", "OUTPUT", "KUBE-SERVICES", PORTALS),
@@ -120,6 +126,7 @@ pub fn base(settings: &Settings) -> Base {
     }
 }
 
+const INVALID: &str = "-m conntrack --ctstate INVALID -j DROP";
 const PORTALS: &str = "-m comment --comment \"kubernetes service portals\"";
 
 fn jump(table: &'static str, from: &'static str, to: &'static str, matches: &str) -> Jump {
@@ -130,19 +137,15 @@ fn jump(table: &'static str, from: &'static str, to: &'static str, matches: &str
 fn tails(settings: &Settings) -> Vec<(Hub, String)> {
     let note = "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
     let tail = |to: String| (Hub::Services, format!("{note} {to}-j KUBE-NODEPORTS"));
-    let mut tails: Vec<_> = if settings.node_port_addresses.is_empty() {
-        let loopback = if settings.localhost_node_ports {
-            ""
-        } else {
-            "! -d 127.0.0.0/8 "
-        };
-        vec![tail(format!("{loopback}-m addrtype --dst-type LOCAL "))]
-    } else {
+    let mut tails: Vec<_> = match &settings.node_ports {
+        NodePorts::Any if settings.localhost_node_ports => vec![tail("-m addrtype --dst-type LOCAL ".to_owned())],
+        NodePorts::Any => vec![tail("! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL ".to_owned())],
         // A range stands for this node's addresses in it.
-        let ranges = settings.node_port_addresses.iter();
-        ranges
+        NodePorts::At { ranges, .. } => ranges
+            .iter()
+            .filter(|range| settings.localhost_node_ports || !is_loopback(range))
             .map(|range| tail(format!("-d {range} -m addrtype --dst-type LOCAL ")))
-            .collect()
+            .collect(),
     };
     // What no Service has would leave the node and be waited for in vain. (What one has was rewritten before.)
     let refused = "-m comment --comment \"no service has this address and port\"";
@@ -153,4 +156,8 @@ fn tails(settings: &Settings) -> Vec<(Hub, String)> {
             .map(|range| (Hub::Refused, format!("{refused} -d {range} -j REJECT"))),
     );
     tails
+}
+
+fn is_loopback(range: &IpNet) -> bool {
+    range.addr().is_loopback() && range.prefix_len() >= 8
 }

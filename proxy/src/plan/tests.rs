@@ -44,6 +44,14 @@ fn slice(name: &str, protocol: Protocol, endpoints: &[&str]) -> Slice {
             serving: is("ready") || is("draining"),
             terminating: is("draining"),
             local: is("local"),
+            for_node: match (is("node"), is("othernode")) {
+                (true, _) => Hint::Here,
+                (_, true) => Hint::Elsewhere,
+                _ => Hint::Absent,
+            },
+            for_zones: text
+                .split(' ')
+                .find_map(|word| Some(word.strip_prefix("zone=")?.split('+').map(Into::into).collect())),
         }
     });
     let port = SlicePort {
@@ -149,6 +157,95 @@ fn endpoints_on_their_way_out_serve_when_no_other_does() {
     assert_eq!((names(&both), names(&last)), (1, 1));
 }
 
+/// The endpoints that a ClusterIP leads to, seen from a node in zone `a`.
+fn chosen(zone: Option<&str>, endpoints: &[&str]) -> Vec<String> {
+    let settings = Settings {
+        zone: zone.map(Into::into),
+        ..settings()
+    };
+    let service = service(&[("", Protocol::Tcp, 80, 0)]);
+    let rules = plan(
+        &settings,
+        "shop/web",
+        &service,
+        [slice("", Protocol::Tcp, endpoints)].iter(),
+    );
+    let targets = rules.chains.iter().flat_map(|chain| &chain.rules);
+    targets
+        .filter_map(|rule| Some(rule.split_once("--to-destination ")?.1.split_once(':')?.0.to_owned()))
+        .collect()
+}
+
+#[test]
+fn endpoints_are_chosen_by_hints_where_all_have_them() {
+    for (endpoints, wanted) in [
+        (
+            &["10.0.0.1 ready zone=a", "10.0.0.2 ready zone=b"][..],
+            &["10.0.0.1"][..],
+        ),
+        (&["10.0.0.1 ready zone=b+a", "10.0.0.2 ready zone=b"], &["10.0.0.1"]),
+        // One without a hint: the controller is about to take all hints away.
+        (&["10.0.0.1 ready zone=a", "10.0.0.2 ready"], &["10.0.0.1", "10.0.0.2"]),
+        // None for this zone.
+        (
+            &["10.0.0.1 ready zone=b", "10.0.0.2 ready zone=c"],
+            &["10.0.0.1", "10.0.0.2"],
+        ),
+        // What is not ready has no say.
+        (
+            &["10.0.0.1 ready zone=a", "10.0.0.2", "10.0.0.3 ready zone=b"],
+            &["10.0.0.1"],
+        ),
+        // The node goes before the zone, and the zone before anywhere.
+        (
+            &[
+                "10.0.0.1 ready zone=a othernode",
+                "10.0.0.2 ready zone=a node",
+                "10.0.0.3 ready zone=b othernode",
+            ],
+            &["10.0.0.2"],
+        ),
+        (
+            &["10.0.0.1 ready zone=a othernode", "10.0.0.3 ready zone=b othernode"],
+            &["10.0.0.1"],
+        ),
+        (
+            &["10.0.0.1 ready node", "10.0.0.3 ready zone=b"],
+            &["10.0.0.1", "10.0.0.3"],
+        ),
+        // When all are on their way out, hints do not count.
+        (
+            &["10.0.0.1 draining zone=a", "10.0.0.2 draining zone=b"],
+            &["10.0.0.1", "10.0.0.2"],
+        ),
+    ] {
+        assert_eq!(chosen(Some("a"), endpoints), wanted, "{endpoints:?}");
+    }
+    // A node that knows no zone of its own.
+    assert_eq!(
+        chosen(None, &["10.0.0.1 ready zone=a", "10.0.0.2 ready zone=b"]).len(),
+        2
+    );
+}
+
+#[test]
+fn hints_do_not_count_for_the_local_policy() {
+    let mut service = service(&[("", Protocol::Tcp, 80, 0)]);
+    service.internal_local = true;
+    let endpoints = ["10.0.0.1 ready local zone=b", "10.0.0.2 ready zone=a"];
+    let settings = Settings {
+        zone: Some("a".into()),
+        ..settings()
+    };
+    let rules = plan(
+        &settings,
+        "shop/web",
+        &service,
+        [slice("", Protocol::Tcp, &endpoints)].iter(),
+    );
+    assert!(text(&rules).contains("10.0.0.1:8080") && !text(&rules).contains("10.0.0.2:8080"));
+}
+
 #[test]
 fn local_policies() {
     let mut service = service(&[("", Protocol::Tcp, 80, 30080)]);
@@ -219,6 +316,52 @@ fn shares_are_even() {
 }
 
 #[test]
+fn a_node_completes_the_settings() {
+    let wanted = Settings {
+        local: LocalTraffic::NodeRange,
+        node_ports: NodePorts::At {
+            ranges: Vec::new(),
+            primary: true,
+        },
+        ..Settings::default()
+    };
+    let node = Node {
+        zone: Some("a".into()),
+        pod_range: Some("10.244.3.0/24".parse().unwrap()),
+        address: Some("172.30.0.1".parse().unwrap()),
+        eligible: true,
+    };
+    let settings = wanted.on(&node, &["10.96.0.0/12".parse().unwrap()]);
+    assert_eq!(settings.local, LocalTraffic::Range("10.244.3.0/24".parse().unwrap()));
+    assert_eq!(settings.zone.as_deref(), Some("a"));
+    let tails: Vec<_> = base(&settings).tails.into_iter().map(|(_, rule)| rule).collect();
+    assert!(
+        tails[0].contains("-d 172.30.0.1/32 -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"),
+        "{tails:?}"
+    );
+    assert!(tails[1].contains("-d 10.96.0.0/12 -j REJECT"), "{tails:?}");
+    // Nothing is known of the node yet: node ports answer nowhere, and no pod is known by its source.
+    let early = wanted.on(&Node::default(), &[]);
+    assert_eq!((early.local.pods_match(), base(&early).tails.len()), (None, 0));
+}
+
+#[test]
+fn what_tracking_calls_invalid_is_dropped_unless_told_otherwise() {
+    for pass_invalid in [false, true] {
+        let base = base(&Settings {
+            pass_invalid,
+            ..Settings::default()
+        });
+        let dropped = base
+            .chains
+            .iter()
+            .flat_map(|(.., rules)| rules)
+            .any(|rule| rule.contains("INVALID"));
+        assert_eq!(dropped, !pass_invalid);
+    }
+}
+
+#[test]
 fn settings_change_what_is_masked_and_where_node_ports_answer() {
     let port = [("", Protocol::Tcp, 80, 0)];
     let slices = [slice("", Protocol::Tcp, &["10.244.0.2 ready"])];
@@ -251,9 +394,9 @@ fn settings_change_what_is_masked_and_where_node_ports_answer() {
             "{masked:?}"
         );
     }
-    let addresses = vec!["172.30.0.0/24".parse().unwrap()];
+    let ranges = vec!["172.30.0.0/24".parse().unwrap()];
     let base = base(&Settings {
-        node_port_addresses: addresses,
+        node_ports: NodePorts::At { ranges, primary: false },
         ..Settings::default()
     });
     assert!(

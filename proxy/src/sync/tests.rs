@@ -16,7 +16,7 @@ fn rules(endpoint: &str) -> Rules {
             chain(&format!("KUBE-SEP-{endpoint}"), &["-j DNAT"]),
         ],
         hubs: vec![(Hub::Services, "-d 10.96.0.1 -j KUBE-SVC-A".to_owned())],
-        udp: Vec::new(),
+        ..Rules::default()
     }
 }
 
@@ -40,6 +40,7 @@ fn a_new_service_comes_in_at_the_start_of_the_hub() {
     assert_eq!(update(&mut applied, Some(rules("X"))), wanted);
     assert_eq!(update(&mut applied, Some(rules("X"))), "");
     assert!(!applied.has_waste());
+    assert_eq!((applied.rules("nat"), applied.rules("filter")), (3, 0));
 }
 
 #[test]
@@ -76,7 +77,7 @@ fn a_removed_service_is_emptied_first_and_removed_when_there_is_time() {
     let wanted = "*nat\n:KUBE-SVC-A - [0:0]\n:KUBE-SEP-X - [0:0]\n-D KUBE-SERVICES -d 10.96.0.1 -j KUBE-SVC-A\n\
                   -X KUBE-SVC-A\n-X KUBE-SEP-X\nCOMMIT\n";
     assert_eq!(collect(&mut applied), wanted);
-    assert_eq!(applied.rules_in_hubs("nat"), 0);
+    assert_eq!(applied.rules("nat"), 0);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 pub(crate) struct Api {
     objects: Arc<Mutex<BTreeMap<(String, String), Value>>>,
     events: broadcast::Sender<(String, Value)>,
+    written: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Api {
@@ -24,6 +25,7 @@ impl Api {
         Self {
             objects: Arc::default(),
             events: broadcast::channel(65_536).0,
+            written: Arc::default(),
         }
     }
 
@@ -49,7 +51,15 @@ impl Api {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let api = api.clone();
-            async move { Ok::<_, Infallible>(api.answer(&request)) }
+            async move {
+                if request.method() == http::Method::POST {
+                    let body = request.into_body().collect_bytes().await.unwrap();
+                    let object: Value = serde_json::from_slice(&body).unwrap();
+                    api.written.lock().push(object.clone());
+                    return Ok::<_, Infallible>(respond(futures::stream::once(async move { object }).boxed()));
+                }
+                Ok(api.answer(&request))
+            }
         });
         kube::Client::new(service, "default")
     }
@@ -79,11 +89,25 @@ impl Api {
                 json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
             futures::stream::once(async move { list }).boxed()
         };
-        let frames = lines
-            .map(|line| Ok(http_body::Frame::data(format!("{line}\n").into())))
-            .boxed();
-        Response::new(StreamBody::new(frames))
+        respond(lines)
     }
+
+    /// What was written to the server: events.
+    pub(crate) fn events(&self) -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let written = self.written.lock();
+        written
+            .iter()
+            .map(|event| (text(&event["reason"]), text(&event["note"])))
+            .collect()
+    }
+}
+
+fn respond(
+    lines: futures::stream::BoxStream<'static, Value>,
+) -> Response<StreamBody<futures::stream::BoxStream<'static, Frame>>> {
+    let frames = lines.map(|line| Ok(http_body::Frame::data(format!("{line}\n").into())));
+    Response::new(StreamBody::new(frames.boxed()))
 }
 
 type Frame = Result<http_body::Frame<bytes::Bytes>, Infallible>;
@@ -109,5 +133,14 @@ pub(crate) fn slice(service: &str, protocol: &str, addresses: &[&str]) -> Value 
         "metadata": {"namespace": "test", "name": format!("{service}-1"), "resourceVersion": "2",
                      "labels": {"kubernetes.io/service-name": service}},
         "addressType": "IPv4", "ports": [{"name": "", "protocol": protocol, "port": 8080}], "endpoints": endpoints,
+    })
+}
+
+/// This node, in a zone and with a range of pods.
+pub(crate) fn node(zone: &str, range: &str) -> Value {
+    json!({
+        "metadata": {"name": "here", "resourceVersion": "2", "labels": {"topology.kubernetes.io/zone": zone}},
+        "spec": {"podCIDR": range},
+        "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.1"}]},
     })
 }

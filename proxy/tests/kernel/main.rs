@@ -4,5 +4,7 @@
 #![allow(clippy::unwrap_used)] // Test code throughout: a panic is a failed test.
 
 mod api;
+mod faults;
+mod policies;
 mod services;
 mod world;

@@ -1,8 +1,9 @@
 //! A node with pods on a bridge, and a client on its segment.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use skiff_daemon::{Context, Shutdown};
 use skiff_net::netlink::{BridgeOptions, Netlink, Route, VethOptions};
 use skiff_net::netns::Namespace;
 use skiff_net::sysctl;
-use skiff_proxy::KubeProxyConfiguration;
+use skiff_proxy::{Config, KubeProxyConfiguration};
+use tokio::sync::Notify;
 
 use crate::api::Api;
 
@@ -27,6 +29,7 @@ pub(crate) struct World {
 /// A running proxy; it ends with this.
 pub(crate) struct Running {
     shutdown: Shutdown,
+    killed: Arc<Notify>,
     pub(crate) metrics: skiff_daemon::Metrics,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -97,12 +100,19 @@ impl World {
     }
 
     pub(crate) fn start(&self, config: &str) -> Running {
+        self.start_with(config, |_| {})
+    }
+
+    pub(crate) fn start_with(&self, config: &str, adjust: impl FnOnce(&mut Config)) -> Running {
         let text = format!(
             "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\n{config}"
         );
-        let config = KubeProxyConfiguration::parse(&text).unwrap().for_node("here").unwrap();
+        let mut config = KubeProxyConfiguration::parse(&text).unwrap().for_node("here").unwrap();
+        adjust(&mut config);
         let context = Context::default();
         let (shutdown, metrics) = (context.shutdown.clone(), context.metrics.clone());
+        let killed = Arc::new(Notify::new());
+        let kill = killed.clone();
         let (api, namespace) = (
             self.api.clone(),
             self.node.run(|| Namespace::current().unwrap()).unwrap(),
@@ -113,12 +123,20 @@ impl World {
                     .enable_all()
                     .build()
                     .unwrap();
-                runtime.block_on(async { skiff_proxy::run(config, api.client(), context).await.unwrap() });
+                runtime.block_on(async {
+                    tokio::select! {
+                        ended = skiff_proxy::run(config, api.client(), context) => ended.unwrap(),
+                        () = kill.notified() => {}
+                    }
+                });
+                // Nothing of it gets another turn; a transaction that was handed over goes on, as it would alone.
+                runtime.shutdown_background();
             };
             namespace.run(work).unwrap();
         });
         Running {
             shutdown,
+            killed,
             metrics,
             thread: Some(thread),
         }
@@ -136,12 +154,30 @@ impl World {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// A line of shell outside of the node.
+    pub(crate) fn shell_outside(&self, line: &str) {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        let output = self.outside.run(|| command.output()).unwrap().unwrap();
+        assert!(
+            output.status.success(),
+            "{line}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
     pub(crate) fn rules(&self) -> String {
         self.shell("iptables-save")
     }
 }
 
 impl Running {
+    /// Takes its turn away for good, wherever it is, and waits for that.
+    pub(crate) fn kill(mut self) {
+        self.killed.notify_one();
+        self.thread.take().unwrap().join().unwrap();
+    }
+
     /// Ends it and waits for that.
     pub(crate) fn stop(mut self) {
         self.shutdown.cancel();
@@ -206,6 +242,17 @@ pub(crate) fn connect(from: &Namespace, to: &str) -> io::Result<TcpStream> {
         .unwrap()?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     Ok(stream)
+}
+
+/// Asks by HTTP: the status and the rest of what comes.
+pub(crate) fn get(from: &Namespace, to: &str, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = connect(from, to)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|text| text.parse().ok());
+    let status = status.ok_or_else(|| io::Error::other(format!("odd answer {answer:?}")))?;
+    Ok((status, answer))
 }
 
 /// A UDP client that keeps its port: one flow.

@@ -1,0 +1,140 @@
+//! What others do to the rules, and what a sudden end leaves.
+
+use std::fs::File;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::json;
+
+use crate::api::{service, slice};
+use crate::world::{World, ask, until};
+
+const SERVICE: &str = "10.96.0.10:80";
+const CONFIG: &str = "metricsBindAddress: \":0\"\n";
+
+/// The rules without counters and comments of the program, in an order of their own.
+fn settled(rules: &str) -> Vec<String> {
+    let mut lines: Vec<_> = rules
+        .lines()
+        .filter(|line| line.starts_with("-A") || line.starts_with(":KUBE"))
+        .map(str::to_owned)
+        .collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn cleaning_up_leaves_what_was_there_before() {
+    let world = World::new();
+    let _a = world.pod("a", "10.244.0.2");
+    world.shell(
+        "iptables -t nat -N KUBERNETES-MINE; iptables -t nat -A PREROUTING -j KUBERNETES-MINE; iptables -A FORWARD -s 192.0.2.1 -j DROP; \
+         iptables -t mangle -N KUBE-KUBELET-CANARY; iptables -t nat -N CNI-HOSTPORT-DNAT",
+    );
+    let before = settled(&world.rules());
+    let spec = json!({"type": "LoadBalancer", "sessionAffinity": "ClientIP", "loadBalancerSourceRanges": ["10.0.0.0/8"],
+                      "ports": [{"port": 80, "nodePort": 30080}]});
+    let mut balanced = service("web", "10.96.0.10", spec);
+    balanced["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+    world.api.put("services", balanced);
+    world.api.put("services", service("none", "10.96.0.11", json!({})));
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
+    let proxy = world.start(CONFIG);
+    until("answers", || ask(&world.node, SERVICE).ok());
+    proxy.stop();
+    // Once more: nothing is there any more, and that is no error.
+    for _ in 0..2 {
+        world.node.run(skiff_proxy::cleanup).unwrap().unwrap();
+        assert_eq!(settled(&world.rules()), before);
+    }
+}
+
+#[test]
+fn killed_amid_a_sync_the_next_one_ends_with_the_same_rules() {
+    let world = World::new();
+    let _a = world.pod("a", "10.244.0.2");
+    let put = |generation: usize| {
+        for index in 0..600 {
+            let name = format!("s{index}");
+            let ip = format!("10.100.{}.{}", index / 250, index % 250 + 1);
+            world.api.put(
+                "services",
+                service(&name, &ip, json!({"ports": [{"port": 80 + generation}]})),
+            );
+            let far = [
+                format!("10.244.1.{}", generation + 2),
+                format!("10.244.1.{}", generation + 3),
+            ];
+            world
+                .api
+                .put("endpointslices", slice(&name, "TCP", &[&far[0], &far[1]]));
+        }
+    };
+    world.api.put("services", service("web", "10.96.0.10", json!({})));
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
+    put(0);
+    let first = world.start(CONFIG);
+    until("answers", || ask(&world.node, SERVICE).ok());
+    for (generation, millis) in [20, 60, 110, 170, 240].into_iter().enumerate() {
+        put(generation + 1);
+        let proxy = world.start(CONFIG);
+        // The moment is what is tried here, not waited for.
+        std::thread::sleep(Duration::from_millis(millis));
+        proxy.kill();
+        // Whatever was written: the old rules or the new ones lead somewhere.
+        assert!(ask(&world.node, SERVICE).is_ok(), "after {millis} ms");
+    }
+    drop(first);
+    let last = world.start(CONFIG);
+    let full = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1\n";
+    until("all", || last.metrics.encode().contains(full).then_some(()));
+    last.stop();
+    let left = settled(&world.rules());
+    world.node.run(skiff_proxy::cleanup).unwrap().unwrap();
+    let fresh = world.start(CONFIG);
+    until("all", || fresh.metrics.encode().contains(full).then_some(()));
+    let fresh = settled(&world.rules());
+    assert_eq!(left.len(), fresh.len());
+    assert_eq!(left, fresh);
+}
+
+#[test]
+fn a_lock_that_another_holds_is_waited_for() {
+    let world = World::new();
+    let _a = world.pod("a", "10.244.0.2");
+    // Rules of the legacy kind: the one that has a lock.
+    world.shell("iptables-legacy -t nat -N SOMEBODYS");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("xtables.lock");
+    let file = File::create(&path).unwrap();
+    let lock = Flock::lock(file, FlockArg::LockExclusive).unwrap();
+    world.api.put("services", service("web", "10.96.0.10", json!({})));
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
+    let proxy = world.start_with(CONFIG, |config| config.lock_file = Some(path));
+    let failures = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total 0\n";
+    until("a failure", || {
+        (!proxy.metrics.encode().contains(failures)).then_some(())
+    });
+    assert!(ask(&world.node, SERVICE).is_err());
+    drop(lock);
+    until("answers", || ask(&world.node, SERVICE).ok());
+    assert!(world.shell("iptables-legacy-save -t nat").contains("KUBE-SVC-"));
+}
+
+#[test]
+fn a_flush_of_one_table_by_another_is_repaired() {
+    let world = World::new();
+    let _a = world.pod("a", "10.244.0.2");
+    world.api.put("services", service("web", "10.96.0.10", json!({})));
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
+    let proxy = world.start(&format!("{CONFIG}iptables: {{syncPeriod: 200ms}}\n"));
+    until("answers", || ask(&world.node, SERVICE).ok());
+    let before = settled(&world.rules());
+    for table in ["filter", "mangle", "nat"] {
+        world.shell(&format!("iptables -t {table} -F; iptables -t {table} -X"));
+        until(table, || (settled(&world.rules()) == before).then_some(()));
+    }
+    assert!(ask(&world.node, SERVICE).is_ok());
+    let again = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 4\n";
+    assert!(proxy.metrics.encode().contains(again), "{}", proxy.metrics.encode());
+}
