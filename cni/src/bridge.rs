@@ -11,6 +11,7 @@ use skiff_net::netlink::{BridgeOptions, Link, LinkChange, Mac, Netlink, Protocol
 use skiff_net::netns::Namespace;
 use skiff_net::sysctl;
 
+use crate::config::Dns;
 use crate::delegate;
 use crate::error::{Code, Error};
 use crate::outcome::{self, Interface, Network, Reply};
@@ -19,6 +20,7 @@ use crate::request::{Request, Verb};
 mod check;
 mod config;
 mod masquerade;
+mod vlan;
 
 use config::Config;
 
@@ -92,6 +94,9 @@ fn add(request: &Request) -> Result<Reply, Error> {
         }
     }
     complete(&config, &mut network)?;
+    if request.network.dns != Dns::default() {
+        network.dns = request.network.dns.clone();
+    }
 
     let bridge = ensure_bridge(&mut sides.outer, &config, &network)?;
     let (port, mac) = connect(&mut sides, request, &config, &bridge, &network)?;
@@ -106,7 +111,7 @@ fn add(request: &Request) -> Result<Reply, Error> {
     });
     let inside = configure_container(&mut sides.inner, name, &network)
         .map_err(|source| Error::internal("failed to configure the container's interface", &source))?;
-    configure_bridge(&mut sides.outer, &config, &bridge, &network)?;
+    configure_gateway(&mut sides.outer, &config, &bridge, &network)?;
     if config.masquerade && config.layer3 {
         undo.then(|| drop(masquerade::tear_down(request)));
         let addresses: Vec<IpNet> = network.ips.iter().map(|ip| ip.address).collect();
@@ -206,18 +211,15 @@ fn complete(config: &Config, network: &mut Network) -> Result<(), Error> {
         let dst: IpNet = any
             .parse()
             .map_err(|source| Error::internal("impossible default route", &source))?;
-        match network.routes.iter().find(|route| route.dst == dst) {
-            None => network.routes.push(outcome::Route {
+        // A default route of the address plugin's stays the only one. (Upstream adds a second to one without a gateway,
+        // and then fails on it.)
+        if !network.routes.iter().any(|route| route.dst == dst) {
+            network.routes.push(outcome::Route {
                 dst,
                 gw: Some(gateway),
                 mtu: None,
                 priority: None,
-            }),
-            Some(route) if route.gw.is_none_or(|gw| gw == gateway) => {}
-            Some(_) => {
-                let message = "isDefaultGateway ineffective because IPAM sets default route via another gateway";
-                return Err(Error::new(Code::Internal, message));
-            }
+            });
         }
     }
     Ok(())
@@ -238,7 +240,7 @@ fn ensure_bridge(outer: &mut Netlink, config: &Config, network: &Network) -> Res
             let options = BridgeOptions {
                 mtu: config.mtu,
                 mac: Some(gateway.unwrap_or_else(random_mac)),
-                vlan_filtering: false,
+                vlan_filtering: config.vlan.is_some(),
             };
             match outer.add_bridge(name, &options) {
                 Err(error) if !error.already_exists() => return Err(failed(&error)),
@@ -252,6 +254,12 @@ fn ensure_bridge(outer: &mut Netlink, config: &Config, network: &Network) -> Res
     if bridge.kind != "bridge" {
         let message = format!("failed to create bridge {name:?}: {name:?} already exists but is not a bridge");
         return Err(Error::new(Code::Internal, message));
+    }
+    if config.vlan.is_some() {
+        // A bridge of others' making: without, the container would be in everybody's segment.
+        outer
+            .set_vlan_filtering(bridge.index)
+            .map_err(|source| failed(&source))?;
     }
     if !bridge.up || (config.promiscuous && bridge.promiscuity == 0) {
         let promiscuous = config.promiscuous.then_some(true);
@@ -287,17 +295,12 @@ fn connect(
         master: Some(bridge.index),
         up: true,
     };
-    let mut tries = 0;
-    let name = loop {
-        let name = format!("veth{:08x}", random() & 0xffff_ffff);
-        match sides.outer.add_veth(&name, &request.interface, &options) {
-            Ok(()) => break name,
-            Err(error) if error.already_exists() && tries < NAME_TRIES => tries += 1,
-            Err(error) => return Err(failed(&error)),
-        }
-    };
+    let name = add_pair(&mut sides.outer, &request.interface, &options).map_err(|source| failed(&source))?;
     let finish = |outer: &mut Netlink| {
         let port = outer.need_link(&name)?;
+        if let Some(vlan) = config.vlan {
+            vlan::join(outer, port.index, vlan)?;
+        }
         if config.hairpin {
             outer.set_hairpin(port.index, true)?;
         }
@@ -309,6 +312,19 @@ fn connect(
             sides.outer.delete_link(&name).ok();
             let error: skiff_net::netlink::Error = error;
             Err(failed(&error))
+        }
+    }
+}
+
+/// Makes a pair whose first end has a name that nobody has yet; returns that.
+fn add_pair(outer: &mut Netlink, peer: &str, options: &VethOptions<'_>) -> Result<String, skiff_net::netlink::Error> {
+    let mut tries = 0;
+    loop {
+        let name = format!("veth{:08x}", random() & 0xffff_ffff);
+        match outer.add_veth(&name, peer, options) {
+            Ok(()) => return Ok(name),
+            Err(error) if error.already_exists() && tries < NAME_TRIES => tries += 1,
+            Err(error) => return Err(error),
         }
     }
 }
@@ -330,7 +346,7 @@ fn configure_container(inner: &mut Netlink, name: &str, network: &Network) -> Re
         wanted.protocol = Protocol::BOOT;
         wanted.priority = route.priority.unwrap_or_default();
         wanted.mtu = route.mtu.unwrap_or_default();
-        match inner.add_route(&wanted) {
+        match inner.add_route_beside(&wanted) {
             Err(error) if !error.already_exists() => return Err(error),
             _ => {}
         }
@@ -338,17 +354,21 @@ fn configure_container(inner: &mut Netlink, name: &str, network: &Network) -> Re
     Ok(link)
 }
 
-/// The gateway's addresses on the bridge, and forwarding.
-fn configure_bridge(outer: &mut Netlink, config: &Config, bridge: &Link, network: &Network) -> Result<(), Error> {
+/// The gateway's addresses on the bridge, or on its interface into the VLAN; and forwarding.
+fn configure_gateway(outer: &mut Netlink, config: &Config, bridge: &Link, network: &Network) -> Result<(), Error> {
     if !config.gateway {
         return Ok(());
     }
+    let interface = match config.vlan {
+        Some(vlan) => &vlan::ensure_gateway(outer, bridge, vlan)?,
+        None => bridge,
+    };
     let gateways = network
         .ips
         .iter()
         .filter_map(|ip| IpNet::new(ip.gateway?, ip.address.prefix_len()).ok());
     for gateway in gateways {
-        ensure_address(outer, config, bridge, gateway)?;
+        ensure_address(outer, config, interface, gateway)?;
         let forwarding = if gateway.addr().is_ipv4() {
             "net.ipv4.ip_forward"
         } else {

@@ -6,11 +6,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Network {
-    pub(crate) cni_version: String,
     #[serde(deserialize_with = "nullable")]
     pub(crate) name: String,
     #[serde(deserialize_with = "nullable")]
     pub(crate) ipam: Ipam,
+    /// Name resolution that the result is to have instead of what address management says.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) dns: Dns,
     /// What the plugins before this one, or ADD for a later CHECK or DEL, left.
     pub(crate) prev_result: Option<crate::outcome::Network>,
     /// GC: who is attached; everything else goes.

@@ -189,6 +189,7 @@ fn folder(config: &Config, request: &Request) -> PathBuf {
 
 fn plan(request: &Request) -> Result<Plan, Error> {
     let mut config: Config = request.config()?;
+    let wanted = wanted(request, &config)?;
     let folder = folder(&config, request);
     let mut ranges = std::mem::take(&mut config.runtime_config.ip_ranges);
     if config.ipam.single.subnet.is_some() {
@@ -208,20 +209,6 @@ fn plan(request: &Request) -> Result<Plan, Error> {
         sets.push(set);
     }
 
-    let mut wanted = Vec::new();
-    let asked = request
-        .arguments
-        .get("IP")
-        .into_iter()
-        .chain(&config.args.cni.ips)
-        .chain(&config.runtime_config.ips);
-    for text in asked {
-        let address = text.split('/').next().unwrap_or_default();
-        let ip = address
-            .parse()
-            .map_err(|_| invalid(format!("invalid requested IP {text:?}")))?;
-        wanted.push(ip);
-    }
     let dns = match config.ipam.resolv_conf.as_str() {
         "" => Dns::default(),
         path => resolv_conf::read(Path::new(path))?,
@@ -233,4 +220,19 @@ fn plan(request: &Request) -> Result<Plan, Error> {
         dns,
         folder,
     })
+}
+
+/// The addresses that are asked for: by argument, by the configuration, by the runtime.
+fn wanted(request: &Request, config: &Config) -> Result<Vec<IpAddr>, Error> {
+    let parse = |text: &str| text.split('/').next().unwrap_or_default().parse::<IpAddr>();
+    let arguments = request.arguments(&["IP"])?;
+    let mut wanted = Vec::new();
+    if let Some(text) = arguments.get("IP") {
+        let message = || format!("ARGS: error parsing value of pair \"IP={text}\": invalid IP address {text}");
+        wanted.push(parse(text).map_err(|_| Error::new(Code::Internal, message()))?);
+    }
+    for text in config.args.cni.ips.iter().chain(&config.runtime_config.ips) {
+        wanted.push(parse(text).map_err(|_| Error::new(Code::Internal, format!("invalid IP address {text}")))?);
+    }
+    Ok(wanted)
 }

@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::Network;
+use crate::config::{Network, nullable};
 use crate::error::{Code, Error};
 use crate::version;
 
@@ -86,7 +87,7 @@ impl Environment {
         })
     }
 
-    fn check(&self, verb: Verb) -> Result<(), Error> {
+    fn check_present(&self, verb: Verb) -> Result<(), Error> {
         let variables = [
             (
                 "CNI_CONTAINERID",
@@ -110,12 +111,16 @@ impl Environment {
             .filter(|(_, empty, verbs)| *empty && verbs.contains(&verb))
             .map(|(name, ..)| *name)
             .collect();
-        if !missing.is_empty() {
-            return Err(invalid(format!(
-                "required env variables [{}] missing",
-                missing.join(",")
-            )));
+        if missing.is_empty() {
+            return Ok(());
         }
+        Err(invalid(format!(
+            "required env variables [{}] missing",
+            missing.join(",")
+        )))
+    }
+
+    fn check_valid(&self, verb: Verb) -> Result<(), Error> {
         if matches!(verb, Verb::Add | Verb::Del | Verb::Check) {
             check_container(&self.container)?;
             check_interface(&self.interface)?;
@@ -132,8 +137,6 @@ pub(crate) struct Request {
     /// The file of the container's namespace. Empty at DEL when the container is gone.
     pub(crate) namespace: PathBuf,
     pub(crate) interface: String,
-    /// `CNI_ARGS`, split.
-    pub(crate) arguments: BTreeMap<String, String>,
     pub(crate) environment: Environment,
     /// The configuration's version, one that is spoken here.
     pub(crate) version: String,
@@ -145,26 +148,75 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn read(environment: &Environment, input: &[u8]) -> Result<Self, Error> {
+        // In upstream's order, so that of several mistakes the same one is told.
         let verb = environment.verb()?;
-        environment.check(verb)?;
-        let network: Network = decode(input)?;
-        let version = Some(network.cni_version.clone()).filter(|version| !version.is_empty());
-        let version = version.unwrap_or_else(|| version::ASSUMED.to_owned());
-        if verb != Verb::Version {
-            version::check(&version, verb)?;
-            check_network(&network.name)?;
+        environment.check_present(verb)?;
+        if verb == Verb::Version {
+            return Self::version(environment, input);
         }
+        let head: Head = serde_json::from_slice(input)
+            .map_err(|source| Error::new(Code::Decoding, "error unmarshall network config").with(&source))?;
+        check_network(&head.name)?;
+        environment.check_valid(verb)?;
+        let version = Some(head.cni_version).filter(|version| !version.is_empty());
+        let version = version.unwrap_or_else(|| version::ASSUMED.to_owned());
+        version::check(&version, verb)?;
+        let network: Network = decode(input)?;
         Ok(Self {
             verb,
             container: environment.container.clone(),
             namespace: PathBuf::from(&environment.namespace),
             interface: environment.interface.clone(),
-            arguments: split_arguments(&environment.arguments)?,
             environment: environment.clone(),
             version,
             network,
             input: input.to_vec(),
         })
+    }
+
+    /// VERSION is about the plugin: no configuration is needed, and a bad one is none.
+    fn version(environment: &Environment, input: &[u8]) -> Result<Self, Error> {
+        let head: Head = serde_json::from_slice(input).unwrap_or_default();
+        Ok(Self {
+            verb: Verb::Version,
+            container: String::new(),
+            namespace: PathBuf::new(),
+            interface: String::new(),
+            environment: environment.clone(),
+            version: Some(head.cni_version)
+                .filter(|version| !version.is_empty())
+                .unwrap_or_else(|| version::CURRENT.to_owned()),
+            network: Network::default(),
+            input: Vec::new(),
+        })
+    }
+
+    /// `CNI_ARGS`, as a plugin reads it that knows some of them. Others are an error unless it says to ignore them.
+    pub(crate) fn arguments(&self, known: &[&str]) -> Result<BTreeMap<String, String>, Error> {
+        let pairs = split_arguments(&self.environment.arguments)?;
+        let mut arguments = BTreeMap::new();
+        let (mut unknown, mut ignore) = (Vec::new(), false);
+        for (key, value) in pairs {
+            if key == "IgnoreUnknown" {
+                ignore = match value.to_ascii_lowercase().as_str() {
+                    "1" | "true" => true,
+                    "0" | "false" => false,
+                    _ => {
+                        return Err(arguments_error(format!(
+                            "error parsing value of pair \"{key}={value}\": boolean unmarshal error: invalid input {value}"
+                        )));
+                    }
+                };
+            } else if known.contains(&key) {
+                arguments.insert(key.to_owned(), value.to_owned());
+            } else {
+                unknown.push(format!("{key}={value}"));
+            }
+        }
+        if !unknown.is_empty() && !ignore {
+            return Err(arguments_error(format!("unknown args {}", version::list(&unknown))));
+        }
+        Ok(arguments)
     }
 
     /// The configuration in a plugin's own shape.
@@ -181,7 +233,6 @@ impl Request {
             container: self.container.clone(),
             namespace: self.namespace.clone(),
             interface: self.interface.clone(),
-            arguments: self.arguments.clone(),
             environment,
             version: self.version.clone(),
             network: self.network.clone(),
@@ -190,9 +241,22 @@ impl Request {
     }
 }
 
+/// What is read before anything else.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Head {
+    #[serde(deserialize_with = "nullable")]
+    cni_version: String,
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+}
+
 fn decode<T: DeserializeOwned>(input: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(input)
-        .map_err(|source| Error::new(Code::Decoding, "error unmarshall network config").with(&source))
+    serde_json::from_slice(input).map_err(|source| Error::internal("failed to load netconf", &source))
+}
+
+fn arguments_error(what: impl fmt::Display) -> Error {
+    Error::new(Code::Internal, format!("ARGS: {what}"))
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -234,23 +298,22 @@ fn check_interface(name: &str) -> Result<(), Error> {
         )
     } else if name == "." || name == ".." {
         ("interface name is . or ..", String::new())
-    } else if let Some(bad) = name.chars().find(|c| *c == '/' || *c == ':' || c.is_whitespace()) {
-        (
-            "interface name contains / or : or whitespace characters",
-            bad.to_string(),
-        )
+    } else if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+        ("interface name contains / or : or whitespace characters", String::new())
     } else {
         return Ok(());
     };
     Err(invalid(message).details(details))
 }
 
-fn split_arguments(text: &str) -> Result<BTreeMap<String, String>, Error> {
-    let pairs = text.split(';').filter(|pair| !pair.is_empty());
-    pairs
-        .map(|pair| match pair.split_once('=') {
-            Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
-            None => Err(invalid(format!("CNI_ARGS invalid pair {pair:?}"))),
+fn split_arguments(text: &str) -> Result<Vec<(&str, &str)>, Error> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    text.split(';')
+        .map(|pair| {
+            let parts = pair.split_once('=').filter(|(_, value)| !value.contains('='));
+            parts.ok_or_else(|| arguments_error(format!("invalid pair {pair:?}")))
         })
         .collect()
 }
@@ -285,14 +348,15 @@ mod tests {
         environment.arguments = "IgnoreUnknown=1;K8S_POD_NAME=web".into();
         let request = Request::read(&environment, CONFIG).unwrap();
         assert_eq!((request.verb, request.version.as_str()), (Verb::Add, "1.0.0"));
-        assert_eq!(request.arguments["K8S_POD_NAME"], "web");
+        assert_eq!(request.arguments(&["K8S_POD_NAME"]).unwrap()["K8S_POD_NAME"], "web");
+        assert!(request.arguments(&["MAC"]).unwrap().is_empty());
     }
 
     #[test]
     fn bad_requests_are_refused_with_upstreams_codes() {
         let missing = "required env variables [CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH] missing";
         type Change = fn(&mut Environment);
-        let cases: [(Change, &[u8], u32, &str); 9] = [
+        let cases: [(Change, &[u8], u32, &str); 10] = [
             (
                 |e| {
                     *e = Environment {
@@ -328,7 +392,19 @@ mod tests {
                 4,
                 "interface name is too long",
             ),
-            (|e| e.arguments = "IP".into(), CONFIG, 4, "CNI_ARGS invalid pair \"IP\""),
+            // Of several mistakes, the configuration's is told.
+            (
+                |e| e.container = "a/b".into(),
+                br#"{"cniVersion":"1.0.0","name":"a/b"}"#,
+                7,
+                "invalid characters found in network name",
+            ),
+            (
+                |_| {},
+                br#"{"cniVersion":"1.0.0","name":"n","prevResult":7}"#,
+                999,
+                "failed to load netconf: invalid type: integer `7`, expected struct Network at line 1 column 47",
+            ),
             (
                 |_| {},
                 br#"{"cniVersion":"9.0.0","name":"n"}"#,
@@ -349,6 +425,37 @@ mod tests {
         let (code, message) = refusal(|_| {}, b"{\"cniVersion\":");
         assert_eq!(code, 6);
         assert!(message.starts_with("error unmarshall network config: "), "{message}");
+    }
+
+    #[test]
+    fn arguments_that_nobody_knows_are_refused_unless_they_may_be_ignored() {
+        let arguments = |text: &str| {
+            let mut environment = environment();
+            environment.arguments = text.to_owned();
+            let request = Request::read(&environment, CONFIG).unwrap();
+            request.arguments(&["IP"]).map_err(|error| error.message)
+        };
+        assert_eq!(arguments("").unwrap().len(), 0);
+        assert_eq!(
+            arguments("IgnoreUnknown=true;IP=10.0.0.1;X=y").unwrap()["IP"],
+            "10.0.0.1"
+        );
+        for (text, wanted) in [
+            ("IP", "ARGS: invalid pair \"IP\""),
+            ("IP=1=2", "ARGS: invalid pair \"IP=1=2\""),
+            ("X=y;IP=10.0.0.1;Z=", "ARGS: unknown args [\"X=y\" \"Z=\"]"),
+            ("IgnoreUnknown=0;X=y", "ARGS: unknown args [\"X=y\"]"),
+        ] {
+            assert_eq!(arguments(text).unwrap_err(), wanted);
+        }
+    }
+
+    #[test]
+    fn the_version_is_told_without_a_configuration() {
+        let mut environment = environment();
+        environment.command = Some("VERSION".into());
+        assert_eq!(Request::read(&environment, b"").unwrap().version, "1.1.0");
+        assert_eq!(Request::read(&environment, CONFIG).unwrap().version, "1.0.0");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use crate::request::Verb;
 /// Oldest first.
 pub(crate) const SUPPORTED: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
+/// The newest.
+pub(crate) const CURRENT: &str = "1.1.0";
+
 /// What a configuration without `cniVersion` means, by the specification.
 pub(crate) const ASSUMED: &str = "0.1.0";
 
@@ -21,10 +24,16 @@ pub(crate) fn at_least(version: &str, floor: &str) -> bool {
     numbers(version) >= numbers(floor)
 }
 
+/// Words as upstream prints a list of them.
+pub(crate) fn list<T: AsRef<str>>(words: &[T]) -> String {
+    let quoted: Vec<_> = words.iter().map(|word| format!("{:?}", word.as_ref())).collect();
+    format!("[{}]", quoted.join(" "))
+}
+
 /// Refuses a version that is not spoken, and a verb that the version does not have.
 pub(crate) fn check(version: &str, verb: Verb) -> Result<(), Error> {
     if !SUPPORTED.contains(&version) {
-        let details = format!("config is {version:?}, plugin supports {SUPPORTED:?}");
+        let details = format!("config is {version:?}, plugin supports {}", list(&SUPPORTED));
         return Err(Error::new(Code::IncompatibleVersion, "incompatible CNI versions").details(details));
     }
     let floor = match verb {

@@ -187,6 +187,8 @@ enum Mode {
     Plain,
     /// Make it; an existing one is an error.
     Create,
+    /// Make it, whatever is there of its like.
+    Beside,
     /// Make it, or replace what exists.
     Replace,
 }
@@ -196,6 +198,7 @@ impl Mode {
         match self {
             Self::Plain => 0,
             Self::Create => NLM_F_CREATE | NLM_F_EXCL,
+            Self::Beside => NLM_F_CREATE,
             Self::Replace => NLM_F_CREATE | NLM_F_REPLACE,
         }
     }

@@ -35,6 +35,12 @@ pub enum Error {
         #[source]
         source: Errno,
     },
+    /// The file is something else: one whose namespace was unmounted, or one that never stood for a namespace.
+    #[error("{name} is no network namespace: it was unmounted, or the path is wrong")]
+    NotANamespace {
+        /// The file.
+        name: String,
+    },
     /// A namespace of that name exists already.
     #[error("network namespace {path} exists already: remove it first, or choose another name")]
     Exists {
@@ -232,9 +238,10 @@ impl Namespace {
 
     #[allow(clippy::disallowed_methods)] // This is the place that the ban names: the thread is always our own.
     fn enter(&self) -> Result<(), Error> {
-        nix::sched::setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|source| Error::Enter {
-            name: self.name.clone(),
-            source,
+        let name = || self.name.clone();
+        nix::sched::setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|source| match source {
+            Errno::EINVAL => Error::NotANamespace { name: name() },
+            _ => Error::Enter { name: name(), source },
         })
     }
 }

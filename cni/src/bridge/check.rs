@@ -11,12 +11,12 @@ use crate::request::Request;
 
 pub(super) fn run(request: &Request) -> Result<Reply, Error> {
     let config = Config::read(request)?;
-    let Some(previous) = &request.network.prev_result else {
-        return Err(Error::new(Code::InvalidConfiguration, "Required prevResult missing"));
-    };
     if config.layer3 {
         delegate::ipam(request)?;
     }
+    let Some(previous) = &request.network.prev_result else {
+        return Err(failed("Required prevResult missing"));
+    };
     let mut sides = open(&request.namespace)?;
     let sandbox = request.namespace.display().to_string();
     let inside = find(previous, |interface| {

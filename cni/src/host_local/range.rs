@@ -5,13 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// A range as it is configured.
+/// A range as it is configured. containerd writes its keys with capitals, which upstream's decoder takes too.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct RangeConfig {
+    #[serde(alias = "Subnet")]
     pub(super) subnet: Option<IpNet>,
+    #[serde(alias = "RangeStart")]
     pub(super) range_start: Option<IpAddr>,
+    #[serde(alias = "RangeEnd")]
     pub(super) range_end: Option<IpAddr>,
+    #[serde(alias = "Gateway")]
     pub(super) gateway: Option<IpAddr>,
 }
 
@@ -141,11 +145,8 @@ impl Range {
         let first = inside("RangeStart", config.range_start, network + 1)?;
         let last = inside("RangeEnd", config.range_end, end)?;
         if first > last {
-            return Err(format!(
-                "RangeStart {} is after RangeEnd {}",
-                address(first, subnet),
-                address(last, subnet)
-            ));
+            // Upstream looks for the start among what the end leaves.
+            return Err(format!("RangeStart {} not in network {subnet}", address(first, subnet)));
         }
         let gateway = config.gateway.map_or(network + 1, number);
         Ok(Self {
@@ -285,7 +286,7 @@ mod tests {
             ),
             (
                 vec![range("10.1.0.0/24", "10.1.0.9", "10.1.0.8")],
-                "RangeStart 10.1.0.9 is after RangeEnd 10.1.0.8",
+                "RangeStart 10.1.0.9 not in network 10.1.0.0/24",
             ),
             (
                 vec![range("10.1.0.0/24", "", ""), range("fd00::/64", "", "")],

@@ -1,13 +1,20 @@
 //! Name resolution out of a file like `/etc/resolv.conf`.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::config::Dns;
 use crate::error::{Code, Error};
 
 pub(super) fn read(path: &Path) -> Result<Dns, Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| Error::new(Code::Io, format!("failed to read {}", path.display())).with(&source))?;
+    let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+        // Upstream's words.
+        ErrorKind::NotFound => Error::new(
+            Code::Internal,
+            format!("open {}: no such file or directory", path.display()),
+        ),
+        _ => Error::internal(format_args!("open {}", path.display()), &source),
+    })?;
     Ok(parse(&text))
 }
 

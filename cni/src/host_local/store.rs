@@ -211,7 +211,7 @@ impl Store {
 }
 
 fn failed(step: &str, path: &Path, source: &dyn std::error::Error) -> Error {
-    Error::new(Code::Io, format!("{step} {}", path.display())).with(source)
+    Error::internal(format_args!("{step} {}", path.display()), source)
 }
 
 #[cfg(test)]

@@ -80,8 +80,8 @@ fn check_finds_what_is_missing() {
     let pod = world.pod("one");
     let mut config = world.config();
     let check = |config: &Value| world.call("bridge", "CHECK", "one", &pod.path, config);
-    assert_eq!(check(&config).json["msg"], "Required prevResult missing");
     let result = world.add(&pod, &config);
+    assert_eq!(check(&config).json["msg"], "Required prevResult missing");
     config["prevResult"] = result;
     let answer = check(&config);
     assert!(answer.ok, "{answer:?}");
@@ -210,6 +210,16 @@ fn another_subnet_on_the_bridge_needs_force_address() {
         addresses.contains("10.244.0.1/16") && !addresses.contains("10.244.1.1/24"),
         "{addresses}"
     );
+}
+
+#[test]
+fn a_default_route_may_be_asked_for_twice() {
+    let world = World::new();
+    let pod = world.pod("one");
+    let mut config = world.config();
+    config["isDefaultGateway"] = json!(true);
+    assert_eq!(world.add(&pod, &config)["routes"], json!([{"dst": "0.0.0.0/0"}]));
+    assert_eq!(pod.shell("ip route show default").lines().count(), 1);
 }
 
 #[test]

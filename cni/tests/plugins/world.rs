@@ -21,6 +21,17 @@ pub struct World {
     pub path: String,
 }
 
+/// One call of a plugin.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    pub plugin: &'a str,
+    pub verb: &'a str,
+    pub container: &'a str,
+    pub namespace: &'a Path,
+    pub interface: &'a str,
+    pub arguments: &'a str,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub ok: bool,
@@ -93,24 +104,38 @@ impl World {
     }
 
     pub fn start(&self, plugin: &str, verb: &str, container: &str, namespace: &Path, config: &Value) -> Child {
-        let mut command = Command::new(self.plugins.join(plugin));
+        let call = Call {
+            plugin,
+            verb,
+            container,
+            namespace,
+            interface: "eth0",
+            arguments: "",
+        };
+        self.begin(&call, &config.to_string())
+    }
+
+    pub fn begin(&self, call: &Call<'_>, input: &str) -> Child {
+        let mut command = Command::new(self.plugins.join(call.plugin));
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", container)
-            .env("CNI_NETNS", namespace);
-        command.env("CNI_IFNAME", "eth0").env("CNI_PATH", &self.path);
+            .env("CNI_COMMAND", call.verb)
+            .env("CNI_CONTAINERID", call.container)
+            .env("CNI_NETNS", call.namespace)
+            .env("CNI_IFNAME", call.interface)
+            .env("CNI_ARGS", call.arguments)
+            .env("CNI_PATH", &self.path);
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = self.node.run(|| command.spawn()).unwrap().unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(config.to_string().as_bytes())
-            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        match stdin.write_all(input.as_bytes()) {
+            // It refused before it read.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            result => result.unwrap(),
+        }
         child
     }
 

@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 use std::str::FromStr;
 
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkHeader, LinkInfo, LinkMessage,
+    AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -248,6 +248,44 @@ impl Netlink {
         )
     }
 
+    /// Makes a bridge tell its ports apart by VLAN. The kernel may lack that: "operation not supported".
+    pub fn set_vlan_filtering(&mut self, index: u32) -> Result<(), Error> {
+        let mut message = with_index(index);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])),
+        ]));
+        self.change(
+            what("filter VLANs on bridge", &format!("number {index}")),
+            RouteNetlinkMessage::NewLink(message),
+            Mode::Plain,
+        )
+    }
+
+    /// Makes a bridge port a member of a VLAN, to which untagged packets from it belong and whose packets it gets untagged.
+    pub fn add_port_vlan(&mut self, index: u32, vlan: u16) -> Result<(), Error> {
+        let flags = BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged;
+        let words = format!("{vlan} to bridge port number {index}");
+        let message = port_vlan(index, BridgeVlanInfo { flags, vid: vlan });
+        self.change(
+            what("add VLAN", &words),
+            RouteNetlinkMessage::SetLink(message),
+            Mode::Plain,
+        )
+    }
+
+    /// Takes a bridge port out of a VLAN.
+    pub fn delete_port_vlan(&mut self, index: u32, vlan: u16) -> Result<(), Error> {
+        let flags = BridgeVlanInfoFlags::empty();
+        let words = format!("{vlan} of bridge port number {index}");
+        let message = port_vlan(index, BridgeVlanInfo { flags, vid: vlan });
+        self.change(
+            what("delete VLAN", &words),
+            RouteNetlinkMessage::DelLink(message),
+            Mode::Plain,
+        )
+    }
+
     /// Removes a link (with a veth, its peer too). Returns whether it was there.
     pub fn delete_link(&mut self, name: &str) -> Result<bool, Error> {
         check_name(name)?;
@@ -281,6 +319,15 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     } else {
         Ok(())
     }
+}
+
+fn port_vlan(index: u32, vlan: BridgeVlanInfo) -> LinkMessage {
+    let mut message = with_index(index);
+    message.header.interface_family = AddressFamily::Bridge;
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecBridge(vec![AfSpecBridge::VlanInfo(vlan)]));
+    message
 }
 
 fn with_index(index: u32) -> LinkMessage {

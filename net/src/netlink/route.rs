@@ -137,6 +137,12 @@ impl Netlink {
         self.change(what("add route", &words(route)), message, Mode::Create)
     }
 
+    /// Adds a route, before others to the same destination; only the very same one is an error.
+    pub fn add_route_beside(&mut self, route: &Route) -> Result<(), Error> {
+        let message = RouteNetlinkMessage::NewRoute(build(route));
+        self.change(what("add route", &words(route)), message, Mode::Beside)
+    }
+
     /// Adds a route, or replaces the one to the same destination with the same priority.
     pub fn replace_route(&mut self, route: &Route) -> Result<(), Error> {
         let message = RouteNetlinkMessage::NewRoute(build(route));
