@@ -34,6 +34,9 @@ pub(crate) struct KubeletArgs {
     /// The container runtime's socket
     #[arg(long, value_name = "URL")]
     container_runtime_endpoint: Option<String>,
+    /// A directory of manifests, or one file: pods that run whatever the API server says
+    #[arg(long, value_name = "PATH")]
+    pod_manifest_path: Option<PathBuf>,
     /// Labels to register the node with, as key=value
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = key_value)]
     node_labels: Vec<(String, String)>,
@@ -53,6 +56,7 @@ pub(crate) async fn run(args: KubeletArgs, shutdown: Shutdown) -> anyhow::Result
         node_ips: args.node_ips,
         root_dir: args.root_dir,
         container_runtime_endpoint: args.container_runtime_endpoint,
+        pod_manifest_path: args.pod_manifest_path,
         node_labels: args.node_labels.into_iter().collect(),
         cgroup_root: args.cgroup_root,
     };

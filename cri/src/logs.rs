@@ -19,7 +19,7 @@ use jiff::Timestamp;
 
 use line::Formatter;
 pub use line::{Line, Source};
-use watch::Subscription;
+pub use watch::Subscription;
 
 /// Read at once; a chunk of output is about as large.
 const CHUNK: usize = 64 << 10;

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
-use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_api::k8s_openapi::api::core::v1::{Node, Pod};
 use skiff_api::quantity::Quantity;
 use skiff_cri::Runtime;
 
+use crate::admission;
 use crate::cgroups::{Cgroups, Rules};
 use crate::config::Config;
 use crate::dns;
@@ -21,6 +23,9 @@ use crate::node::facts;
 use crate::objects::Objects;
 use crate::services::Services;
 use crate::volumes::Volumes;
+
+/// How long the API server may take to tell the node's labels.
+const LABELS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The node, as a pod's worker sees it.
 pub(crate) struct Agent {
@@ -43,6 +48,8 @@ pub(crate) struct Agent {
     /// What this machine is and has.
     pub(crate) machine: facts::Facts,
     pub(crate) measures: Arc<Measures>,
+    /// What the host can keep of what pods ask for.
+    pub(crate) host: admission::Host,
     pub(crate) ids: Ids,
 }
 
@@ -69,6 +76,20 @@ impl Agent {
             node_ips: self.node_ips.clone(),
             node_name: self.node_name.clone(),
             allocatable: self.allocatable.clone(),
+        }
+    }
+
+    /// The node's labels: as the API has them, or those that it is registered with while the API server is away.
+    pub(crate) async fn node_labels(&self) -> BTreeMap<String, String> {
+        let api: kube::Api<Node> = kube::Api::all(self.client.clone());
+        match tokio::time::timeout(LABELS_WITHIN, api.get(&self.node_name)).await {
+            Ok(Ok(node)) => node.metadata.labels.unwrap_or_default(),
+            _ => {
+                let mut labels = self.config.flags.node_labels.clone();
+                labels.insert("kubernetes.io/hostname".into(), self.node_name.clone());
+                labels.insert("kubernetes.io/os".into(), "linux".into());
+                labels
+            }
         }
     }
 

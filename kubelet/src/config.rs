@@ -82,6 +82,8 @@ pub struct Flags {
     pub root_dir: PathBuf,
     /// `--container-runtime-endpoint`: overrides the file's `containerRuntimeEndpoint`.
     pub container_runtime_endpoint: Option<String>,
+    /// `--pod-manifest-path`: overrides the file's `staticPodPath`.
+    pub pod_manifest_path: Option<PathBuf>,
     /// `--node-labels`: labels to register the node with.
     pub node_labels: BTreeMap<String, String>,
     /// `--cgroup-root`: overrides the file's `cgroupRoot`.
@@ -95,6 +97,7 @@ impl Default for Flags {
             node_ips: Vec::new(),
             root_dir: PathBuf::from("/var/lib/kubelet"),
             container_runtime_endpoint: None,
+            pod_manifest_path: None,
             node_labels: BTreeMap::new(),
             cgroup_root: None,
         }
@@ -125,6 +128,9 @@ impl Config {
         };
         if let Some(endpoint) = &flags.container_runtime_endpoint {
             kubelet.container_runtime_endpoint.clone_from(endpoint);
+        }
+        if let Some(path) = &flags.pod_manifest_path {
+            kubelet.static_pod_path = Some(path.clone());
         }
         if let Some(root) = &flags.cgroup_root {
             kubelet.cgroup_root.clone_from(root);

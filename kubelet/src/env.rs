@@ -70,11 +70,11 @@ pub(crate) async fn environment(
 ) -> Result<Vec<(String, String)>, Error> {
     let links = pod::spec(pod).enable_service_links.unwrap_or(true);
     let mut service_variables = BTreeMap::new();
-    let found = services
-        .environment(pod::namespace(pod), links)
-        .await
-        .ok_or(Error::NoServices)?;
-    service_variables.extend(found);
+    // A static pod may be what makes the API server answer.
+    if !pod::is_static(pod) && !services.listed().await {
+        return Err(Error::NoServices);
+    }
+    service_variables.extend(services.environment(pod::namespace(pod), links));
     let mut result: Vec<(String, String)> = Vec::new();
     let set = |result: &mut Vec<(String, String)>, name: String, value: String| match result
         .iter_mut()

@@ -2,6 +2,7 @@
 //!
 //! One task writes; callers never wait for it. When the API server is away, the newest events win.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub(crate) struct Recorder {
 struct Note {
     object: ObjectReference,
     severity: Severity,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     at: Timestamp,
 }
@@ -66,7 +67,7 @@ type Key = (
     Option<String>,
     Option<String>,
     Severity,
-    &'static str,
+    Cow<'static, str>,
     String,
 );
 
@@ -106,8 +107,8 @@ pub(crate) fn recorder(node: &str) -> (Recorder, Writer) {
 
 impl Recorder {
     /// An event about a pod.
-    pub(crate) fn pod(&self, pod: &Pod, severity: Severity, reason: &'static str, message: String) {
-        self.send(pod_reference(pod, None), severity, reason, message);
+    pub(crate) fn pod(&self, pod: &Pod, severity: Severity, reason: impl Into<Cow<'static, str>>, message: String) {
+        self.send(pod_reference(pod, None), severity, reason.into(), message);
     }
 
     /// An event about one container of a pod.
@@ -122,7 +123,7 @@ impl Recorder {
         self.send(
             pod_reference(pod, Some(pod::field_path(role, container))),
             severity,
-            reason,
+            reason.into(),
             message,
         );
     }
@@ -135,10 +136,10 @@ impl Recorder {
             uid: Some(self.node.clone()),
             ..ObjectReference::default()
         };
-        self.send(object, severity, reason, message);
+        self.send(object, severity, reason.into(), message);
     }
 
-    fn send(&self, object: ObjectReference, severity: Severity, reason: &'static str, message: String) {
+    fn send(&self, object: ObjectReference, severity: Severity, reason: Cow<'static, str>, message: String) {
         let note = Note {
             object,
             severity,
@@ -215,7 +216,7 @@ impl Writer {
             note.object.name.clone(),
             note.object.field_path.clone(),
             note.severity,
-            note.reason,
+            note.reason.clone(),
             note.message.clone(),
         );
         let now = Instant::now();
@@ -305,7 +306,7 @@ mod tests {
         let note = Note {
             object: pod_reference(&pod, Some("spec.containers{c}".into())),
             severity: Severity::Warning,
-            reason: "BackOff",
+            reason: "BackOff".into(),
             message: "m".into(),
             at: Timestamp::from_second(5).unwrap(),
         };

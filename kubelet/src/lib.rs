@@ -15,6 +15,7 @@
 
 pub mod config;
 
+mod admission;
 mod agent;
 mod backoff;
 mod cgroups;

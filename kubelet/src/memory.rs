@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use skiff_api::k8s_openapi::api::core::v1::PodStatus;
 
 use crate::backoff::{self, Backoff};
 
@@ -96,6 +97,8 @@ pub(crate) struct Finish {
     pub(crate) reason: Option<String>,
     /// Message.
     pub(crate) message: Option<String>,
+    /// Of an eviction: seconds that the containers get.
+    pub(crate) evicted: Option<i64>,
 }
 
 /// How long a failed pull shows as `ErrImagePull` before it shows as `ImagePullBackOff`.
@@ -155,6 +158,36 @@ impl Finish {
             phase: "Failed".into(),
             reason: Some(reason.into()),
             message: Some(message.into()),
+            evicted: None,
+        }
+    }
+
+    /// An eviction, whose containers get `grace` seconds.
+    #[allow(dead_code)]
+    pub(crate) fn evicted(message: &str, grace: i64) -> Self {
+        Self {
+            evicted: Some(grace),
+            ..Self::failed("Evicted", message)
+        }
+    }
+
+    /// An end that follows from the containers' exits.
+    pub(crate) fn by_exit(success: bool) -> Self {
+        Self {
+            phase: if success { "Succeeded" } else { "Failed" }.into(),
+            reason: None,
+            message: None,
+            evicted: None,
+        }
+    }
+
+    /// The end that the API knows of already.
+    pub(crate) fn told(status: &PodStatus) -> Self {
+        Self {
+            phase: status.phase.clone().unwrap_or_default(),
+            reason: status.reason.clone(),
+            message: status.message.clone(),
+            evicted: None,
         }
     }
 }

@@ -8,8 +8,15 @@ use jiff::Timestamp;
 use skiff_api::k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, Pod, PodSpec, PodStatus};
 use skiff_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use skiff_api::pods;
-pub(crate) use skiff_api::pods::{QosClass as Qos, is_sidecar, is_terminal, phase};
+pub(crate) use skiff_api::pods::{QosClass as Qos, is_sidecar, is_terminal};
 use skiff_api::quantity::Quantity;
+
+/// Annotation: the UID of a static pod, which is the hash of its manifest.
+pub(crate) const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// Annotation of a static pod: where its manifest is (`file`).
+pub(crate) const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// Annotation of a pod in the API that shows a static pod: the hash of what it shows.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What role a container has in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +31,7 @@ pub(crate) enum Role {
     Ephemeral,
 }
 
-/// The pod's UID; for a static pod the hash that stands in its annotations is the UID as well.
+/// The pod's UID; a static pod's is the hash of its manifest.
 pub(crate) fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
 }
@@ -35,6 +42,27 @@ pub(crate) fn name(pod: &Pod) -> &str {
 
 pub(crate) fn namespace(pod: &Pod) -> &str {
     pod.metadata.namespace.as_deref().unwrap_or("default")
+}
+
+pub(crate) fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+    pod.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// Namespace and name.
+pub(crate) type Key = (String, String);
+
+pub(crate) fn key(pod: &Pod) -> Key {
+    (namespace(pod).to_owned(), name(pod).to_owned())
+}
+
+/// Whether the pod comes from a manifest of this node: nobody can give a pod of the API its UID.
+pub(crate) fn is_static(pod: &Pod) -> bool {
+    annotation(pod, CONFIG_HASH).is_some_and(|hash| hash == uid(pod))
+}
+
+/// Whether the pod only shows a static pod, and is never run itself.
+pub(crate) fn is_mirror(pod: &Pod) -> bool {
+    annotation(pod, MIRROR).is_some()
 }
 
 /// `name_namespace(uid)`: how upstream writes a pod in messages.

@@ -5,6 +5,7 @@
 //! plan named; why it woke does not matter. Actions run beside it, each on its own [`Task`].
 
 mod earlier;
+mod mirror;
 mod report;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -20,11 +21,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{self, Refusal};
 use crate::agent::Agent;
 use crate::backoff::{self, Backoff};
 use crate::events::Severity;
 use crate::execute::{self, Outcome, StartError};
-use crate::memory::{Doom, Failure, Health, Memory, Volumes};
+use crate::memory::{Doom, Failure, Finish, Health, Memory, Volumes};
 use crate::observed::{self, Observed, State};
 use crate::plan::{self, Action, Goal, Plan, Task};
 use crate::pod;
@@ -36,8 +38,29 @@ use report::Reporter;
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
     pub(crate) pod: Arc<Pod>,
-    /// The API no longer has the pod.
+    /// The pod's source no longer has it.
     pub(crate) gone: bool,
+    /// Of a static pod: what the API shows of it.
+    pub(crate) mirror: Option<Mirror>,
+}
+
+/// A static pod's mirror, as far as the watch has told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mirror {
+    pub(crate) pod: Option<Arc<Pod>>,
+    /// Grows with each word about it.
+    pub(crate) change: u64,
+}
+
+impl Wish {
+    /// That a pod of the API runs.
+    pub(crate) fn of(pod: Arc<Pod>) -> Self {
+        Self {
+            pod,
+            gone: false,
+            mirror: None,
+        }
+    }
 }
 
 /// How others reach a worker.
@@ -45,6 +68,8 @@ pub(crate) struct Wish {
 pub(crate) struct Handle {
     pub(crate) wish: watch::Sender<Wish>,
     wake: Arc<Wake>,
+    /// The pod was not admitted and holds nothing.
+    pub(crate) refused: bool,
     /// What the runtime says, for the server on :10250.
     pub(crate) view: watch::Receiver<Arc<Observed>>,
 }
@@ -57,11 +82,24 @@ struct Wake {
     ended: Mutex<HashSet<String>>,
     /// An object that the pod names has changed.
     objects: AtomicBool,
+    /// The pod is to fail, whatever its containers do.
+    end: Mutex<Option<Finish>>,
 }
 
 impl Handle {
     /// Something of the pod has changed at the runtime.
     pub(crate) fn look(&self) {
+        self.wake.notify.notify_one();
+    }
+
+    /// Whether the pod comes from a manifest of this node.
+    pub(crate) fn is_static(&self) -> bool {
+        self.wish.borrow().mirror.is_some()
+    }
+
+    /// Ends the pod for good.
+    pub(crate) fn end(&self, finish: Finish) {
+        *self.wake.end.lock() = Some(finish);
         self.wake.notify.notify_one();
     }
 
@@ -117,15 +155,21 @@ struct Busy {
     killing: bool,
 }
 
-/// Starts a pod's worker; `done` gets the UID when nothing of the pod is left.
-pub(crate) fn spawn(agent: Arc<Agent>, wish: Wish, done: mpsc::UnboundedSender<String>) -> Handle {
+/// Starts a pod's worker; `done` gets the UID when nothing of the pod is left. A refused pod fails and is not run.
+pub(crate) fn spawn(
+    agent: Arc<Agent>,
+    wish: Wish,
+    refusal: Option<Refusal>,
+    done: mpsc::UnboundedSender<String>,
+) -> Handle {
     let pod = wish.pod.clone();
     let uid = pod::uid(&pod).to_owned();
     let (sender, receiver) = watch::channel(wish);
     let (view, seen) = watch::channel(Arc::default());
     let wake = Arc::new(Wake::default());
     let (report_sender, reports) = mpsc::unbounded_channel();
-    let worker = Worker {
+    let refused = refusal.is_some();
+    let mut worker = Worker {
         reporter: Reporter::new(agent.clone()),
         agent,
         wish: receiver,
@@ -145,17 +189,34 @@ pub(crate) fn spawn(agent: Arc<Agent>, wish: Wish, done: mpsc::UnboundedSender<S
         adopted: false,
     };
     tokio::spawn(async move {
+        worker.admit(refusal).await;
         worker.run().await;
         done.send(uid).ok();
     });
     Handle {
         wish: sender,
         wake,
+        refused,
         view: seen,
     }
 }
 
 impl Worker {
+    /// Takes a refusal to memory; asks for the node's labels where the pod selects some.
+    async fn admit(&mut self, refusal: Option<Refusal>) {
+        let asks = refusal.is_none() && !admission::is_known(&self.pod) && admission::needs_labels(&self.pod);
+        let refusal = if asks {
+            let labels = self.agent.node_labels().await;
+            admission::check_labels(&self.pod, &self.agent.node_name, &labels).err()
+        } else {
+            refusal
+        };
+        let Some(refusal) = refusal else { return };
+        let (reason, message) = (refusal.reason.clone(), refusal.message.clone());
+        self.agent.events.pod(&self.pod, Severity::Warning, reason, message);
+        self.memory.verdict = Some(refusal.finish());
+    }
+
     async fn run(mut self) {
         self.memory.seen = Some(Timestamp::now());
         loop {
@@ -188,6 +249,15 @@ impl Worker {
     }
 
     fn take_wish(&mut self) {
+        if let Some(finish) = self.wake.end.lock().take()
+            && self.memory.verdict.is_none()
+            && !pod::is_terminal(&self.pod)
+        {
+            let (reason, message) = (finish.reason.clone(), finish.message.clone());
+            let (reason, message) = (reason.unwrap_or_default(), message.unwrap_or_default());
+            self.agent.events.pod(&self.pod, Severity::Warning, reason, message);
+            self.memory.verdict = Some(finish);
+        }
         let wish = self.wish.borrow_and_update().clone();
         let meta = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
         if meta(&self.pod) != meta(&wish.pod) {
@@ -479,6 +549,7 @@ impl Worker {
 
     fn report(&mut self, plan: &Plan) {
         let wish = self.wish.borrow().clone();
+        self.reporter.see(&wish);
         if !self.frozen {
             self.reporter.update(&self.pod, &self.observed, &self.memory, plan);
             self.frozen = self.stop.is_some() && self.busy.contains_key(&Task::Cleanup);

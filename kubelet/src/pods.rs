@@ -1,5 +1,7 @@
 //! All pods of this node: one task that hands what sources, runtime and objects say to the pods' workers.
 
+mod statics;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +13,15 @@ use skiff_cri::events::{EventKind, Notice};
 use skiff_daemon::Shutdown;
 use tokio::sync::{mpsc, watch};
 
+use crate::admission;
 use crate::agent::Agent;
-use crate::config::sources::Update;
+use crate::config::sources::{Source, Update};
 use crate::garbage;
+use crate::memory::Finish;
 use crate::observed::{self, Observed, PodIds};
 use crate::pod;
 use crate::pod_worker::{self, Handle, Wish};
+use statics::Statics;
 
 /// How often the runtime is asked for everything, in case an event was missed.
 const RELIST: Duration = Duration::from_secs(60);
@@ -55,6 +60,14 @@ impl Directory {
             .find(|handle| matches(&handle.wish.borrow().pod))
             .map(entry)
     }
+
+    /// Ends a pod for good: it fails with this reason and message. False when there is no such pod.
+    #[allow(dead_code)] // the limits of local storage and of the node call it next
+    pub(crate) fn evict(&self, uid: &str, finish: Finish) -> bool {
+        let handles = self.handles.read();
+        let handle = handles.get(uid);
+        handle.inspect(|handle| handle.end(finish)).is_some()
+    }
 }
 
 fn entry(handle: &Handle) -> Entry {
@@ -68,6 +81,7 @@ fn entry(handle: &Handle) -> Entry {
 /// What the dispatcher listens to.
 #[derive(Debug)]
 pub(crate) struct Inputs {
+    pub(crate) sources: HashSet<Source>,
     pub(crate) updates: mpsc::Receiver<Update>,
     /// UIDs of pods whose objects changed.
     pub(crate) objects: mpsc::UnboundedReceiver<String>,
@@ -79,8 +93,9 @@ struct Dispatcher {
     done: mpsc::UnboundedSender<String>,
     ended: HashSet<String>,
     ended_order: VecDeque<String>,
-    /// Whether a source has told all its pods: before, a container without a pod is no orphan.
-    synced: bool,
+    /// Sources that have not told all their pods yet: until then, a container without a pod is no orphan.
+    awaited: HashSet<Source>,
+    statics: Statics,
     listed: HashMap<String, PodIds>,
 }
 
@@ -94,7 +109,8 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
         done,
         ended: HashSet::new(),
         ended_order: VecDeque::new(),
-        synced: false,
+        awaited: inputs.sources,
+        statics: Statics::default(),
         listed: HashMap::new(),
     };
     let mut relist = tokio::time::interval(RELIST);
@@ -105,9 +121,9 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
             () = shutdown.cancelled() => return,
             Some(uid) = finished.recv() => dispatcher.finished(uid),
             Some(update) = inputs.updates.recv() => {
-                let first = !dispatcher.synced;
+                let waited = !dispatcher.awaited.is_empty();
                 dispatcher.update(update);
-                if first && dispatcher.synced {
+                if waited && dispatcher.awaited.is_empty() {
                     dispatcher.relist().await;
                 }
             }
@@ -127,19 +143,28 @@ impl Dispatcher {
 
     fn update(&mut self, update: Update) {
         match update {
-            Update::Apply(pod) => self.wish(Wish { pod, gone: false }),
+            Update::Apply(pod) if pod::is_mirror(&pod) => self.mirror(pod::key(&pod), Some(pod)),
+            Update::Apply(pod) => self.wish(pod),
+            Update::Remove(pod) if pod::is_mirror(&pod) => self.mirror(pod::key(&pod), None),
             Update::Remove(pod) => self.remove(pod),
-            Update::All(pods) => {
-                self.synced = true;
+            Update::All(Source::Api, pods) => {
+                self.awaited.remove(&Source::Api);
+                let (mirrors, mut pods): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| pod::is_mirror(pod));
+                self.all_mirrors(mirrors);
                 let present: HashSet<String> = pods.iter().map(|pod| pod::uid(pod).to_owned()).collect();
                 for handle in self.directory.handles.read().values() {
-                    if !present.contains(pod::uid(&handle.wish.borrow().pod)) {
+                    if !handle.is_static() && !present.contains(pod::uid(&handle.wish.borrow().pod)) {
                         handle.wish.send_modify(|wish| wish.gone = true);
                     }
                 }
-                for pod in pods {
-                    self.wish(Wish { pod, gone: false });
-                }
+                // Those that were here first are admitted first.
+                pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+                let (known, new): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| admission::is_known(pod));
+                known.into_iter().chain(new).for_each(|pod| self.wish(pod));
+            }
+            Update::All(Source::Manifests, pods) => {
+                self.awaited.remove(&Source::Manifests);
+                self.all_statics(pods);
             }
         }
     }
@@ -147,44 +172,61 @@ impl Dispatcher {
     fn remove(&mut self, pod: Arc<Pod>) {
         self.with(pod::uid(&pod), |handle| {
             handle.wish.send_modify(|wish| {
-                *wish = Wish {
-                    pod: pod.clone(),
-                    gone: true,
-                }
+                wish.pod = pod.clone();
+                wish.gone = true;
             });
         });
         self.remember(pod::uid(&pod).to_owned());
     }
 
-    fn wish(&mut self, wish: Wish) {
-        let uid = pod::uid(&wish.pod).to_owned();
-        if let Some(handle) = self.directory.handles.read().get(&uid) {
-            let changed = |known: &Wish| {
-                known.pod.metadata.resource_version != wish.pod.metadata.resource_version || known.gone != wish.gone
-            };
+    /// A pod of the API is new or has changed.
+    fn wish(&mut self, pod: Arc<Pod>) {
+        let uid = pod::uid(&pod);
+        if let Some(handle) = self.directory.handles.read().get(uid) {
             handle.wish.send_if_modified(|known| {
                 // A pod that was gone never comes back under the same UID.
-                let news = !known.gone && changed(known);
+                let news = !known.gone && known.pod.metadata.resource_version != pod.metadata.resource_version;
                 if news {
-                    *known = wish.clone();
+                    known.pod = pod.clone();
                 }
                 news
             });
             return;
         }
-        if self.ended.contains(&uid) {
-            return;
+        if !self.ended.contains(uid) {
+            self.spawn(Wish::of(pod));
         }
-        let handle = pod_worker::spawn(self.agent.clone(), wish, self.done.clone());
+    }
+
+    /// Gives a pod its worker; one that this node cannot take gets one too, that says so.
+    fn spawn(&mut self, wish: Wish) {
+        let uid = pod::uid(&wish.pod).to_owned();
+        let taken = admission::is_known(&wish.pod) || self.listed.contains_key(&uid) || wish.gone;
+        let refusal = if taken { None } else { self.refusal(&wish.pod) };
+        let handle = pod_worker::spawn(self.agent.clone(), wish, refusal, self.done.clone());
         self.directory.handles.write().insert(uid, handle);
     }
 
+    fn refusal(&self, pod: &Pod) -> Option<admission::Refusal> {
+        let handles = self.directory.handles.read();
+        let others: Vec<_> = handles
+            .values()
+            .filter(|handle| !handle.refused)
+            .map(|handle| handle.wish.borrow().pod.clone())
+            .collect();
+        let others = others.iter().map(Arc::as_ref).filter(|pod| !pod::is_terminal(pod));
+        admission::check(pod, others, &self.agent.allocatable, &self.agent.host).err()
+    }
+
     fn finished(&mut self, uid: String) {
-        self.directory.handles.write().remove(&uid);
+        let handle = self.directory.handles.write().remove(&uid);
         self.agent.ids.forget(&uid);
         self.agent.objects.release(&uid);
         self.agent.measures.forget(&uid);
-        self.remember(uid);
+        match handle.filter(Handle::is_static) {
+            Some(handle) => self.static_ended(&handle),
+            None => self.remember(uid),
+        }
     }
 
     fn remember(&mut self, uid: String) {
@@ -240,7 +282,8 @@ impl Dispatcher {
         for uid in self.listed.keys().filter(|uid| !pods.contains_key(*uid)) {
             self.with(uid, Handle::look);
         }
-        if self.synced {
+        if self.awaited.is_empty() {
+            self.sweep_mirrors();
             for (uid, ids) in &pods {
                 if !self.directory.handles.read().contains_key(uid) {
                     self.end_orphan(uid, ids);
@@ -259,7 +302,7 @@ impl Dispatcher {
             uid,
             name = ids.name,
             namespace = ids.namespace,
-            "ending a pod that the API server does not have"
+            "ending a pod that no source has"
         );
         let mut pod = Pod::default();
         pod.metadata.uid = Some(uid.to_owned());
@@ -267,14 +310,11 @@ impl Dispatcher {
         pod.metadata.namespace = Some(ids.namespace.clone());
         // Nobody can say how long it may take: upstream gives a second.
         pod.metadata.deletion_grace_period_seconds = Some(1);
-        let handle = pod_worker::spawn(
-            self.agent.clone(),
-            Wish {
-                pod: Arc::new(pod),
-                gone: true,
-            },
-            self.done.clone(),
-        );
+        let wish = Wish {
+            gone: true,
+            ..Wish::of(Arc::new(pod))
+        };
+        let handle = pod_worker::spawn(self.agent.clone(), wish, None, self.done.clone());
         self.directory.handles.write().insert(uid.to_owned(), handle);
     }
 }

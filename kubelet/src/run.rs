@@ -1,5 +1,6 @@
 //! Putting the kubelet together.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,9 @@ use tokio::task::JoinSet;
 
 use crate::agent::{Agent, Ids};
 use crate::cgroups::{self, Cgroups, Driver, Rules};
-use crate::config::{Config, sources};
+use crate::config::Config;
+use crate::config::sources::manifests::Manifests;
+use crate::config::sources::{self, Source};
 use crate::images::Images;
 use crate::metrics::{Measured, Measures, Running};
 use crate::node::{NodeTask, facts};
@@ -21,7 +24,7 @@ use crate::pods::{self, Directory, Inputs};
 use crate::services::Services;
 use crate::stats::Stats;
 use crate::volumes::{Tokens, Volumes};
-use crate::{dns, events, node, server};
+use crate::{admission, dns, events, node, server};
 
 const UPDATES: usize = 256;
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
@@ -124,6 +127,7 @@ pub async fn run_with(
         rules: rules(&config, &facts),
         dns: dns_node(&config),
         allocatable: node::allocatable(&config, &facts),
+        host: admission::Host::read(config.kubelet.allowed_unsafe_sysctls.clone()),
         ids: Ids::default(),
         machine: facts.clone(),
         measures: measures.clone(),
@@ -157,6 +161,16 @@ pub async fn run_with(
         });
     }
     let (updates, received) = mpsc::channel(UPDATES);
+    let mut sources = HashSet::from([Source::Api]);
+    if let Some(path) = config.kubelet.static_pod_path.clone() {
+        sources.insert(Source::Manifests);
+        let manifests = Manifests {
+            path,
+            node: name.clone(),
+            period: config.kubelet.file_check_frequency.0,
+        };
+        tasks.spawn(manifests.run(updates.clone(), shutdown.clone()));
+    }
     tasks.spawn(sources::api(client.clone(), name.clone(), updates, shutdown.clone()));
     tasks.spawn(writer.run(client.clone(), shutdown.clone()));
     tasks.spawn(services.run(client.clone(), shutdown.clone()));
@@ -172,6 +186,7 @@ pub async fn run_with(
     };
     tasks.spawn(task.run(daemon.health.readiness("node-registered"), shutdown.clone()));
     let inputs = Inputs {
+        sources,
         updates: received,
         objects: objects_changed,
     };

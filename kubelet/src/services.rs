@@ -78,14 +78,15 @@ impl Services {
         }
     }
 
-    /// Variables for a pod of `namespace`: the API server's Service, and with `links` those of the namespace; `None` when
-    /// no list of Services has come in time.
-    pub(crate) async fn environment(&self, namespace: &str, links: bool) -> Option<Vec<(String, String)>> {
+    /// Whether Services have been listed; waits a moment for that.
+    pub(crate) async fn listed(&self) -> bool {
         let mut synced = self.synced.subscribe();
-        tokio::time::timeout(PATIENCE, synced.wait_for(|synced| *synced))
-            .await
-            .ok()?
-            .ok()?;
+        let listed = tokio::time::timeout(PATIENCE, synced.wait_for(|synced| *synced)).await;
+        matches!(listed, Ok(Ok(_)))
+    }
+
+    /// Variables for a pod of `namespace`: the API server's Service, and with `links` those of the namespace.
+    pub(crate) fn environment(&self, namespace: &str, links: bool) -> Vec<(String, String)> {
         let table = self.table.read();
         let mut chosen: BTreeMap<&str, &Entry> = BTreeMap::new();
         if let Some(entry) = table.get(&("default".to_owned(), "kubernetes".to_owned())) {
@@ -97,12 +98,10 @@ impl Services {
                 chosen.insert(name, entry);
             }
         }
-        Some(
-            chosen
-                .into_iter()
-                .flat_map(|(name, entry)| variables(name, entry))
-                .collect(),
-        )
+        chosen
+            .into_iter()
+            .flat_map(|(name, entry)| variables(name, entry))
+            .collect()
     }
 }
 
@@ -177,8 +176,8 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn variables_of_a_namespace_and_of_the_api_server() {
+    #[test]
+    fn variables_of_a_namespace_and_of_the_api_server() {
         let services = Services::new();
         for (namespace, name, ip) in [
             ("default", "kubernetes", "10.96.0.1"),
@@ -193,7 +192,7 @@ mod tests {
             apply(&mut services.table.write(), &service);
         }
         services.synced.send_replace(true);
-        let all = services.environment("ns", true).await.unwrap();
+        let all = services.environment("ns", true);
         let get = |key: &str| {
             all.iter()
                 .find(|(name, _)| name == key)
@@ -205,7 +204,7 @@ mod tests {
         assert_eq!(get("MY_DB_PORT_5432_TCP_ADDR"), Some("10.96.0.7"));
         assert_eq!(get("KUBERNETES_SERVICE_HOST"), Some("10.96.0.1"));
         assert_eq!(get("HEADLESS_SERVICE_HOST"), None);
-        let few = services.environment("ns", false).await.unwrap();
+        let few = services.environment("ns", false);
         assert!(few.iter().all(|(name, _)| name.starts_with("KUBERNETES")));
     }
 }

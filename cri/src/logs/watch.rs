@@ -1,6 +1,7 @@
-//! One inotify instance for all followed logs: the kernel allows a user 128 of them by default.
+//! One inotify instance for all watched directories of a process: the kernel allows a user 128 of them by default.
 //!
-//! A thread reads its events and wakes those who follow a file in the directory that changed.
+//! A thread reads its events and wakes those who watch the directory that changed: followers of logs, and whoever reads
+//! a directory of manifests.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,22 +12,33 @@ use inotify::{Inotify, WatchDescriptor, WatchMask, Watches};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// Wakes when something happens in a log's directory.
+/// Wakes when something happens in a directory.
 #[derive(Debug)]
-pub(super) struct Subscription {
+pub struct Subscription {
     directory: PathBuf,
     changes: watch::Receiver<()>,
 }
 
 impl Subscription {
+    /// Watches the directory that a log file lies in.
     pub(super) fn new(log: &Path) -> io::Result<Self> {
-        let directory = log.parent().unwrap_or(Path::new("/")).to_owned();
-        let changes = watcher()?.subscribe(&directory)?;
-        Ok(Self { directory, changes })
+        Self::of(log.parent().unwrap_or(Path::new("/")))
+    }
+
+    /// Watches a directory: files that are made, written, moved or removed in it.
+    ///
+    /// # Errors
+    /// When the directory is not there, or the user has no inotify instance or watch left.
+    pub fn of(directory: &Path) -> io::Result<Self> {
+        let changes = watcher()?.subscribe(directory)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            changes,
+        })
     }
 
     /// Resolves after the next change, or at once when there was one since the last call.
-    pub(super) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
             // The directory is gone and nothing will come; whoever waits also waits for the container's end.
             std::future::pending().await
@@ -80,7 +92,8 @@ impl Watcher {
             watched.followers += 1;
             return Ok(watched.sender.subscribe());
         }
-        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM;
+        let moved = WatchMask::MOVED_TO | WatchMask::MOVED_FROM;
+        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE | moved;
         let descriptor = self.watches.lock().add(directory, mask)?;
         let (sender, receiver) = watch::channel(());
         directories.insert(

@@ -18,6 +18,7 @@ pub struct KubeletConfiguration {
     pub kind: String,
     pub enable_server: bool,
     pub static_pod_path: Option<PathBuf>,
+    pub file_check_frequency: GoDuration,
     pub pod_logs_dir: PathBuf,
     pub sync_frequency: GoDuration,
     pub address: String,
@@ -42,6 +43,7 @@ pub struct KubeletConfiguration {
     pub cgroups_per_qos: bool,
     pub cgroup_driver: String,
     pub runtime_request_timeout: GoDuration,
+    pub allowed_unsafe_sysctls: Vec<String>,
     pub max_pods: i32,
     #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
@@ -148,6 +150,7 @@ impl Default for KubeletConfiguration {
             kind: "KubeletConfiguration".into(),
             enable_server: true,
             static_pod_path: None,
+            file_check_frequency: GoDuration::seconds(20),
             pod_logs_dir: "/var/log/pods".into(),
             sync_frequency: GoDuration::seconds(60),
             address: "0.0.0.0".into(),
@@ -170,6 +173,7 @@ impl Default for KubeletConfiguration {
             cgroups_per_qos: true,
             cgroup_driver: "cgroupfs".into(),
             runtime_request_timeout: GoDuration::seconds(120),
+            allowed_unsafe_sysctls: Vec::new(),
             max_pods: 110,
             pod_cidr: String::new(),
             pod_pids_limit: -1,
@@ -296,7 +300,6 @@ impl Default for WebhookAuthorization {
 /// configuration written for upstream is usable, while a misspelt name is still refused.
 pub(super) fn known_elsewhere(field: &str) -> bool {
     const KNOWN: &[&str] = &[
-        "allowedUnsafeSysctls",
         "configMapAndSecretChangeDetectionStrategy",
         "containerLogMaxWorkers",
         "containerLogMonitorInterval",
@@ -317,7 +320,6 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "evictionSoft",
         "evictionSoftGracePeriod",
         "featureGates",
-        "fileCheckFrequency",
         "failCgroupV1",
         "hairpinMode",
         "httpCheckFrequency",

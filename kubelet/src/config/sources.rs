@@ -1,5 +1,6 @@
-//! Where pods come from. Today: the API server's pods of this node. Static manifests will be a second source of the same
-//! [`Update`]s.
+//! Where pods come from: the API server's pods of this node, and manifests in a directory ([`manifests`]).
+
+pub(crate) mod manifests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +12,23 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_daemon::Shutdown;
 use tokio::sync::mpsc;
 
+/// A place that pods come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    /// The API server.
+    Api,
+    /// A directory of manifests: static pods.
+    Manifests,
+}
+
 /// A change of what should run here.
 #[derive(Clone, Debug)]
 pub(crate) enum Update {
     /// All pods of the source: what is not among them is gone.
-    All(Vec<Arc<Pod>>),
-    /// A pod is new or has changed.
+    All(Source, Vec<Arc<Pod>>),
+    /// A pod of the API is new or has changed.
     Apply(Arc<Pod>),
-    /// A pod is gone.
+    /// A pod of the API is gone.
     Remove(Arc<Pod>),
 }
 
@@ -46,7 +56,7 @@ pub(crate) async fn api(client: kube::Client, node: String, updates: mpsc::Sende
                 fresh.push(slim(pod));
                 continue;
             }
-            Ok(Some(Event::InitDone)) => Update::All(std::mem::take(&mut fresh)),
+            Ok(Some(Event::InitDone)) => Update::All(Source::Api, std::mem::take(&mut fresh)),
             Ok(Some(Event::Apply(pod))) => Update::Apply(slim(pod)),
             Ok(Some(Event::Delete(pod))) => Update::Remove(slim(pod)),
             Ok(None) => return,

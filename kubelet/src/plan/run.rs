@@ -19,11 +19,7 @@ const DEAD_KEPT: usize = 1;
 pub(super) fn verdict(input: &Input<'_>, plan: &mut Plan) -> Option<Finish> {
     let status = pod::status(input.pod);
     if pod::is_terminal(input.pod) {
-        return Some(Finish {
-            phase: pod::phase(input.pod).into(),
-            reason: status.reason.clone(),
-            message: status.message.clone(),
-        });
+        return Some(Finish::told(status));
     }
     if let Some(verdict) = &input.memory.verdict {
         return Some(verdict.clone());
@@ -52,13 +48,7 @@ fn deadline(input: &Input<'_>, plan: &mut Plan) -> Option<Finish> {
 /// Whether every container has ended and none starts again.
 fn exits(input: &Input<'_>) -> Option<Finish> {
     let policy = pod::restart_policy(input.pod);
-    let ended = |success: bool| {
-        Some(Finish {
-            phase: if success { "Succeeded" } else { "Failed" }.into(),
-            reason: None,
-            message: None,
-        })
-    };
+    let ended = |success: bool| Some(Finish::by_exit(success));
     if policy == "Always" || input.any_container_busy() {
         return None;
     }

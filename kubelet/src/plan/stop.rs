@@ -46,28 +46,20 @@ pub(super) fn plan(input: &Input<'_>, plan: &mut Plan, grace: i64, since: Timest
 fn outcome(input: &Input<'_>) -> Finish {
     let status = pod::status(input.pod);
     if pod::is_terminal(input.pod) {
-        return Finish {
-            phase: pod::phase(input.pod).into(),
-            reason: status.reason.clone(),
-            message: status.message.clone(),
-        };
+        return Finish::told(status);
     }
     let success = pod::main_containers(input.pod).iter().all(|spec| {
         let exit = input.observed.latest(&spec.name).and_then(Container::exit);
         exit.is_some_and(|exit| exit.code == 0)
     });
-    Finish {
-        phase: if success { "Succeeded" } else { "Failed" }.into(),
-        reason: None,
-        message: None,
-    }
+    Finish::by_exit(success)
 }
 
 /// Plans for a pod that has ended by itself: what still runs is stopped, what it held is given back.
 pub(super) fn finish(input: &Input<'_>, plan: &mut Plan, finish: Finish) {
     kill_in_order(input, plan, |container, _| {
         (
-            pod::grace_period(input.pod),
+            finish.evicted.unwrap_or_else(|| pod::grace_period(input.pod)),
             format!("Stopping container {}", container.name),
         )
     });

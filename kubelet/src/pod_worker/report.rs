@@ -1,6 +1,7 @@
 //! Telling the API what a pod does: one patch at a time, of what has changed since the last one; in the end, the deletion.
 //!
-//! It outlives an API server that is away: the newest status is sent when it is back, older ones never.
+//! It outlives an API server that is away: the newest status is sent when it is back, older ones never. A static pod is
+//! told of through its mirror, which is made, and made anew, here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use crate::memory::Memory;
 use crate::observed::Observed;
 use crate::plan::Plan;
 use crate::pod;
+use crate::pod_worker::Wish;
+use crate::pod_worker::mirror;
 use crate::status::{self, patch};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -27,6 +30,8 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 /// How one call to the API ended.
 enum Answer {
     Patched(Box<Pod>),
+    /// A mirror was made.
+    Created(Box<Pod>),
     Deleted,
     /// The API has no such pod.
     Missing,
@@ -36,6 +41,10 @@ enum Answer {
 /// What one pod's worker tells the API.
 pub(super) struct Reporter {
     agent: Arc<Agent>,
+    /// The API's object that shows the pod: itself, or a static pod's mirror; `None` while there is no mirror.
+    object: Option<Arc<Pod>>,
+    /// Of a static pod: the last word about its mirror.
+    mirror_change: Option<u64>,
     /// The newest status that the API is known to have.
     last: PodStatus,
     version: u64,
@@ -51,6 +60,8 @@ impl Reporter {
     pub(super) fn new(agent: Arc<Agent>) -> Self {
         Self {
             agent,
+            object: None,
+            mirror_change: None,
             last: PodStatus::default(),
             version: 0,
             wanted: None,
@@ -64,16 +75,37 @@ impl Reporter {
 
     /// Whether the API has let go of the pod.
     pub(super) fn is_deleted(&self) -> bool {
-        self.deleted || self.missing
+        self.mirror_change.is_none() && (self.deleted || self.missing)
+    }
+
+    /// Takes note of what the API has.
+    pub(super) fn see(&mut self, wish: &Wish) {
+        match &wish.mirror {
+            None => self.take(Some(wish.pod.clone())),
+            Some(mirror) if self.mirror_change != Some(mirror.change) => {
+                self.mirror_change = Some(mirror.change);
+                self.take(mirror.pod.clone());
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn take(&mut self, object: Option<Arc<Pod>>) {
+        match &object {
+            Some(object) => {
+                let version = version(object);
+                if version > self.version {
+                    self.last = pod::status(object).clone();
+                    self.version = version;
+                }
+            }
+            None => (self.last, self.version) = (PodStatus::default(), 0),
+        }
+        self.object = object;
     }
 
     /// Works out the status to report.
     pub(super) fn update(&mut self, pod: &Pod, observed: &Observed, memory: &Memory, plan: &Plan) {
-        let version = version(pod);
-        if version > self.version {
-            self.last = pod::status(pod).clone();
-            self.version = version;
-        }
         let input = status::Input {
             pod,
             last: &self.last,
@@ -96,10 +128,23 @@ impl Reporter {
         }
         let api: Api<Pod> = Api::namespaced(self.agent.client.clone(), pod::namespace(pod));
         let name = pod::name(pod).to_owned();
+        let Some(object) = self.object.clone() else {
+            let (agent, pod) = (self.agent.clone(), pod.clone());
+            self.call = Some(tokio::spawn(async move {
+                match mirror::create(&agent, &pod).await {
+                    Ok(mirror) => Answer::Created(Box::new(mirror)),
+                    Err(error) => Answer::Failed(format!("cannot create the pod's mirror: {error}")),
+                }
+            }));
+            return;
+        };
+        let uid = pod::uid(&object);
+        let outdated = self.mirror_change.is_some() && mirror::is_outdated(&object, pod);
         let change = self
             .wanted
             .as_ref()
-            .and_then(|wanted| patch::diff(pod::uid(pod), &patch::json(&self.last), wanted));
+            .filter(|_| !outdated)
+            .and_then(|wanted| patch::diff(uid, &patch::json(&self.last), wanted));
         if let Some(change) = change {
             self.call = Some(tokio::spawn(async move {
                 let begun = Instant::now();
@@ -111,8 +156,8 @@ impl Reporter {
                     Err(error) => refused(&error, &[404]),
                 }
             }));
-        } else if cleaned && pod::deletion_time(pod).is_some() {
-            let uid = Some(pod::uid(pod).to_owned());
+        } else if outdated || (cleaned && pod::deletion_time(pod).is_some()) {
+            let uid = Some(uid.to_owned());
             self.call = Some(tokio::spawn(async move {
                 let precondition = Preconditions {
                     uid,
@@ -153,6 +198,14 @@ impl Reporter {
                     self.last = pod.status.unwrap_or_default();
                     self.version = version;
                 }
+            }
+            Answer::Created(mirror) => {
+                self.retry = None;
+                self.take(Some(Arc::new(*mirror)));
+            }
+            Answer::Deleted | Answer::Missing if self.mirror_change.is_some() => {
+                self.retry = None;
+                self.take(None);
             }
             Answer::Deleted => self.deleted = true,
             Answer::Missing => self.missing = true,

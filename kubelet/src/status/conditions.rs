@@ -40,7 +40,7 @@ pub(super) fn conditions(input: &Input<'_>, status: &PodStatus) -> Vec<PodCondit
         Some(sandbox) if pod::host_network(input.pod) || !sandbox.ips.is_empty() => Verdict::yes(),
         _ => Verdict::no("", String::new()),
     };
-    [
+    let mut conditions: Vec<_> = [
         ("PodReadyToStartContainers", start),
         ("Initialized", initialized(input, status)),
         ("Ready", ready),
@@ -49,7 +49,22 @@ pub(super) fn conditions(input: &Input<'_>, status: &PodStatus) -> Vec<PodCondit
     ]
     .into_iter()
     .map(|(kind, verdict)| condition(input, kind, verdict))
-    .collect()
+    .collect();
+    conditions.extend(disrupted(input));
+    conditions
+}
+
+/// An eviction shows at once, so that a Job's failure policy can tell it from a failure of the pod's own.
+fn disrupted(input: &Input<'_>) -> Option<PodCondition> {
+    let verdict = input
+        .memory
+        .verdict
+        .as_ref()
+        .filter(|verdict| verdict.evicted.is_some())?;
+    let mut condition = condition(input, "DisruptionTarget", Verdict::yes());
+    condition.reason = Some("TerminationByKubelet".into());
+    condition.message.clone_from(&verdict.message);
+    Some(condition)
 }
 
 fn condition(input: &Input<'_>, kind: &str, verdict: Verdict) -> PodCondition {

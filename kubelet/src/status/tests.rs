@@ -235,6 +235,7 @@ fn a_finished_pod() {
         vec![container("c", 0, exit(0, ""))],
     );
     scene.plan.finish = Some(Finish {
+        evicted: None,
         phase: "Succeeded".into(),
         reason: None,
         message: None,

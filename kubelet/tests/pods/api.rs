@@ -195,6 +195,10 @@ impl Api {
                 if self.get(&item).is_some() {
                     return Ok(refuse(StatusCode::CONFLICT, "AlreadyExists"));
                 }
+                let mut value = value;
+                if value["metadata"]["uid"].is_null() {
+                    value["metadata"]["uid"] = format!("made-{}", *self.version.borrow()).into();
+                }
                 answer(StatusCode::CREATED, &self.put(&item, value))
             }
             Method::PATCH => self.patch(&path, &parts.headers, &value),

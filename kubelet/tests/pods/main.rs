@@ -1,8 +1,10 @@
 //! Whole pods on the fake runtime and a scripted API: the kubelet from its sources to its patches.
 
+mod admission;
 mod api;
 mod kubelet;
 mod lives;
 mod node;
 mod scene;
 mod server;
+mod statics;
