@@ -22,14 +22,19 @@ fn manifest(image: &str) -> String {
 fn scene() -> (Scene, PathBuf) {
     let mut scene = Scene::idle();
     let manifests = scene.dir.path().join("manifests");
-    std::fs::create_dir(&manifests).unwrap();
+    std::fs::create_dir(&manifests).expect("a directory");
     scene.config.kubelet.static_pod_path = Some(manifests.clone());
     scene.runtime.add_image("busybox:2");
     (scene, manifests.join("web.yaml"))
 }
 
 async fn sandboxes(scene: &Scene) -> usize {
-    scene.runtime.list_sandboxes(&Default::default()).await.unwrap().len()
+    scene
+        .runtime
+        .list_sandboxes(&Default::default())
+        .await
+        .expect("a list")
+        .len()
 }
 
 #[tokio::test]
