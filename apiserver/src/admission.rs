@@ -5,6 +5,7 @@ mod default_toleration_seconds;
 mod escalation;
 mod namespace_lifecycle;
 mod node_local_volumes;
+mod node_restriction;
 mod persistent_volume_claim_resize;
 mod priority;
 mod service_account;
@@ -93,6 +94,9 @@ impl Admission {
         }
         if let Some(classes) = cache("scheduling.k8s.io", "priorityclasses") {
             plugins.push(Box::new(priority::Priority { classes }));
+        }
+        if let (Some(nodes), Some(pods)) = (cache("", "nodes"), cache("", "pods")) {
+            plugins.push(Box::new(node_restriction::NodeRestriction { nodes, pods }));
         }
         plugins.push(Box::new(default_toleration_seconds::DefaultTolerationSeconds));
         plugins.extend(storage(&cache));

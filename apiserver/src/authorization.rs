@@ -1,8 +1,12 @@
-//! Who may do what: `system:masters` may do everything, others what roles allow.
+//! Who may do what: `system:masters` may do everything, nodes what their pods need, others what roles allow.
 
+mod node;
 mod rbac;
 
+pub use node::{LEASES, NODES, NodeSources, node_name};
 pub use rbac::{Rbac, Rule, Rules, Sources, all_held};
+
+use node::NodeAuthorizer;
 
 use crate::authentication::{MASTERS, User};
 use crate::errors::Result;
@@ -26,6 +30,8 @@ pub struct Attributes<'a> {
     pub namespace: &'a str,
     /// Name of the object; empty for all.
     pub name: &'a str,
+    /// Which objects of a collection; empty for all.
+    pub field_selector: &'a str,
     /// The path, when it is not about a resource.
     pub path: &'a str,
 }
@@ -41,6 +47,7 @@ impl<'a> Attributes<'a> {
             subresource: &info.subresource,
             namespace: &info.namespace,
             name: &info.name,
+            field_selector: &info.field_selector,
             path: &info.path,
         }
     }
@@ -49,18 +56,22 @@ impl<'a> Attributes<'a> {
 /// Decides who may do what.
 #[derive(Debug)]
 pub struct Authorizer {
+    node: NodeAuthorizer,
     rbac: Rbac,
 }
 
 impl Authorizer {
-    /// An authorizer by roles.
-    pub fn new(rbac: Rbac) -> Self {
-        Self { rbac }
+    /// An authorizer by what nodes run, and by roles.
+    pub fn new(nodes: NodeSources, rbac: Rbac) -> Self {
+        Self {
+            node: NodeAuthorizer::new(nodes),
+            rbac,
+        }
     }
 
     /// What allows it: the reason, or `None` when nothing does.
     pub fn allows(&self, user: &User, attributes: &Attributes<'_>) -> Option<String> {
-        if user.is_in(MASTERS) {
+        if user.is_in(MASTERS) || self.node.is_allowed(user, attributes) {
             return Some(String::new());
         }
         self.rbac.allows(user, attributes)
@@ -68,7 +79,7 @@ impl Authorizer {
 
     /// As [`Authorizer::allows`], without saying why.
     pub fn is_allowed(&self, user: &User, attributes: &Attributes<'_>) -> bool {
-        user.is_in(MASTERS) || self.rbac.is_allowed(user, attributes)
+        user.is_in(MASTERS) || self.node.is_allowed(user, attributes) || self.rbac.is_allowed(user, attributes)
     }
 
     /// Refuses what is not allowed, in upstream's words.

@@ -41,7 +41,7 @@ pub fn apply(authorizer: &Authorizer, user: Arc<User>, headers: &HeaderMap) -> R
                 subresource,
                 namespace,
                 name,
-                path: "",
+                ..Attributes::default()
             },
         )
     };

@@ -29,6 +29,8 @@ pub struct RequestInfo {
     pub name: String,
     /// What follows the subresource (proxied paths).
     pub rest: String,
+    /// Which objects of a collection are meant; empty for all.
+    pub field_selector: String,
     /// Whether the path names no object (`name` may still be set, from a field selector).
     pub is_collection: bool,
 }
@@ -91,8 +93,9 @@ impl RequestInfo {
         };
         if info.is_collection && matches!(info.verb, "list" | "watch" | "deletecollection") {
             // A selector for one name is a request for that name: lets a rule with resourceNames allow it.
-            if let Some(name) = query.get("fieldSelector").and_then(single_name) {
-                info.name = name;
+            if let Some(selector) = query.get("fieldSelector") {
+                info.name = single_name(selector).unwrap_or_default();
+                selector.clone_into(&mut info.field_selector);
             }
         }
         info

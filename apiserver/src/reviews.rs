@@ -111,6 +111,7 @@ fn access(server: &Server, user: &User, review: &Value) -> Value {
                 subresource: &text(wanted, "subresource"),
                 namespace: &text(wanted, "namespace"),
                 name: &text(wanted, "name"),
+                field_selector: &text(&wanted["fieldSelector"], "rawSelector"),
                 path: "",
             },
         )

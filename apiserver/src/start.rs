@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::admission::Admission;
 use crate::allocate::Allocator;
 use crate::authentication::{Authenticator, Lookup, Tokens, User};
-use crate::authorization::{Authorizer, Rbac, Sources};
+use crate::authorization::{Authorizer, NodeSources, Rbac, Sources};
 use crate::cache::{self, Cache, Caches};
 use crate::client::InProcess;
 use crate::config::Config;
@@ -95,12 +95,18 @@ impl ApiServer {
         .map_err(Error::ServiceAccountKey)
         .map(Arc::new)?;
         const RBAC: &str = "rbac.authorization.k8s.io";
-        let authorizer = Arc::new(Authorizer::new(Rbac::new(Sources {
-            roles: find(RBAC, "roles")?,
-            cluster_roles: find(RBAC, "clusterroles")?,
-            role_bindings: find(RBAC, "rolebindings")?,
-            cluster_role_bindings: find(RBAC, "clusterrolebindings")?,
-        })));
+        let authorizer = Arc::new(Authorizer::new(
+            NodeSources {
+                pods: find("", "pods")?,
+                volumes: find("", "persistentvolumes")?,
+            },
+            Rbac::new(Sources {
+                roles: find(RBAC, "roles")?,
+                cluster_roles: find(RBAC, "clusterroles")?,
+                role_bindings: find(RBAC, "rolebindings")?,
+                cluster_role_bindings: find(RBAC, "clusterrolebindings")?,
+            }),
+        ));
         let allocator = Allocator::new(
             config.service_cluster_ip_range,
             config.node_port_range.clone(),

@@ -415,7 +415,8 @@ fn bindings() -> Vec<Value> {
             GROUP_KIND,
             &["system:monitoring"],
         ),
-        ("system:node", "system:node", GROUP_KIND, &["system:nodes"]),
+        // As upstream: there for those who want it; nodes are authorized by what they run.
+        ("system:node", "system:node", GROUP_KIND, &[]),
         (
             "system:node:local-path-provisioner",
             "system:node:local-path-provisioner",

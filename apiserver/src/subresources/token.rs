@@ -9,6 +9,7 @@ use skiff_api::status::{Qualified, Status};
 use skiff_api::{defaults, field, meta};
 
 use super::{json_answer, read_body};
+use crate::admission::{Operation, Review};
 use crate::authentication::{Bound, Issued};
 use crate::body::Body;
 use crate::errors::{self, Result};
@@ -70,6 +71,14 @@ pub(super) async fn request(
             &[fault],
         ));
     }
+    let review = Review {
+        operation: Operation::Create,
+        scope,
+        subresource: Some(subresource.name),
+        old: None,
+        dry_run: false,
+    };
+    server.registry.admission.validate(&review, &wanted)?;
     let mut issued = Issued {
         namespace: info.namespace.clone(),
         service_account: Bound {

@@ -5,6 +5,7 @@ mod access;
 mod cluster;
 mod kinds;
 mod kubectl;
+mod nodes;
 mod proxying;
 mod watching;
 mod writing;

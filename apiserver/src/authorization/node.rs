@@ -1,0 +1,149 @@
+//! What a node's agent may do: work for its own node, and read what the pods bound to that node name.
+//!
+//! The documented Node authorization mode. Who a pod belongs to is looked up in the watch cache at the moment of the request: there
+//! is no second record of it that could lag behind.
+
+use std::sync::Arc;
+
+use skiff_api::selector::FieldSelector;
+
+use super::Attributes;
+use crate::authentication::User;
+use crate::cache::{Cache, Object};
+use crate::pod_references::{Referenced, refers};
+
+/// Group of all nodes' agents.
+pub const NODES: &str = "system:nodes";
+/// What the name of a node's agent begins with.
+const PREFIX: &str = "system:node:";
+/// Where nodes keep their leases.
+pub const LEASES: &str = "kube-node-lease";
+
+const READ: &[&str] = &["get", "list", "watch"];
+const WRITE: &[&str] = &["patch", "update"];
+const EVENT: &[&str] = &["create", "patch", "update"];
+const REQUEST: &[&str] = &["create", "get", "list", "watch"];
+const OWN: &[&str] = &["create", "delete", "get", "patch", "update"];
+
+/// What every node may do; admission (`NodeRestriction`) narrows the writes to the node's own objects.
+const RULES: &[(&str, &str, &[&str])] = &[
+    ("authentication.k8s.io", "tokenreviews", &["create"]),
+    ("authorization.k8s.io", "subjectaccessreviews", &["create"]),
+    ("authorization.k8s.io", "localsubjectaccessreviews", &["create"]),
+    ("", "services", READ),
+    ("", "endpoints", &["get"]),
+    ("", "nodes", &["create", "patch", "update"]),
+    ("", "nodes/status", WRITE),
+    ("", "pods", &["create", "delete"]),
+    ("", "pods/status", WRITE),
+    ("", "pods/eviction", &["create"]),
+    ("", "events", EVENT),
+    ("events.k8s.io", "events", EVENT),
+    ("certificates.k8s.io", "certificatesigningrequests", REQUEST),
+    ("storage.k8s.io", "csidrivers", READ),
+    ("node.k8s.io", "runtimeclasses", READ),
+];
+
+/// The caches that tell what belongs to a node.
+#[derive(Debug)]
+pub struct NodeSources {
+    /// `pods`
+    pub pods: Arc<Cache>,
+    /// `persistentvolumes`
+    pub volumes: Arc<Cache>,
+}
+
+/// Decides for nodes.
+#[derive(Debug)]
+pub(super) struct NodeAuthorizer {
+    sources: NodeSources,
+}
+
+/// The node whose agent a user is.
+pub fn node_name(user: &User) -> Option<&str> {
+    user.name
+        .strip_prefix(PREFIX)
+        .filter(|name| !name.is_empty() && user.is_in(NODES))
+}
+
+/// Whether a pod, as cached, is bound to a node.
+fn is_on(pods: &Cache, pod: &Object, node: &str) -> bool {
+    pod.field(pods.strategy(), "spec.nodeName")
+        .is_some_and(|name| name == node)
+}
+
+impl NodeAuthorizer {
+    pub(super) fn new(sources: NodeSources) -> Self {
+        Self { sources }
+    }
+
+    /// Whether a node's agent may; false for everybody else.
+    pub(super) fn is_allowed(&self, user: &User, attributes: &Attributes<'_>) -> bool {
+        let Some(node) = node_name(user).filter(|_| attributes.is_resource) else {
+            return false;
+        };
+        let Attributes { verb, name, .. } = *attributes;
+        let reads = READ.contains(&verb);
+        match (attributes.group, attributes.resource, attributes.subresource) {
+            ("", "secrets", "") => reads && self.named(node, attributes, Referenced::Secret),
+            ("", "configmaps", "") => reads && self.named(node, attributes, Referenced::ConfigMap),
+            ("", "persistentvolumeclaims", "") => verb == "get" && self.named(node, attributes, Referenced::Claim),
+            ("", "persistentvolumes", "") => verb == "get" && self.claimed(node, name),
+            ("", "serviceaccounts", "token") => {
+                verb == "create" && self.named(node, attributes, Referenced::ServiceAccount)
+            }
+            ("", "serviceaccounts", "") => verb == "get" && self.named(node, attributes, Referenced::ServiceAccount),
+            ("", "nodes", "") if reads => name == node,
+            ("", "pods", "") if reads => self.reads_pods(node, attributes),
+            ("coordination.k8s.io", "leases", "") => {
+                attributes.namespace == LEASES && OWN.contains(&verb) && (name == node || verb == "create")
+            }
+            ("storage.k8s.io", "csinodes", "") => OWN.contains(&verb) && (name == node || verb == "create"),
+            _ => by_rule(attributes),
+        }
+    }
+
+    /// Whether a pod of the node names the one object that is asked for.
+    fn named(&self, node: &str, attributes: &Attributes<'_>, kind: Referenced) -> bool {
+        let Attributes { namespace, name, .. } = *attributes;
+        !namespace.is_empty() && !name.is_empty() && self.has_pod(node, namespace, kind, name)
+    }
+
+    fn has_pod(&self, node: &str, namespace: &str, kind: Referenced, name: &str) -> bool {
+        let pods = &self.sources.pods;
+        (pods.all(namespace).iter())
+            .filter(|pod| is_on(pods, pod, node))
+            .any(|pod| refers(&pod.value(), kind, name))
+    }
+
+    /// Whether a pod of the node names the claim that a volume is bound to.
+    fn claimed(&self, node: &str, volume: &str) -> bool {
+        let Some(volume) = self.sources.volumes.get("", volume) else {
+            return false;
+        };
+        let volume = volume.value();
+        let [namespace, name] =
+            ["namespace", "name"].map(|key| volume["spec"]["claimRef"][key].as_str().unwrap_or_default());
+        !namespace.is_empty() && self.has_pod(node, namespace, Referenced::Claim, name)
+    }
+
+    fn reads_pods(&self, node: &str, attributes: &Attributes<'_>) -> bool {
+        let pods = &self.sources.pods;
+        if attributes.verb == "get" {
+            // That a pod does not exist is no secret, and tells the agent to end it.
+            return (pods.get(attributes.namespace, attributes.name)).is_none_or(|pod| is_on(pods, &pod, node));
+        }
+        FieldSelector::parse(attributes.field_selector)
+            .is_ok_and(|selector| selector.exact("spec.nodeName") == Some(node))
+    }
+}
+
+fn by_rule(attributes: &Attributes<'_>) -> bool {
+    RULES.iter().any(|(group, resource, verbs)| {
+        let (plural, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        *group == attributes.group
+            && plural == attributes.resource
+            && subresource == attributes.subresource
+            && verbs.contains(&attributes.verb)
+    })
+}
