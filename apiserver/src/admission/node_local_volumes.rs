@@ -8,11 +8,10 @@ use skiff_api::status::Status;
 use skiff_api::{meta, volumes};
 
 use super::{Operation, Plugin, Review};
+use crate::authorization::{NODES, node_name};
 use crate::cache::Cache;
 use crate::errors::Result;
 
-const NODES: &str = "system:nodes";
-const PREFIX: &str = "system:node:";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// See the module.
@@ -70,10 +69,18 @@ impl Plugin for NodeLocalVolumes {
         if !review.is_about("", "persistentvolumes") || !user.is_in(NODES) {
             return Ok(());
         }
-        let Some(node) = user.name.strip_prefix(PREFIX) else {
-            return Ok(());
+        let checked = match node_name(user) {
+            Some(node) => self.check(review, node, volume),
+            None => Err("a node is named system:node:NAME"),
         };
-        let checked = match (review.operation, review.old) {
+        let resource = review.scope.served.resource;
+        checked.map_err(|why| Status::forbidden(resource.qualified(), meta::name(volume), why))
+    }
+}
+
+impl NodeLocalVolumes {
+    fn check(&self, review: &Review<'_>, node: &str, volume: &Value) -> std::result::Result<(), &'static str> {
+        match (review.operation, review.old) {
             (Operation::Create, _) => self
                 .check_own(node, volume)
                 .and_then(|()| self.check_claim(node, volume)),
@@ -81,8 +88,6 @@ impl Plugin for NodeLocalVolumes {
                 Err("a node can only change what holds a volume back from deletion")
             }
             (_, old) => self.check_own(node, old.unwrap_or(volume)),
-        };
-        let resource = review.scope.served.resource;
-        checked.map_err(|why| Status::forbidden(resource.qualified(), meta::name(volume), why))
+        }
     }
 }
