@@ -12,14 +12,13 @@ use skiff_net::netns::Namespace;
 use skiff_net::sysctl;
 
 use crate::config::Dns;
-use crate::delegate;
 use crate::error::{Code, Error};
 use crate::outcome::{self, Interface, Network, Reply};
 use crate::request::{Request, Verb};
+use crate::{delegate, masquerade};
 
 mod check;
 mod config;
-mod masquerade;
 mod vlan;
 
 use config::Config;
@@ -113,7 +112,7 @@ fn add(request: &Request) -> Result<Reply, Error> {
         .map_err(|source| Error::internal("failed to configure the container's interface", &source))?;
     configure_gateway(&mut sides.outer, &config, &bridge, &network)?;
     if config.masquerade && config.layer3 {
-        undo.then(|| drop(masquerade::tear_down(request)));
+        undo.then(|| drop(masquerade::remove(&request.network.name, &request.container)));
         let addresses: Vec<IpNet> = network.ips.iter().map(|ip| ip.address).collect();
         masquerade::set_up(request, &addresses)?;
     }
@@ -145,7 +144,7 @@ fn del(request: &Request) -> Result<Reply, Error> {
         results.push(disconnect(&request.namespace, &request.interface));
     }
     if config.masquerade && config.layer3 {
-        results.push(masquerade::tear_down(request));
+        results.push(masquerade::remove(&request.network.name, &request.container));
     }
     results.into_iter().collect::<Result<(), Error>>()?;
     Ok(Reply::Silent)

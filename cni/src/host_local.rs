@@ -9,13 +9,15 @@ use crate::config::{Attachment, Dns, nullable};
 use crate::error::{Code, Error};
 use crate::outcome::{Ip, Network, Reply, Route};
 use crate::request::{Request, Verb};
+use crate::{masquerade, portmap};
 
+mod holder;
 mod range;
 mod resolv_conf;
 mod store;
 
 use range::{RangeConfig, RangeSet};
-use store::Store;
+use store::{Applicant, Store};
 
 /// Where upstream keeps its leases.
 const DATA_FOLDER: &str = "/var/lib/cni/networks";
@@ -102,7 +104,11 @@ fn add(request: &Request) -> Result<Reply, Error> {
             .iter()
             .position(|ip| set.contains(*ip))
             .map(|at| wanted.swap_remove(at));
-        match store.lease(index, set, asked, &owner) {
+        let applicant = Applicant {
+            owner: &owner,
+            namespace: &request.namespace,
+        };
+        match store.lease(index, set, asked, applicant, |container| abandon(request, container)) {
             Ok(ip) => ips.push(ip),
             Err(error) => {
                 // The addresses of earlier sets were leased in this very call; the first error is the one to tell.
@@ -127,6 +133,12 @@ fn add(request: &Request) -> Result<Reply, Error> {
         dns: plan.dns,
         ..Network::default()
     }))
+}
+
+/// Takes away the rules that a container left behind: they would lead to whoever gets its address.
+fn abandon(request: &Request, container: &str) -> Result<(), Error> {
+    let network = &request.network.name;
+    portmap::remove(network, container).and(masquerade::remove(network, container))
 }
 
 fn del(request: &Request) -> Result<Reply, Error> {

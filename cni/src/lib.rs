@@ -1,5 +1,4 @@
-//! The CNI plugins that the container runtime executes, in one program: `bridge`, `host-local`, `loopback`,
-//! `portmap`.
+//! The CNI plugins that the container runtime executes, in one program: `bridge`, `host-local`, `loopback`, `portmap`.
 //!
 //! A runtime calls a plugin with a verb in `CNI_COMMAND`, the container in further variables and the network's
 //! configuration on standard input; it reads a JSON result, or a JSON error, from standard output. [`main_as`] is that
@@ -17,6 +16,7 @@ mod delegate;
 mod error;
 mod host_local;
 mod loopback;
+mod masquerade;
 mod outcome;
 mod portmap;
 mod request;

@@ -46,7 +46,7 @@ fn add(request: &Request) -> Result<Reply, Error> {
     let made = set_up(request, &config, previous);
     if let Err(error) = made {
         // Its own error would hide the one that led here.
-        tear_down(request).ok();
+        remove(&request.network.name, &request.container).ok();
         return Err(error);
     }
     for (_, address) in addresses(previous) {
@@ -100,7 +100,7 @@ fn del(request: &Request) -> Result<Reply, Error> {
     if config.mappings.is_empty() {
         return Ok(Reply::Silent);
     }
-    tear_down(request)?;
+    remove(&request.network.name, &request.container)?;
     // The container's own connections end with it; a client of UDP would speak to it for ever.
     for (_, address) in request.network.prev_result.iter().flat_map(addresses) {
         let ip = address.addr();
@@ -109,8 +109,9 @@ fn del(request: &Request) -> Result<Reply, Error> {
     Ok(Reply::Silent)
 }
 
-fn tear_down(request: &Request) -> Result<(), Error> {
-    let own = own_chain(&request.network.name, &request.container);
+/// Removes the forwarding to a container; none there is no error.
+pub(crate) fn remove(network: &str, container: &str) -> Result<(), Error> {
+    let own = own_chain(network, container);
     let _turn = Turn::take()?;
     // Both families are tried, whatever becomes of the first.
     let results = FAMILIES.map(|family| match programs(family)? {

@@ -15,7 +15,7 @@ const TABLE: &str = "nat";
 const TOP: &str = "POSTROUTING";
 
 /// Adds the rules of a container. Rules that are there already are made anew.
-pub(super) fn set_up(request: &Request, addresses: &[IpNet]) -> Result<(), Error> {
+pub(crate) fn set_up(request: &Request, addresses: &[IpNet]) -> Result<(), Error> {
     let failed = |source: RulesError| Error::internal("failed to set up IP masquerading", &source);
     let _turn = Turn::take()?;
     for (family, addresses) in by_family(addresses) {
@@ -27,12 +27,12 @@ pub(super) fn set_up(request: &Request, addresses: &[IpNet]) -> Result<(), Error
 }
 
 /// Removes the rules of a container; none there is no error.
-pub(super) fn tear_down(request: &Request) -> Result<(), Error> {
-    let chain = chain(request, &request.container);
+pub(crate) fn remove(network: &str, container: &str) -> Result<(), Error> {
+    let chain = chain_name("", network, container);
     let _turn = Turn::take()?;
     // Both families are tried, whatever becomes of the first.
     let results = FAMILIES.map(|family| match programs(family)? {
-        Some(programs) => remove(&programs, |name| name == chain, std::slice::from_ref(&chain)),
+        Some(programs) => remove_chains(&programs, |name| name == chain, std::slice::from_ref(&chain)),
         None => Ok(()),
     });
     let result: Result<(), RulesError> = results.into_iter().collect();
@@ -40,13 +40,13 @@ pub(super) fn tear_down(request: &Request) -> Result<(), Error> {
 }
 
 /// Removes the rules of this network whose container is not among the valid ones.
-pub(super) fn collect(request: &Request) -> Result<(), Error> {
+pub(crate) fn collect(request: &Request) -> Result<(), Error> {
     let Some(valid) = &request.network.valid_attachments else {
         return Ok(());
     };
     let kept: Vec<String> = valid
         .iter()
-        .map(|attachment| chain(request, &attachment.container))
+        .map(|attachment| chain_name("", &request.network.name, &attachment.container))
         .collect();
     let ours = format!("name: \\\"{}\\\" id: ", request.network.name);
     let _turn = Turn::take()?;
@@ -63,14 +63,14 @@ pub(super) fn collect(request: &Request) -> Result<(), Error> {
             .map(str::to_owned)
             .collect();
         stale.dedup();
-        remove(&programs, |name| stale.iter().any(|stale| stale == name), &stale)
+        remove_chains(&programs, |name| stale.iter().any(|stale| stale == name), &stale)
     });
     let result: Result<(), RulesError> = results.into_iter().collect();
     result.map_err(|source| Error::internal("failed to remove stale IP masquerading", &source))
 }
 
 /// Removes chains, as far as they are there, and what leads to them.
-fn remove(programs: &Iptables, wanted: impl Fn(&str) -> bool, chains: &[String]) -> Result<(), RulesError> {
+fn remove_chains(programs: &Iptables, wanted: impl Fn(&str) -> bool, chains: &[String]) -> Result<(), RulesError> {
     let mut changes = Restore::new();
     let nat = changes.table(TABLE);
     for chain in chains {
@@ -90,12 +90,8 @@ fn remove(programs: &Iptables, wanted: impl Fn(&str) -> bool, chains: &[String])
     programs.apply(&changes)
 }
 
-fn chain(request: &Request, container: &str) -> String {
-    chain_name("", &request.network.name, container)
-}
-
 fn additions(request: &Request, addresses: &[IpNet], top: &[String]) -> Restore {
-    let chain = chain(request, &request.container);
+    let chain = chain_name("", &request.network.name, &request.container);
     let words = comment(&format!(
         "name: \"{}\" id: \"{}\"",
         request.network.name, request.container
