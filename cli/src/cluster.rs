@@ -12,6 +12,7 @@ use skiff_cluster::layout::NAMESPACES;
 use skiff_cluster::{Cluster, Error, Options, Progress};
 use skiff_daemon::Shutdown;
 use skiff_net::netns::Namespace;
+use skiff_overlay::Mode;
 use tokio::time::Instant;
 
 use crate::args::{Output, OutputArgs};
@@ -54,6 +55,10 @@ pub(crate) struct UpArgs {
     /// A directory of image archives that every node imports
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
+    /// How packets get to other nodes' pods: auto, direct, vxlan, or none to install another CNI [default: auto, or what
+    /// the cluster had]
+    #[arg(long, value_name = "MODE")]
+    network: Option<Mode>,
     /// Manifests to apply; waits until their workloads are ready and shows what answers
     #[arg(long, value_name = "FILE")]
     apply: Option<PathBuf>,
@@ -127,6 +132,8 @@ pub(crate) async fn up(args: UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
         home: args.home.home,
         binary: std::env::current_exe().context("find the skiff binary")?,
         images: args.images,
+        segments: 1,
+        network: args.network.map(|mode| mode.to_string()),
     };
     let bar = Bar::new();
     let cluster = tokio::select! {

@@ -29,13 +29,13 @@ impl Cluster {
         let layout = Layout::new(home, name)?;
         let _lock = lock(&layout)?;
         let mut cluster = match Record::read(&layout.record()) {
-            Ok(record) => Self {
-                record: record.unwrap_or_else(|| Record {
+            Ok(record) => {
+                let record = record.unwrap_or_else(|| Record {
                     nodes: nodes_by_directory(&layout),
                     ..Record::default()
-                }),
-                layout,
-            },
+                });
+                Self::new(layout, record)
+            }
             // A garbled record must not keep anybody from purging.
             Err(error @ Error::Record { .. }) if purge => {
                 tracing::warn!(%error, "going by the directories alone");

@@ -22,6 +22,7 @@ const LONGEST_SOCKET: usize = 101;
 pub struct Layout {
     home: PathBuf,
     name: String,
+    segments: usize,
 }
 
 /// The paths and the address of one node.
@@ -31,19 +32,27 @@ pub struct NodeLayout {
     pub name: String,
     /// Its address in the cluster's LAN.
     pub address: IpAddr,
+    /// Which segment of the LAN it is on, counted from 0.
+    pub segment: usize,
     directory: PathBuf,
     namespace: String,
     cgroup: String,
 }
 
-/// The LAN that joins the nodes. It lies inside a namespace, so that every cluster can have the same.
-pub fn lan() -> IpNet {
-    IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(172, 30, 0, 0)), 24)
+/// A segment of the LAN that joins the nodes; most clusters have one. It lies inside a namespace, so that every cluster
+/// can have the same.
+pub fn segment(number: usize) -> IpNet {
+    IpNet::new_assert(in_segment(number, 0), 24)
 }
 
-/// The LAN's gateway: it leads nowhere, but says so at once.
-pub fn gateway() -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(172, 30, 0, 1))
+/// A segment's gateway: it leads to the other segments and nowhere else, but says so at once.
+pub fn gateway(segment: usize) -> IpAddr {
+    in_segment(segment, 1)
+}
+
+fn in_segment(segment: usize, host: u8) -> IpAddr {
+    let segment = u8::try_from(segment).unwrap_or(u8::MAX);
+    IpAddr::V4(Ipv4Addr::new(172, 30, segment, host))
 }
 
 /// The first address of the default Service range: the `kubernetes` Service.
@@ -103,12 +112,25 @@ impl Layout {
         let layout = Self {
             home: home.to_owned(),
             name: name.to_owned(),
+            segments: 1,
         };
         let socket = layout.node(MAX_NODES - 1).containerd_socket();
         if socket.as_os_str().len() > LONGEST_SOCKET {
             return Err(Error::PathTooLong { path: socket });
         }
         Ok(layout)
+    }
+
+    /// The same with this many segments: nodes take turns, so that the first and the third of two segments share one.
+    #[must_use]
+    pub fn with_segments(mut self, segments: usize) -> Self {
+        self.segments = segments.max(1);
+        self
+    }
+
+    /// How many segments the LAN has.
+    pub fn segments(&self) -> usize {
+        self.segments
     }
 
     /// The cluster's name.
@@ -161,7 +183,7 @@ impl Layout {
         self.directory().join("images")
     }
 
-    /// The namespace that holds the bridge that joins the nodes.
+    /// The namespace that holds the bridges that join the nodes, one a segment, and routes between them.
     pub fn lan_namespace(&self) -> String {
         format!("skiff-{}", self.name)
     }
@@ -175,8 +197,10 @@ impl Layout {
     pub fn node(&self, index: usize) -> NodeLayout {
         let name = format!("node-{}", index + 1);
         let host = u8::try_from(index + 11).unwrap_or(u8::MAX);
+        let segment = index % self.segments;
         NodeLayout {
-            address: IpAddr::V4(Ipv4Addr::new(172, 30, 0, host)),
+            address: in_segment(segment, host),
+            segment,
             directory: self.directory().join("nodes").join(&name),
             namespace: format!("{}-{name}", self.lan_namespace()),
             cgroup: format!("{}/{name}", self.cgroup()),
@@ -313,6 +337,9 @@ mod tests {
         assert_eq!(second.namespace(), "skiff-dev-node-2");
         assert_eq!(second.cgroup(), "/skiff/dev/node-2");
         assert_ne!(first.directory(), second.directory());
-        assert!(lan().contains(&layout.node(MAX_NODES - 1).address));
+        assert!(segment(0).contains(&layout.node(MAX_NODES - 1).address));
+        let two = layout.with_segments(2);
+        let addresses = [0, 1, 2].map(|index| two.node(index).address.to_string());
+        assert_eq!(addresses, ["172.30.0.11", "172.30.1.12", "172.30.0.13"]);
     }
 }

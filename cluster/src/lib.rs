@@ -45,7 +45,14 @@ impl Cluster {
             name: name.to_owned(),
             home: home.to_owned(),
         })?;
-        Ok(Self { layout, record })
+        Ok(Self::new(layout, record))
+    }
+
+    pub(crate) fn new(layout: Layout, record: Record) -> Self {
+        Self {
+            layout: layout.with_segments(record.segments),
+            record,
+        }
     }
 
     /// The names of all clusters under `home`, in order.
@@ -82,7 +89,7 @@ impl Cluster {
             .nodes
             .iter()
             .position(|node| node == name)
-            .map(|index| self.layout.node(index))
+            .map(|index| self.node_at(index))
             .ok_or_else(|| Error::NoSuchNode {
                 name: name.to_owned(),
                 nodes: self.record.nodes.join(", "),
@@ -91,8 +98,12 @@ impl Cluster {
 
     /// All nodes, the one with the server first.
     pub fn nodes(&self) -> Vec<NodeLayout> {
-        (0..self.record.nodes.len())
-            .map(|index| self.layout.node(index))
-            .collect()
+        (0..self.record.nodes.len()).map(|index| self.node_at(index)).collect()
+    }
+
+    fn node_at(&self, index: usize) -> NodeLayout {
+        let mut node = self.layout.node(index);
+        node.address = self.record.moved.get(&node.name).copied().unwrap_or(node.address);
+        node
     }
 }

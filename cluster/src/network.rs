@@ -1,4 +1,5 @@
-//! The cluster's network: a namespace with a bridge (the LAN), and one namespace a node, each with a veth into the bridge.
+//! The cluster's network: a namespace with a bridge a segment (the LAN), and one namespace a node, each with a veth into
+//! the bridge of its segment.
 //!
 //! Everything is made only where it is missing, so that a half-built network is completed by the next `up`.
 
@@ -13,18 +14,18 @@ use skiff_net::sysctl;
 use crate::layout::{self, Layout, NAMESPACES, NodeLayout};
 use crate::{Error, Result};
 
-const BRIDGE: &str = "lan";
 const NODE_LINK: &str = "eth0";
 
 /// Makes what is missing of the network.
 pub(crate) fn build(layout: &Layout, nodes: &[NodeLayout]) -> Result<()> {
     let lan = ensure_namespace("the LAN", &layout.lan_namespace())?;
-    // It forwards nothing anywhere, but with forwarding on it answers "unreachable" instead of staying silent.
+    // It forwards between segments alone, but with forwarding on it answers "unreachable" instead of staying silent.
     set_sysctls("the LAN", &lan, &[("net.ipv4.ip_forward", "1")])?;
-    let bridge = build_lan(&lan).map_err(network("the LAN"))?;
+    let bridges = (0..layout.segments()).map(|segment| build_segment(&lan, segment));
+    let bridges = bridges.collect::<Result<Vec<_>, _>>().map_err(network("the LAN"))?;
     for node in nodes {
         let namespace = ensure_namespace(&node.name, node.namespace())?;
-        build_node(&lan, bridge, &namespace, node).map_err(network(&node.name))?;
+        build_node(&lan, bridges[node.segment], &namespace, node).map_err(network(&node.name))?;
     }
     Ok(())
 }
@@ -32,6 +33,11 @@ pub(crate) fn build(layout: &Layout, nodes: &[NodeLayout]) -> Result<()> {
 /// Opens a node's namespace.
 pub(crate) fn open(node: &NodeLayout) -> Result<Namespace> {
     Namespace::open_named(Path::new(NAMESPACES), node.namespace()).map_err(namespace(&node.name))
+}
+
+/// Opens the namespace that joins the nodes.
+pub(crate) fn open_lan(layout: &Layout) -> Result<Namespace> {
+    Namespace::open_named(Path::new(NAMESPACES), &layout.lan_namespace()).map_err(namespace("the LAN"))
 }
 
 /// Takes the names of all namespaces away; with their last process they are gone, and their links with them.
@@ -59,13 +65,17 @@ fn ensure_namespace(node: &str, name: &str) -> Result<Namespace> {
     Namespace::create(directory, name).map_err(namespace(node))
 }
 
-fn build_lan(lan: &Namespace) -> Result<u32, skiff_net::netlink::Error> {
+fn build_segment(lan: &Namespace, segment: usize) -> Result<u32, skiff_net::netlink::Error> {
     let mut links = Netlink::open_in(lan)?;
-    if links.link(BRIDGE)?.is_none() {
-        links.add_bridge(BRIDGE, &BridgeOptions::default())?;
+    let name = match segment {
+        0 => "lan".to_owned(),
+        further => format!("lan{further}"),
+    };
+    if links.link(&name)?.is_none() {
+        links.add_bridge(&name, &BridgeOptions::default())?;
     }
-    let bridge = links.need_link(BRIDGE)?.index;
-    ensure_address(&mut links, bridge, layout::gateway())?;
+    let bridge = links.need_link(&name)?.index;
+    ensure_address(&mut links, bridge, segment, layout::gateway(segment))?;
     links.set_up(bridge)?;
     Ok(bridge)
 }
@@ -91,19 +101,32 @@ fn build_node(
     let loopback = inside.need_link("lo")?.index;
     inside.set_up(loopback)?;
     let link = inside.need_link(NODE_LINK)?.index;
-    ensure_address(&mut inside, link, node.address)?;
+    ensure_address(&mut inside, link, node.segment, node.address)?;
     inside.set_up(link)?;
     // Packets to Service addresses need a route before they are rewritten; the gateway behind it leads nowhere.
     let everywhere = IpNet::new_assert(IpAddr::from([0, 0, 0, 0]), 0);
-    inside.replace_route(&Route::through(everywhere, layout::gateway()))
+    inside.replace_route(&Route::through(everywhere, layout::gateway(node.segment)))
 }
 
-fn ensure_address(links: &mut Netlink, link: u32, address: IpAddr) -> Result<(), skiff_net::netlink::Error> {
-    let wanted = IpNet::new_assert(address, layout::lan().prefix_len());
-    match links.add_address(link, wanted) {
-        Err(error) if !error.already_exists() => Err(error),
-        _ => Ok(()),
+/// The link has this IPv4 address and no other: a node that was moved has left its former one.
+fn ensure_address(
+    links: &mut Netlink,
+    link: u32,
+    segment: usize,
+    address: IpAddr,
+) -> Result<(), skiff_net::netlink::Error> {
+    let wanted = IpNet::new_assert(address, layout::segment(segment).prefix_len());
+    let found = links.addresses(Some(link))?;
+    for other in found
+        .iter()
+        .filter(|found| found.net != wanted && found.net.addr().is_ipv4())
+    {
+        links.delete_address(link, other.net)?;
     }
+    if !found.iter().any(|found| found.net == wanted) {
+        links.add_address(link, wanted)?;
+    }
+    Ok(())
 }
 
 fn set_sysctls(node: &str, in_namespace: &Namespace, settings: &[(&str, &str)]) -> Result<()> {

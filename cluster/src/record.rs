@@ -1,7 +1,9 @@
 //! What was started, kept in `cluster.json` so that exactly that can be ended.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -24,13 +26,22 @@ pub enum Role {
 }
 
 /// A cluster: its nodes, the port of its API server, its processes.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     /// The nodes' names; the first one runs the server.
     pub nodes: Vec<String>,
     /// The API server's port on the machine's loopback.
     pub api_port: u16,
+    /// How many segments the LAN has.
+    #[serde(default = "one")]
+    pub segments: usize,
+    /// How packets get to other nodes' pods (`skiff proxy --network`).
+    #[serde(default = "auto")]
+    pub network: String,
+    /// Nodes that have another address than their number says.
+    #[serde(default)]
+    pub moved: BTreeMap<String, IpAddr>,
     /// What was started last in each role.
     pub processes: Vec<Started>,
 }
@@ -62,6 +73,27 @@ impl fmt::Display for Role {
 }
 
 // === impl Record ===
+
+fn one() -> usize {
+    1
+}
+
+fn auto() -> String {
+    "auto".to_owned()
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            nodes: Vec::new(),
+            api_port: 0,
+            segments: one(),
+            network: auto(),
+            moved: BTreeMap::new(),
+            processes: Vec::new(),
+        }
+    }
+}
 
 impl Record {
     /// Reads the file; `None` when there is none.
@@ -127,6 +159,12 @@ mod tests {
         record.write(&path).unwrap();
         assert_eq!(Record::read(&path).unwrap(), Some(record.clone()));
         assert_eq!(record.processes.len(), 1);
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read() {
+        let record: Record = serde_json::from_str(r#"{"nodes":["node-1"],"apiPort":1,"processes":[]}"#).unwrap();
+        assert_eq!((record.segments, record.network.as_str()), (1, "auto"));
     }
 
     #[test]

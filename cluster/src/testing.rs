@@ -1,6 +1,7 @@
 //! A real cluster for one test: started in about two seconds, taken down when the test ends, and telling what went wrong
 //! when it fails.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,10 +9,32 @@ use std::time::Duration;
 
 use skiff_net::netns::Namespace;
 
-use crate::{Cluster, NodeLayout, Options, Result, Role, Silent, leftovers, network};
+use crate::{Cluster, NodeLayout, Options, Result, Role, Silent, credentials, leftovers, network};
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 const LOG_LINES: usize = 60;
+
+/// What a test's cluster looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many segments the nodes are spread over, in turns; a router joins them.
+    pub segments: usize,
+    /// How packets get to other nodes' pods (`skiff proxy --network`).
+    pub network: Option<&'static str>,
+}
+
+impl Shape {
+    /// So many nodes on one segment.
+    pub fn nodes(nodes: usize) -> Self {
+        Self {
+            nodes,
+            segments: 1,
+            network: None,
+        }
+    }
+}
 
 /// A cluster that goes when this is dropped.
 #[derive(Debug)]
@@ -24,11 +47,11 @@ pub struct TestCluster {
 // === impl TestCluster ===
 
 impl TestCluster {
-    /// Starts a cluster of `nodes` nodes that have the images of the archives in `images`.
+    /// Starts a cluster of this shape whose nodes have the images of the archives in `images`.
     ///
     /// # Errors
     /// When it does not come up; the error has the tail of the log of what failed.
-    pub async fn start(binary: &Path, nodes: usize, images: &Path) -> Result<Self> {
+    pub async fn start(binary: &Path, shape: &Shape, images: &Path) -> Result<Self> {
         let home = tempfile::Builder::new()
             .prefix("skiff-")
             .tempdir()
@@ -37,7 +60,9 @@ impl TestCluster {
         let name = format!("t{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let options = Options {
             name: name.clone(),
-            nodes: Some(nodes),
+            nodes: Some(shape.nodes),
+            segments: shape.segments,
+            network: shape.network.map(str::to_owned),
             home: home.path().to_owned(),
             binary: binary.to_owned(),
             images: Some(images.to_owned()),
@@ -67,6 +92,29 @@ impl TestCluster {
     /// When the node or its namespace does not exist.
     pub fn namespace(&self, node: &str) -> Result<Namespace> {
         network::open(&self.cluster.node(node)?)
+    }
+
+    /// The namespace of the LAN: the router between the segments, and what is outside of the cluster.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn lan(&self) -> Result<Namespace> {
+        network::open_lan(self.cluster.layout())
+    }
+
+    /// Gives a node another address of its segment, and starts its kubelet anew with it.
+    ///
+    /// # Errors
+    /// When the node does not exist or the system refuses.
+    pub fn readdress(&mut self, node: &str, address: IpAddr) -> Result<()> {
+        self.kill(Role::Kubelet, node)?;
+        let cluster = &mut self.cluster;
+        cluster.record.moved.insert(node.to_owned(), address);
+        cluster.record.write(&cluster.layout.record())?;
+        let nodes = cluster.nodes();
+        network::build(&cluster.layout, &nodes)?;
+        credentials::ensure(&cluster.layout, &nodes, cluster.record.api_port)?;
+        self.restart(Role::Kubelet, node)
     }
 
     /// Kills a process without a chance to clean up.

@@ -36,6 +36,10 @@ pub struct Options {
     pub binary: PathBuf,
     /// A directory of image archives for every node.
     pub images: Option<PathBuf>,
+    /// How many segments the LAN of a new cluster has; nodes take turns, and a router joins them.
+    pub segments: usize,
+    /// How packets get to other nodes' pods (`skiff proxy --network`); when this is `None`, as before, or `auto`.
+    pub network: Option<String>,
 }
 
 impl Cluster {
@@ -48,8 +52,7 @@ impl Cluster {
         check_machine()?;
         let layout = Layout::new(&options.home, &options.name)?;
         let _lock = lock(&layout)?;
-        let record = prepare_record(&layout, options.nodes)?;
-        let mut cluster = Self { layout, record };
+        let mut cluster = Self::new(layout.clone(), prepare_record(&layout, options)?);
         if cluster.runs_whole() {
             let kubeconfig = cluster.layout.admin_kubeconfig();
             return Err(Error::AlreadyRunning {
@@ -121,7 +124,7 @@ impl Cluster {
         let command = match role {
             Role::Containerd => containerd_command(node),
             Role::Kubelet => kubelet_command(binary, &self.layout, node),
-            Role::Proxy | Role::Server => proxy_command(binary, node),
+            Role::Proxy | Role::Server => proxy_command(binary, node, &self.record.network),
         };
         self.spawn(role, node, command)
     }
@@ -282,7 +285,7 @@ impl Cluster {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let kubelet = self.record.process(Role::Kubelet, name);
         let age = kubelet.and_then(|kubelet| kubelet.age()).unwrap_or_default();
-        is_ready(node, Timestamp::now() - age)
+        is_ready(node, Timestamp::now() - age, self.record.network != "none")
     }
 
     fn check_alive(&self, role: Role, node: &NodeLayout) -> Result<()> {
@@ -319,8 +322,10 @@ pub(crate) fn lock(layout: &Layout) -> Result<File> {
     }
 }
 
-fn prepare_record(layout: &Layout, nodes: Option<usize>) -> Result<Record> {
-    if let Some(record) = Record::read(&layout.record())? {
+fn prepare_record(layout: &Layout, options: &Options) -> Result<Record> {
+    let nodes = options.nodes;
+    if let Some(mut record) = Record::read(&layout.record())? {
+        record.network = options.network.clone().unwrap_or(record.network);
         return match nodes {
             Some(nodes) if nodes != record.nodes.len() => Err(Error::OtherShape {
                 name: layout.name().to_owned(),
@@ -333,9 +338,14 @@ fn prepare_record(layout: &Layout, nodes: Option<usize>) -> Result<Record> {
     if !(1..=crate::layout::MAX_NODES).contains(&nodes) {
         return Err(Error::Nodes { nodes });
     }
-    Ok(Record {
+    let record = Record {
         nodes: (0..nodes).map(|index| layout.node(index).name).collect(),
+        segments: options.segments.max(1),
         ..Record::default()
+    };
+    Ok(Record {
+        network: options.network.clone().unwrap_or(record.network),
+        ..record
     })
 }
 
@@ -356,13 +366,15 @@ fn check_machine() -> Result<()> {
     }
 }
 
-/// Whether the node said so itself since `since`: a store that was stopped still holds what was true before.
-fn is_ready(node: &Node, since: Timestamp) -> bool {
+/// Whether the node said so itself since `since`: a store that was stopped still holds what was true before. Without a
+/// network of ours it is enough that it speaks: it is not Ready until another CNI is installed.
+fn is_ready(node: &Node, since: Timestamp, with_network: bool) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| {
         // Heartbeats are whole seconds.
         let heard = condition.last_heartbeat_time.as_ref().map(|time| time.0.as_second());
-        condition.type_ == "Ready" && condition.status == "True" && heard >= Some(since.as_second())
+        let ready = condition.status == "True" || !with_network;
+        condition.type_ == "Ready" && ready && heard >= Some(since.as_second())
     })
 }
 
@@ -415,9 +427,10 @@ fn kubelet_command(binary: &Path, layout: &Layout, node: &NodeLayout) -> Command
     command
 }
 
-fn proxy_command(binary: &Path, node: &NodeLayout) -> Command {
+fn proxy_command(binary: &Path, node: &NodeLayout, network: &str) -> Command {
     let mut command = process::command(binary);
     command.arg("proxy").arg("--config").arg(node.proxy_config());
+    command.arg("--network").arg(network);
     command.arg("--cni-conf-dir").arg(node.cni_config());
     command.arg("--cni-data-dir").arg(node.cni_data());
     command.env("XTABLES_LOCKFILE", node.iptables_lock());
@@ -436,9 +449,12 @@ mod tests {
             let ready = json!({"type": "Ready", "status": status, "lastHeartbeatTime": "2026-01-01T00:00:10Z"});
             serde_json::from_value(json!({"metadata": {"name": "node-1"}, "status": {"conditions": [ready]}})).unwrap()
         };
-        assert!(is_ready(&node("True"), "2026-01-01T00:00:10.9Z".parse().unwrap()));
-        assert!(!is_ready(&node("True"), "2026-01-01T00:00:11Z".parse().unwrap()));
-        assert!(!is_ready(&node("Unknown"), "2026-01-01T00:00:09Z".parse().unwrap()));
-        assert!(!is_ready(&Node::default(), Timestamp::UNIX_EPOCH));
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert!(is_ready(&node("True"), at("2026-01-01T00:00:10.9Z"), true));
+        assert!(!is_ready(&node("True"), at("2026-01-01T00:00:11Z"), true));
+        assert!(!is_ready(&node("Unknown"), at("2026-01-01T00:00:09Z"), true));
+        assert!(!is_ready(&Node::default(), Timestamp::UNIX_EPOCH, true));
+        assert!(is_ready(&node("False"), at("2026-01-01T00:00:09Z"), false));
+        assert!(!is_ready(&Node::default(), Timestamp::UNIX_EPOCH, false));
     }
 }

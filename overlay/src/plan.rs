@@ -58,8 +58,8 @@ pub struct Tunnel {
     pub mac: Mac,
     /// The link's address: packets of the node itself have it as their sender.
     pub address: Ipv4Net,
-    /// The largest packet inside.
-    pub mtu: u32,
+    /// The largest packet inside; while it is unknown the link keeps the one that it has.
+    pub mtu: Option<u32>,
     /// The nodes behind it, by their address in there.
     pub peers: BTreeMap<Ipv4Addr, Peer>,
 }
@@ -108,14 +108,14 @@ pub fn plan(config: &Config, nodes: &BTreeMap<String, NodeNetwork>, interfaces: 
     plan
 }
 
-/// This node's end of the tunnel, with nobody behind it yet; none until it can have one.
+/// This node's end of the tunnel, with nobody behind it yet; none until it has a range to be named after.
 fn tunnel(this: &NodeNetwork, inner: Option<u32>) -> Option<Tunnel> {
     let range = first_v4(&this.pod_ranges)?;
     Some(Tunnel {
         local: this.addresses.iter().find_map(as_v4)?,
         mac: mac(range),
         address: range.network().into(),
-        mtu: inner?,
+        mtu: inner,
         peers: BTreeMap::new(),
     })
 }
@@ -349,6 +349,14 @@ mod tests {
         }
         let nothing = plan(&config(Mode::None), &known, &lan("172.30.0.1/24", 1500));
         assert_eq!(nothing, Plan::default());
+
+        // The node lost its address: what is there stays, so that nothing of pods leaves by another way.
+        let lost = plan(&config(Mode::Vxlan), &known, &[]);
+        assert_eq!((lost.mtu, lost.underlay), (None, None));
+        assert_eq!(
+            lost.tunnel.map(|tunnel| (tunnel.mtu, tunnel.peers.len())),
+            Some((None, 2))
+        );
     }
 
     #[test]
@@ -368,7 +376,7 @@ mod tests {
             local: "172.30.0.1".parse().unwrap(),
             mac: "0e:73:0a:f4:00:00".parse().unwrap(),
             address: "10.244.0.0/32".parse().unwrap(),
-            mtu: 8950,
+            mtu: Some(8950),
             peers: BTreeMap::from([
                 ("10.244.2.0".parse().unwrap(), peer("0e:73:0a:f4:02:00", "172.30.1.3")),
                 ("10.244.3.0".parse().unwrap(), peer("0e:73:0a:f4:03:00", "172.30.2.4")),

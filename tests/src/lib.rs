@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
+pub use skiff_cluster::testing::Shape;
 use skiff_cluster::testing::TestCluster;
 
 pub use kubectl::Kubectl;
@@ -42,12 +43,12 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    async fn start(nodes: usize) -> anyhow::Result<Self> {
+    async fn start(shape: &Shape) -> anyhow::Result<Self> {
         skiff_daemon::install_crypto();
         let binary = binary()?;
         let images = tempfile::tempdir().context("make a directory for images")?;
         build_images(&binary, images.path())?;
-        let started = TestCluster::start(&binary, nodes, images.path()).await;
+        let started = TestCluster::start(&binary, shape, images.path()).await;
         let cluster = started.map_err(|error| anyhow::anyhow!(skiff_daemon::error_chain(&error)))?;
         let kubectl = Kubectl::new(cluster.layout().admin_kubeconfig());
         Ok(Self { cluster, kubectl })
@@ -62,7 +63,18 @@ pub async fn on_cluster(
     nodes: usize,
     test: impl AsyncFnOnce(&mut Fixture) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut fixture = Fixture::start(nodes).await?;
+    on_shaped_cluster(&Shape::nodes(nodes), test).await
+}
+
+/// The same on a cluster that is more than a number of nodes.
+///
+/// # Errors
+/// What the test returns.
+pub async fn on_shaped_cluster(
+    shape: &Shape,
+    test: impl AsyncFnOnce(&mut Fixture) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut fixture = Fixture::start(shape).await?;
     let result = test(&mut fixture).await;
     if result.is_err() {
         eprintln!("{}", fixture.cluster.report());

@@ -79,14 +79,15 @@ fn ensure_link(netlink: &mut Netlink, wanted: &Tunnel) -> Result<(u32, bool), Er
     if !found.as_ref().is_some_and(fits) || netlink.vxlan(TUNNEL_LINK)? != Some(vxlan) {
         // What makes the link cannot be changed. The name is ours: whatever else has it is a leftover.
         netlink.delete_link(TUNNEL_LINK)?;
-        netlink.add_vxlan(TUNNEL_LINK, &vxlan, wanted.mac, Some(wanted.mtu))?;
+        netlink.add_vxlan(TUNNEL_LINK, &vxlan, wanted.mac, wanted.mtu)?;
         changed = true;
     }
     let link = netlink.need_link(TUNNEL_LINK)?;
-    if link.mtu != wanted.mtu || !link.up {
+    let mtu = wanted.mtu.filter(|mtu| *mtu != link.mtu);
+    if mtu.is_some() || !link.up {
         let change = LinkChange {
             up: Some(true),
-            mtu: Some(wanted.mtu),
+            mtu,
             ..LinkChange::default()
         };
         netlink.set_link(link.index, &change)?;

@@ -174,6 +174,7 @@ fn a_node_that_changes_its_own_address_or_mtu_is_followed() {
         shell("ip address del 172.30.0.1/24 dev lan && ip address add 172.30.0.7/24 dev lan");
         until("told", || !overlay.is_ready()).await;
         assert!(overlay.conflist().is_some());
+        assert!(routes().contains("10.244.2.0/24 via 10.244.2.0 dev skiff.vxlan"));
         overlay.send("MODIFIED", node("a", "10.244.0.0/24", "172.30.0.7"));
         until("ready with the new address", || overlay.is_ready()).await;
         assert!(shell("ip -d link show skiff.vxlan").contains("local 172.30.0.7"));
