@@ -98,6 +98,7 @@ pub(crate) const CONTROLLERS: &[(&str, &str)] = &[
     ("pod-garbage-collector-controller", "podgc"),
     ("replicaset-controller", "replicaset"),
     ("root-ca-certificate-publisher-controller", "root-ca-cert-publisher"),
+    ("service-lb-controller", "service"),
     ("serviceaccount-controller", "serviceaccount"),
     ("taint-eviction-controller", "taint-eviction"),
 ];

@@ -28,6 +28,7 @@ mod queue;
 mod replica_set;
 mod root_ca;
 mod service_account;
+mod service_lb;
 mod taint_eviction;
 mod view;
 mod volume_protection;

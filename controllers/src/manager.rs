@@ -20,7 +20,7 @@ use crate::view::{ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet
 use crate::write::Writer;
 use crate::{
     deployment, endpoint_slice, endpoints, ephemeral_volume, garbage_collector, namespace, node_ipam, node_lifecycle,
-    persistent_volume, pod_gc, replica_set, root_ca, service_account, taint_eviction, volume_protection,
+    persistent_volume, pod_gc, replica_set, root_ca, service_account, service_lb, taint_eviction, volume_protection,
 };
 
 /// One informer for each kind that controllers read; only those wanted run.
@@ -121,6 +121,9 @@ fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     }
     if config.enables("root-ca-certificate-publisher-controller") && !config.root_ca_pem.is_empty() {
         tasks.spawn(root_ca::start(shared));
+    }
+    if config.enables("service-lb-controller") {
+        tasks.spawn(service_lb::start(shared));
     }
     if config.enables("serviceaccount-controller") {
         tasks.spawn(service_account::start(shared));

@@ -13,7 +13,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use skiff_api::k8s_openapi::api::apps::v1::{DeploymentStatus, ReplicaSetStatus};
 use skiff_api::k8s_openapi::api::core::v1::{
-    NamespaceCondition, NodeCondition, PersistentVolume, PersistentVolumeClaim, Taint, Toleration,
+    LoadBalancerIngress, NamespaceCondition, NodeAddress, NodeCondition, NodeDaemonEndpoints, PersistentVolume,
+    PersistentVolumeClaim, Taint, Toleration,
 };
 use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, OwnerReference, Time};
@@ -325,7 +326,8 @@ impl View for Deployment {}
 
 part!(Service {
     metadata: ObjectMeta,
-    spec: ServiceSpec
+    spec: ServiceSpec,
+    status: ServiceStatus
 });
 part!(ServiceSpec {
     #[serde(rename = "type")]
@@ -336,7 +338,13 @@ part!(ServiceSpec {
     cluster_ip: Option<String>,
     ip_families: Vec<String>,
     publish_not_ready_addresses: bool,
+    load_balancer_class: Option<String>,
+    external_traffic_policy: Option<String>,
 });
+part!(ServiceStatus {
+    load_balancer: LoadBalancer
+});
+part!(LoadBalancer { ingress: Vec<LoadBalancerIngress> });
 part!(ServicePort {
     name: Option<String>,
     protocol: Option<String>,
@@ -384,7 +392,11 @@ part!(NodeSpec {
     taints: Vec<Taint>,
     unschedulable: bool,
 });
-part!(NodeStatus { conditions: Vec<NodeCondition> });
+part!(NodeStatus {
+    conditions: Vec<NodeCondition>,
+    addresses: Vec<NodeAddress>,
+    daemon_endpoints: Option<NodeDaemonEndpoints>,
+});
 resource!(Node, "", "v1", "nodes", ClusterResourceScope);
 
 impl View for Node {}

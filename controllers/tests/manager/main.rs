@@ -4,6 +4,7 @@
 
 mod cluster;
 mod garbage;
+mod load_balancers;
 mod namespaces;
 mod nodes;
 mod services;

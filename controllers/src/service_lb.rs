@@ -1,0 +1,233 @@
+//! Gives Services of type LoadBalancer the addresses of nodes: a cluster without a cloud is its own load balancer.
+//!
+//! The addresses are published as the Service's ingress; the proxies of all nodes make its ports answer there. Services
+//! with a `loadBalancerClass` are somebody else's; `--controllers=*,-service-lb-controller` leaves all to somebody else.
+//! One worker decides, so that two Services never get one port.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::events::{Recorder, Regarding};
+use crate::informer::{Change, Informer};
+use crate::manager::Shared;
+use crate::queue::Queue;
+use crate::view::{Index, Key, Node, Service, View};
+use crate::write::{Error, Merge, Writer};
+
+mod plan;
+
+use plan::{Port, Refusal};
+
+/// Keeps a Service until nothing answers for it any more.
+const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+struct Controller {
+    services: Arc<Informer<Service>>,
+    nodes: Arc<Informer<Node>>,
+    slices: Arc<Informer<EndpointSlice>>,
+    writer: Writer,
+    recorder: Recorder,
+    queue: Arc<Queue<Key>>,
+}
+
+/// Registers the handlers; the future runs until shutdown.
+pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
+    let controller = Arc::new(Controller {
+        services: shared.informers.services.want(),
+        nodes: shared.informers.nodes.want(),
+        slices: shared.informers.endpoint_slices.want(),
+        writer: shared.writer.clone(),
+        recorder: shared.recorder("service-controller"),
+        queue: shared.queue("service"),
+    });
+    let this = Arc::clone(&controller);
+    controller
+        .services
+        .on_change(move |change| this.service_changed(change));
+    let this = Arc::clone(&controller);
+    controller.nodes.on_change(move |change| this.node_changed(change));
+    let this = Arc::clone(&controller);
+    controller.slices.on_change(move |change| this.slice_changed(change));
+    let synced = [
+        controller.services.synced(),
+        controller.nodes.synced(),
+        controller.slices.synced(),
+    ];
+    let queue = Arc::clone(&controller.queue);
+    shared.work(&queue, 1, synced, move |key| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(key).await }
+    })
+}
+
+impl Controller {
+    /// A port that a Service gives back may be what another waits for.
+    fn service_changed(&self, change: &Change<'_, Service>) {
+        let service = change.object();
+        if plan::is_ours(service) || has_finalizer(service) {
+            self.queue.add(service.key());
+        }
+        let ports = |service: Option<&Arc<Service>>| {
+            let held = service.filter(|service| plan::is_ours(service));
+            held.map(|service| plan::ports(service)).unwrap_or_default()
+        };
+        let freed: BTreeSet<Port> = &ports(change.old) - &ports(change.new);
+        if !freed.is_empty() {
+            for other in self.balanced() {
+                if !plan::ports(&other).is_disjoint(&freed) {
+                    self.queue.add(other.key());
+                }
+            }
+        }
+    }
+
+    fn node_changed(&self, change: &Change<'_, Node>) {
+        let seen = |node: Option<&Arc<Node>>| node.and_then(|node| plan::addresses(node));
+        if seen(change.old) != seen(change.new) {
+            for service in self.balanced() {
+                self.queue.add(service.key());
+            }
+        }
+    }
+
+    fn slice_changed(&self, change: &Change<'_, EndpointSlice>) {
+        let slice = change.object();
+        let Some(name) = slice.label(SERVICE_NAME) else {
+            return;
+        };
+        let key = Key::new(slice.namespace(), name);
+        let local = |service: &Service| plan::is_ours(service) && plan::is_local(service);
+        if self.services.get(&key).is_some_and(|service| local(&service)) {
+            self.queue.add(key);
+        }
+    }
+
+    fn balanced(&self) -> Vec<Arc<Service>> {
+        let mut services = self.services.list();
+        services.retain(|service| plan::is_ours(service));
+        services
+    }
+
+    async fn sync(&self, key: Key) -> Result<(), Error> {
+        let Some(service) = self.services.get(&key) else {
+            return Ok(());
+        };
+        if plan::is_ours(&service) {
+            self.ensure(&service).await
+        } else if has_finalizer(&service) {
+            self.clean_up(&service).await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn ensure(&self, service: &Service) -> Result<(), Error> {
+        let services = self.balanced();
+        let reserved = plan::reserved(&self.nodes.list(), &self.api_server_slices());
+        let wanted = match plan::admit(service, &services, &reserved) {
+            Ok(()) => plan::ingress(service, &self.nodes.list(), &self.endpoint_nodes(service)),
+            Err(refusal) => {
+                self.refuse(service, &refusal);
+                Vec::new()
+            }
+        };
+        let published = plan::published(service);
+        if has_finalizer(service) && wanted == published {
+            return Ok(());
+        }
+        let first = published.is_empty() && !wanted.is_empty();
+        if first {
+            self.tell(service, "EnsuringLoadBalancer", "Ensuring load balancer");
+        }
+        if !has_finalizer(service) {
+            // Before anything answers: else it would go on after a deletion that came in between.
+            let mut finalizers = service.metadata.finalizers.clone().unwrap_or_default();
+            finalizers.push(FINALIZER.to_owned());
+            self.set_finalizers(service, &finalizers).await?;
+        }
+        if wanted != published {
+            drop(self.publish(service, &wanted).await?);
+        }
+        match (first, wanted.is_empty()) {
+            (true, _) => self.tell(service, "EnsuredLoadBalancer", "Ensured load balancer"),
+            (false, false) => self.tell(service, "UpdatedLoadBalancer", "Updated load balancer with new hosts"),
+            (false, true) => {}
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, service: &Service, refusal: &Refusal) {
+        let message = format!("Error syncing load balancer: failed to ensure load balancer: {refusal}");
+        self.recorder
+            .warning(Regarding::of(service), "SyncLoadBalancerFailed", message);
+    }
+
+    fn tell(&self, service: &Service, reason: &'static str, message: &str) {
+        self.recorder.normal(Regarding::of(service), reason, message.to_owned());
+    }
+
+    async fn clean_up(&self, service: &Service) -> Result<(), Error> {
+        self.tell(service, "DeletingLoadBalancer", "Deleting load balancer");
+        let mut finalizers = service.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.retain(|name| name != FINALIZER);
+        if plan::published(service).is_empty() || service.is_being_deleted() {
+            self.set_finalizers(service, &finalizers).await?;
+        } else {
+            let emptied = self.publish(service, &[]).await?;
+            self.set_finalizers(&emptied, &finalizers).await?;
+        }
+        self.tell(service, "DeletedLoadBalancer", "Deleted load balancer");
+        Ok(())
+    }
+
+    /// The list is replaced as a whole: the resource version makes sure that nobody's entry is lost.
+    async fn set_finalizers(&self, service: &Service, finalizers: &[String]) -> Result<(), Error> {
+        let metadata = json!({
+            "uid": service.uid(),
+            "resourceVersion": service.resource_version(),
+            "finalizers": finalizers,
+        });
+        let patch = json!({ "metadata": metadata });
+        self.writer
+            .patch::<Service>(&service.key(), Merge::Json, &patch)
+            .await
+            .map(drop)
+    }
+
+    async fn publish(&self, service: &Service, addresses: &[IpAddr]) -> Result<Service, Error> {
+        // Packets arrive with the address itself as their destination.
+        let ingress: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
+        let ingress = if ingress.is_empty() {
+            Value::Null
+        } else {
+            json!(ingress)
+        };
+        let patch = json!({"metadata": {"uid": service.uid()}, "status": {"loadBalancer": {"ingress": ingress}}});
+        self.writer
+            .patch_status::<Service>(&service.key(), Merge::Json, &patch)
+            .await
+    }
+
+    fn slices_of(&self, namespace: &str, name: &str) -> Vec<Arc<EndpointSlice>> {
+        self.slices
+            .by_index(&Index::Service(namespace.to_owned(), name.to_owned()))
+    }
+
+    fn endpoint_nodes(&self, service: &Service) -> BTreeSet<String> {
+        plan::endpoint_nodes(&self.slices_of(service.namespace(), service.name()))
+    }
+
+    fn api_server_slices(&self) -> Vec<Arc<EndpointSlice>> {
+        self.slices_of("default", "kubernetes")
+    }
+}
+
+fn has_finalizer(service: &Service) -> bool {
+    let finalizers = service.metadata.finalizers.as_ref();
+    finalizers.is_some_and(|finalizers| finalizers.iter().any(|name| name == FINALIZER))
+}

@@ -1,0 +1,323 @@
+//! Which addresses a Service of type LoadBalancer gets; decided from Services, Nodes and EndpointSlices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::view::{Key, Node, Service, View};
+
+const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// A node that an autoscaler is about to remove.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+/// Where nodes listen for each other's pods: taking it would cut them off.
+const VXLAN: u16 = 8472;
+
+/// A protocol and a number.
+pub(super) type Port = (String, u16);
+
+/// Why a Service gets no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The nodes need the port.
+    #[error("port {number}/{protocol} of the nodes is the cluster's own; choose another port")]
+    Reserved { protocol: String, number: u16 },
+    /// Another Service has the port.
+    #[error(
+        "port {number}/{protocol} of the nodes is taken by Service {by}; choose another port, or give one of them a loadBalancerClass"
+    )]
+    Taken { protocol: String, number: u16, by: Key },
+}
+
+/// Whether a Service asks this controller for addresses.
+pub(super) fn is_ours(service: &Service) -> bool {
+    service.spec.type_.as_deref() == Some("LoadBalancer")
+        && service.spec.load_balancer_class.is_none()
+        && !service.is_being_deleted()
+}
+
+/// Whether only nodes with an endpoint of its own answer for it.
+pub(super) fn is_local(service: &Service) -> bool {
+    service.spec.external_traffic_policy.as_deref() == Some("Local")
+}
+
+/// The ports that it wants on the nodes.
+pub(super) fn ports(service: &Service) -> BTreeSet<Port> {
+    let ports = service.spec.ports.iter().filter_map(|port| {
+        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+        Some((protocol, u16::try_from(port.port).ok()?))
+    });
+    ports.collect()
+}
+
+/// The addresses that it has.
+pub(super) fn published(service: &Service) -> Vec<IpAddr> {
+    let ingress = &service.status.load_balancer.ingress;
+    let addresses = ingress.iter().filter_map(|ingress| ingress.ip.as_ref()?.parse().ok());
+    addresses.collect()
+}
+
+/// Ports on which the nodes themselves answer: a Service on one of them would take the cluster's own packets away.
+pub(super) fn reserved(nodes: &[Arc<Node>], api_server: &[Arc<EndpointSlice>]) -> BTreeSet<Port> {
+    let kubelets = nodes.iter().filter_map(|node| {
+        let endpoints = node.status.daemon_endpoints.as_ref()?;
+        Some(endpoints.kubelet_endpoint.as_ref()?.port)
+    });
+    let servers = api_server.iter().flat_map(|slice| slice.ports.iter().flatten());
+    let numbers = kubelets.chain(servers.filter_map(|port| port.port));
+    numbers
+        .filter_map(|number| u16::try_from(number).ok())
+        .map(|number| ("TCP".to_owned(), number))
+        .chain([("UDP".to_owned(), VXLAN)])
+        .collect()
+}
+
+/// Whether the Service may have its ports. Nodes have each port once: who has it keeps it, then the older one gets it.
+pub(super) fn admit(service: &Service, all: &[Arc<Service>], reserved: &BTreeSet<Port>) -> Result<(), Refusal> {
+    let rank = |service: &Service| {
+        let created = service.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (published(service).is_empty(), created, service.key())
+    };
+    let mut order: Vec<&Arc<Service>> = all.iter().collect();
+    order.sort_by_key(|service| rank(service));
+    let mut taken: BTreeMap<Port, Key> = BTreeMap::new();
+    let this = service.key();
+    for other in order {
+        let wanted = ports(other);
+        let outcome = may_have(&wanted, reserved, &taken);
+        if other.key() == this {
+            return outcome;
+        }
+        if outcome.is_ok() {
+            taken.extend(wanted.into_iter().map(|port| (port, other.key())));
+        }
+    }
+    may_have(&ports(service), reserved, &taken)
+}
+
+fn may_have(wanted: &BTreeSet<Port>, reserved: &BTreeSet<Port>, taken: &BTreeMap<Port, Key>) -> Result<(), Refusal> {
+    for (protocol, number) in wanted {
+        let (protocol, number) = (protocol.clone(), *number);
+        let port = (protocol.clone(), number);
+        if reserved.contains(&port) {
+            return Err(Refusal::Reserved { protocol, number });
+        }
+        if let Some(by) = taken.get(&port) {
+            let by = by.clone();
+            return Err(Refusal::Taken { protocol, number, by });
+        }
+    }
+    Ok(())
+}
+
+/// Where a node is reached from outside; `None` when it is not to take part.
+pub(super) fn addresses(node: &Node) -> Option<BTreeSet<IpAddr>> {
+    let ready = node.condition("Ready").is_some_and(|ready| ready.status == "True");
+    let leaving = node.spec.taints.iter().any(|taint| taint.key == TO_BE_DELETED);
+    if !ready || leaving || node.is_being_deleted() || node.label(EXCLUDE).is_some() {
+        return None;
+    }
+    let of = |kind: &str| -> BTreeSet<IpAddr> {
+        let addresses = node.status.addresses.iter().filter(|address| address.type_ == kind);
+        addresses.filter_map(|address| address.address.parse().ok()).collect()
+    };
+    let external = of("ExternalIP");
+    Some(if external.is_empty() {
+        of("InternalIP")
+    } else {
+        external
+    })
+}
+
+/// The addresses that a Service is to have, in order.
+pub(super) fn ingress(service: &Service, nodes: &[Arc<Node>], with_endpoint: &BTreeSet<String>) -> Vec<IpAddr> {
+    let families = &service.spec.ip_families;
+    let of_its_family = |ip: &IpAddr| {
+        let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        families.is_empty() || families.iter().any(|wanted| wanted == family)
+    };
+    let chosen = nodes
+        .iter()
+        .filter(|node| !is_local(service) || with_endpoint.contains(node.name()));
+    let found: BTreeSet<IpAddr> = chosen.filter_map(|node| addresses(node)).flatten().collect();
+    found.into_iter().filter(of_its_family).collect()
+}
+
+/// The nodes that have a ready endpoint.
+pub(super) fn endpoint_nodes(slices: &[Arc<EndpointSlice>]) -> BTreeSet<String> {
+    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    let ready = endpoints.filter(|endpoint| {
+        let conditions = endpoint.conditions.as_ref();
+        // What says nothing is ready.
+        conditions.and_then(|conditions| conditions.ready) != Some(false)
+    });
+    ready.filter_map(|endpoint| endpoint.node_name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn service(name: &str, port: u16, extra: Value) -> Arc<Service> {
+        let mut object = json!({
+            "metadata": {"namespace": "ns", "name": name, "creationTimestamp": "2026-01-02T00:00:00Z"},
+            "spec": {"type": "LoadBalancer", "ipFamilies": ["IPv4"], "ports": [{"port": port}]},
+        });
+        for (part, fields) in extra.as_object().unwrap() {
+            for (field, value) in fields.as_object().unwrap() {
+                object[part][field] = value.clone();
+            }
+        }
+        Arc::new(serde_json::from_value(object).unwrap())
+    }
+
+    fn node(name: &str, extra: Value) -> Arc<Node> {
+        let mut object = json!({
+            "metadata": {"name": name},
+            "status": {
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "addresses": [{"type": "InternalIP", "address": format!("10.0.0.{}", name.len())}],
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
+            },
+        });
+        for (part, fields) in extra.as_object().unwrap() {
+            for (field, value) in fields.as_object().unwrap() {
+                object[part][field] = value.clone();
+            }
+        }
+        Arc::new(serde_json::from_value(object).unwrap())
+    }
+
+    fn slice(ports: &[u16], endpoints: &[(&str, Option<bool>)]) -> Arc<EndpointSlice> {
+        let endpoints: Vec<_> = endpoints
+            .iter()
+            .map(|(node, ready)| json!({"addresses": ["10.1.1.1"], "nodeName": node, "conditions": {"ready": ready}}))
+            .collect();
+        let ports: Vec<_> = ports.iter().map(|port| json!({"port": port})).collect();
+        let object = json!({"metadata": {}, "addressType": "IPv4", "ports": ports, "endpoints": endpoints});
+        Arc::new(serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn only_what_asks_and_names_no_class_is_ours() {
+        let cases = [
+            (json!({}), true),
+            (json!({"spec": {"type": "NodePort"}}), false),
+            (json!({"spec": {"loadBalancerClass": "example.com/other"}}), false),
+            (
+                json!({"metadata": {"deletionTimestamp": "2026-01-02T00:00:00Z"}}),
+                false,
+            ),
+        ];
+        for (extra, ours) in cases {
+            assert_eq!(is_ours(&service("web", 80, extra.clone())), ours, "{extra}");
+        }
+    }
+
+    #[test]
+    fn nodes_that_can_take_part_give_their_addresses() {
+        let external =
+            json!([{"type": "InternalIP", "address": "10.0.0.9"}, {"type": "ExternalIP", "address": "192.0.2.1"}]);
+        let both =
+            json!([{"type": "InternalIP", "address": "10.0.0.9"}, {"type": "InternalIP", "address": "2001:db8::9"}]);
+        let not_ready = json!([{"type": "Ready", "status": "Unknown"}]);
+        let cases: [(Value, &[&str]); 7] = [
+            (json!({}), &["10.0.0.1"]),
+            (json!({"status": {"addresses": external}}), &["192.0.2.1"]),
+            (json!({"status": {"addresses": both}}), &["10.0.0.9"]),
+            (json!({"status": {"conditions": not_ready}}), &[]),
+            (json!({"metadata": {"labels": {EXCLUDE: ""}}}), &[]),
+            (
+                json!({"spec": {"taints": [{"key": TO_BE_DELETED, "effect": "NoSchedule"}]}}),
+                &[],
+            ),
+            // A node that takes no new pods goes on forwarding.
+            (json!({"spec": {"unschedulable": true}}), &["10.0.0.1"]),
+        ];
+        for (extra, wanted) in cases {
+            let found = ingress(
+                &service("web", 80, json!({})),
+                &[node("a", extra.clone())],
+                &BTreeSet::new(),
+            );
+            let found: Vec<_> = found.iter().map(IpAddr::to_string).collect();
+            assert_eq!(found, wanted, "{extra}");
+        }
+    }
+
+    #[test]
+    fn with_the_local_policy_only_nodes_with_a_ready_endpoint_answer() {
+        let nodes = [node("a", json!({})), node("bb", json!({})), node("ccc", json!({}))];
+        let slices = [
+            slice(&[80], &[("a", Some(true)), ("bb", Some(false))]),
+            slice(&[80], &[("ccc", None)]),
+        ];
+        let local = service("web", 80, json!({"spec": {"externalTrafficPolicy": "Local"}}));
+        let found = ingress(&local, &nodes, &endpoint_nodes(&slices));
+        let found: Vec<_> = found.iter().map(IpAddr::to_string).collect();
+        assert_eq!(found, ["10.0.0.1", "10.0.0.3"]);
+    }
+
+    #[test]
+    fn a_port_is_given_once_and_none_of_the_clusters_own() {
+        let reserved = reserved(&[node("a", json!({}))], &[slice(&[6443], &[])]);
+        let has = json!({"status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.1"}]}}});
+        let older = json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}});
+        let taken = |by: &str| {
+            let (protocol, number) = ("TCP".to_owned(), 80);
+            Err(Refusal::Taken {
+                protocol,
+                number,
+                by: Key::new("ns", by),
+            })
+        };
+        let own = |number| {
+            let protocol = "TCP".to_owned();
+            Err(Refusal::Reserved { protocol, number })
+        };
+        let cases = [
+            (vec![service("this", 80, json!({}))], Ok(())),
+            (
+                vec![service("this", 80, json!({})), service("other", 81, json!({}))],
+                Ok(()),
+            ),
+            (
+                vec![service("this", 80, json!({})), service("other", 80, older.clone())],
+                taken("other"),
+            ),
+            (
+                vec![service("this", 80, older), service("other", 80, json!({}))],
+                Ok(()),
+            ),
+            (
+                vec![service("this", 80, has.clone()), service("a", 80, json!({}))],
+                Ok(()),
+            ),
+            // Of the same age: by name.
+            (
+                vec![service("this", 80, json!({})), service("a", 80, json!({}))],
+                taken("a"),
+            ),
+            (
+                vec![service("this", 80, json!({})), service("z", 80, json!({}))],
+                Ok(()),
+            ),
+            (vec![service("this", 80, json!({})), service("z", 80, has)], taken("z")),
+            (vec![service("this", 6443, json!({}))], own(6443)),
+            (vec![service("this", 10250, json!({}))], own(10250)),
+        ];
+        for (number, (all, wanted)) in cases.into_iter().enumerate() {
+            assert_eq!(admit(&all[0], &all, &reserved), wanted, "case {number}");
+        }
+        // One that was refused holds nothing.
+        let two_ports = json!([{"port": 80}, {"port": 6443}]);
+        let refused = service("a", 80, json!({"spec": {"ports": two_ports}}));
+        let this = service("this", 80, json!({}));
+        assert_eq!(admit(&this, &[refused, Arc::clone(&this)], &reserved), Ok(()));
+        let tunnel = json!({"spec": {"ports": [{"port": 8472, "protocol": "UDP"}]}});
+        assert!(admit(&service("udp", 1, tunnel), &[], &reserved).is_err());
+    }
+}
