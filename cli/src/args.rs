@@ -43,7 +43,7 @@ pub(crate) enum Command {
     /// Run the node agent
     Kubelet(kubelet::KubeletArgs),
     /// Run the service proxy and the routes between nodes
-    Proxy(proxy::ProxyArgs),
+    Proxy(Box<proxy::ProxyArgs>),
     /// Print the version
     Version(OutputArgs),
     /// Print a completion script for a shell

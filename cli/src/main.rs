@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Server(args) => skiff_daemon::run("skiff-server", logs, |shutdown| server::run(args, shutdown)),
         Command::Kubelet(args) => skiff_daemon::run("skiff-kubelet", logs, |shutdown| kubelet::run(args, shutdown)),
-        Command::Proxy(args) => skiff_daemon::run("skiff-proxy", logs, |shutdown| proxy::run(args, shutdown)),
+        Command::Proxy(args) => skiff_daemon::run("skiff-proxy", logs, |shutdown| proxy::run(*args, shutdown)),
         Command::Up(args) => skiff_daemon::run("skiff", logs, |shutdown| cluster::up(args, shutdown)),
         Command::Down(args) => skiff_daemon::run("skiff", logs, |_| cluster::down(args)),
         Command::Clusters(args) => skiff_daemon::run("skiff", logs, |_| cluster::list(args)),
