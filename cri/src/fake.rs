@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::error::{Error, Result};
@@ -28,10 +28,13 @@ use crate::types::{
 pub struct FakeRuntime {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<Event>,
+    frozen: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    steps: usize,
+    freeze_at: Option<usize>,
     sandboxes: BTreeMap<String, (SandboxStatus, SandboxConfig)>,
     containers: BTreeMap<String, (ContainerStatus, String, ContainerConfig)>,
     images: Vec<Image>,
@@ -51,6 +54,7 @@ impl Default for FakeRuntime {
         Self {
             state: Arc::default(),
             events: broadcast::channel(1024).0,
+            frozen: Arc::new(watch::Sender::new(false)),
         }
     }
 }
@@ -152,6 +156,20 @@ impl FakeRuntime {
         state.containers.clear();
     }
 
+    /// Answers no call that changes something after the next `steps` steps: each call is two, one before its effect and one
+    /// after. `None` answers all again; calls that hang stay so.
+    pub fn freeze_after(&self, steps: Option<usize>) {
+        let mut state = self.state.lock();
+        state.freeze_at = steps.map(|steps| state.steps + steps);
+        self.frozen.send_replace(false);
+    }
+
+    /// Whether a call hangs since [`Self::freeze_after`].
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        *self.frozen.borrow()
+    }
+
     /// All calls so far that change something, as `Method object`.
     #[must_use]
     pub fn calls(&self) -> Vec<String> {
@@ -202,12 +220,26 @@ impl FakeRuntime {
     }
 
     /// Notes a call, and fails it where the test wants that.
-    fn enter(&self, call: &'static str, object: &str) -> Result<()> {
+    async fn enter(&self, call: &'static str, object: &str) -> Result<()> {
+        self.step().await;
         let mut state = self.state.lock();
         state.calls.push(format!("{call} {object}"));
         match state.failures.get_mut(call).and_then(VecDeque::pop_front) {
             Some(error) => Err(error),
             None => Ok(()),
+        }
+    }
+
+    /// A point at which whoever drives the runtime may be killed: before a call has its effect, and after.
+    async fn step(&self) {
+        let frozen = {
+            let mut state = self.state.lock();
+            state.steps += 1;
+            state.freeze_at.is_some_and(|at| state.steps > at)
+        };
+        if frozen {
+            self.frozen.send_replace(true);
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -257,32 +289,36 @@ impl Runtime for FakeRuntime {
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig, handler: &str) -> Result<String> {
-        self.enter("RunPodSandbox", &config.metadata.name)?;
-        let mut state = self.state.lock();
-        let id = state.id("sandbox");
-        state.next_ip += 1;
-        let on_node = config.security.namespaces.network == crate::types::NamespaceMode::Node;
-        let status = SandboxStatus {
-            id: id.clone(),
-            metadata: config.metadata.clone(),
-            state: SandboxState::Ready,
-            created_at: Timestamp::now(),
-            ips: if on_node {
-                vec![]
-            } else {
-                vec![format!("10.244.0.{}", state.next_ip)]
-            },
-            namespaces: config.security.namespaces.clone(),
-            labels: config.labels.clone(),
-            annotations: config.annotations.clone(),
-            runtime_handler: handler.to_owned(),
+        self.enter("RunPodSandbox", &config.metadata.name).await?;
+        let id = {
+            let mut state = self.state.lock();
+            let id = state.id("sandbox");
+            state.next_ip += 1;
+            let on_node = config.security.namespaces.network == crate::types::NamespaceMode::Node;
+            let status = SandboxStatus {
+                id: id.clone(),
+                metadata: config.metadata.clone(),
+                state: SandboxState::Ready,
+                created_at: Timestamp::now(),
+                ips: if on_node {
+                    vec![]
+                } else {
+                    vec![format!("10.244.0.{}", state.next_ip)]
+                },
+                namespaces: config.security.namespaces.clone(),
+                labels: config.labels.clone(),
+                annotations: config.annotations.clone(),
+                runtime_handler: handler.to_owned(),
+            };
+            state.sandboxes.insert(id.clone(), (status, config.clone()));
+            id
         };
-        state.sandboxes.insert(id.clone(), (status, config.clone()));
+        self.step().await;
         Ok(id)
     }
 
     async fn stop_sandbox(&self, id: &str) -> Result<()> {
-        self.enter("StopPodSandbox", id)?;
+        self.enter("StopPodSandbox", id).await?;
         let running: Vec<_> = {
             let mut state = self.state.lock();
             if let Some((status, _)) = state.sandboxes.get_mut(id) {
@@ -296,14 +332,18 @@ impl Runtime for FakeRuntime {
                 .collect()
         };
         running.iter().for_each(|container| self.end(container, 137, "Error"));
+        self.step().await;
         Ok(())
     }
 
     async fn remove_sandbox(&self, id: &str) -> Result<()> {
-        self.enter("RemovePodSandbox", id)?;
-        let mut state = self.state.lock();
-        state.sandboxes.remove(id);
-        state.containers.retain(|_, (_, sandbox, _)| sandbox != id);
+        self.enter("RemovePodSandbox", id).await?;
+        {
+            let mut state = self.state.lock();
+            state.sandboxes.remove(id);
+            state.containers.retain(|_, (_, sandbox, _)| sandbox != id);
+        }
+        self.step().await;
         Ok(())
     }
 
@@ -341,39 +381,43 @@ impl Runtime for FakeRuntime {
         config: &ContainerConfig,
         sandbox_config: &SandboxConfig,
     ) -> Result<String> {
-        self.enter("CreateContainer", &config.metadata.name)?;
-        let mut state = self.state.lock();
-        if !state.sandboxes.contains_key(sandbox) {
-            return Err(absent("CreateContainer", sandbox));
-        }
-        let known = |image: &&Image| image.id == config.image || image.repo_tags.contains(&config.image);
-        let Some(image) = state.images.iter().find(known) else {
-            return Err(absent("CreateContainer", &config.image));
+        self.enter("CreateContainer", &config.metadata.name).await?;
+        let id = {
+            let mut state = self.state.lock();
+            if !state.sandboxes.contains_key(sandbox) {
+                return Err(absent("CreateContainer", sandbox));
+            }
+            let known = |image: &&Image| image.id == config.image || image.repo_tags.contains(&config.image);
+            let Some(image) = state.images.iter().find(known) else {
+                return Err(absent("CreateContainer", &config.image));
+            };
+            let image_ref = image.repo_digests.first().cloned().unwrap_or_default();
+            let id = state.id("container");
+            let status = ContainerStatus {
+                id: id.clone(),
+                metadata: config.metadata.clone(),
+                state: ContainerState::Created,
+                created_at: Timestamp::now(),
+                image: config.image.clone(),
+                image_ref,
+                labels: config.labels.clone(),
+                annotations: config.annotations.clone(),
+                mounts: config.mounts.clone(),
+                log_path: format!("{}/{}", sandbox_config.log_directory, config.log_path),
+                resources: Some(config.resources.clone()),
+                ..Default::default()
+            };
+            state
+                .containers
+                .insert(id.clone(), (status, sandbox.to_owned(), config.clone()));
+            id
         };
-        let image_ref = image.repo_digests.first().cloned().unwrap_or_default();
-        let id = state.id("container");
-        let status = ContainerStatus {
-            id: id.clone(),
-            metadata: config.metadata.clone(),
-            state: ContainerState::Created,
-            created_at: Timestamp::now(),
-            image: config.image.clone(),
-            image_ref,
-            labels: config.labels.clone(),
-            annotations: config.annotations.clone(),
-            mounts: config.mounts.clone(),
-            log_path: format!("{}/{}", sandbox_config.log_directory, config.log_path),
-            resources: Some(config.resources.clone()),
-            ..Default::default()
-        };
-        state
-            .containers
-            .insert(id.clone(), (status, sandbox.to_owned(), config.clone()));
+        self.step().await;
         Ok(id)
     }
 
     async fn start_container(&self, id: &str) -> Result<()> {
-        self.enter("StartContainer", id)?;
+        self.enter("StartContainer", id).await?;
         {
             let mut state = self.state.lock();
             let (status, ..) = state
@@ -389,11 +433,12 @@ impl Runtime for FakeRuntime {
                 kind: EventKind::Started { pid: 1 },
             })
             .ok();
+        self.step().await;
         Ok(())
     }
 
     async fn stop_container(&self, id: &str, grace: Duration) -> Result<()> {
-        self.enter("StopContainer", id)?;
+        self.enter("StopContainer", id).await?;
         let ignores_term = self.state.lock().ignores_term;
         if ignores_term {
             tokio::time::sleep(grace).await;
@@ -401,11 +446,12 @@ impl Runtime for FakeRuntime {
         } else {
             self.end(id, 0, "Completed");
         }
+        self.step().await;
         Ok(())
     }
 
     async fn remove_container(&self, id: &str) -> Result<()> {
-        self.enter("RemoveContainer", id)?;
+        self.enter("RemoveContainer", id).await?;
         self.state.lock().containers.remove(id);
         self.events
             .send(Event {
@@ -413,6 +459,7 @@ impl Runtime for FakeRuntime {
                 kind: EventKind::Deleted,
             })
             .ok();
+        self.step().await;
         Ok(())
     }
 
@@ -448,7 +495,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn update_container_resources(&self, id: &str, resources: &LinuxResources) -> Result<()> {
-        self.enter("UpdateContainerResources", id)?;
+        self.enter("UpdateContainerResources", id).await?;
         let mut state = self.state.lock();
         let (status, ..) = state
             .containers
@@ -459,11 +506,12 @@ impl Runtime for FakeRuntime {
     }
 
     async fn reopen_container_log(&self, id: &str) -> Result<()> {
-        self.enter("ReopenContainerLog", id)
+        self.enter("ReopenContainerLog", id).await
     }
 
     async fn exec_sync(&self, container: &str, command: &[String], _: Duration) -> Result<ExecOutput> {
-        self.enter("ExecSync", &format!("{container} {}", command.join(" ")))?;
+        self.enter("ExecSync", &format!("{container} {}", command.join(" ")))
+            .await?;
         let mut state = self.state.lock();
         if !state.containers.contains_key(container) {
             return Err(absent("ExecSync", container));
@@ -472,17 +520,17 @@ impl Runtime for FakeRuntime {
     }
 
     async fn exec(&self, request: &ExecRequest) -> Result<String> {
-        self.enter("Exec", &request.container_id)?;
+        self.enter("Exec", &request.container_id).await?;
         Ok(format!("http://127.0.0.1:1/exec/{}", request.container_id))
     }
 
     async fn attach(&self, request: &AttachRequest) -> Result<String> {
-        self.enter("Attach", &request.container_id)?;
+        self.enter("Attach", &request.container_id).await?;
         Ok(format!("http://127.0.0.1:1/attach/{}", request.container_id))
     }
 
     async fn port_forward(&self, sandbox: &str, _: &[u16]) -> Result<String> {
-        self.enter("PortForward", sandbox)?;
+        self.enter("PortForward", sandbox).await?;
         Ok(format!("http://127.0.0.1:1/portforward/{sandbox}"))
     }
 
@@ -523,7 +571,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn pull_image(&self, image: &str, _: Option<&PullAuth>, _: Option<&SandboxConfig>) -> Result<String> {
-        self.enter("PullImage", image)?;
+        self.enter("PullImage", image).await?;
         if !self.state.lock().pullable.iter().any(|name| name == image) {
             return Err(absent("PullImage", image));
         }
@@ -534,7 +582,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn remove_image(&self, image: &str) -> Result<()> {
-        self.enter("RemoveImage", image)?;
+        self.enter("RemoveImage", image).await?;
         self.state
             .lock()
             .images

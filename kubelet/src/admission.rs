@@ -13,7 +13,7 @@ use skiff_api::quantity::Quantity;
 use crate::memory::Finish;
 use crate::pod;
 
-pub(crate) use affinity::{check as check_labels, needs_labels};
+pub(crate) use affinity::{any_term, check as check_labels, needs_labels};
 pub(crate) use security::Host;
 
 /// Why a pod may not run here.

@@ -40,6 +40,8 @@ pub(crate) enum Outcome {
     Done,
     /// The volumes or the sandbox could not be made, or the pod could not be cleaned up.
     Failed { reason: &'static str, message: String },
+    /// What the volumes need is not there yet; it is asked for again soon.
+    NotYet { reason: &'static str, message: String },
     /// A container could not be started.
     NotStarted(StartError),
     /// A container runs, but must be killed: its postStart hook failed.

@@ -27,6 +27,7 @@ mod garbage;
 mod hosts;
 mod images;
 mod labels;
+mod local_storage;
 mod memory;
 mod metrics;
 mod node;

@@ -163,7 +163,6 @@ impl Finish {
     }
 
     /// An eviction, whose containers get `grace` seconds.
-    #[allow(dead_code)]
     pub(crate) fn evicted(message: &str, grace: i64) -> Self {
         Self {
             evicted: Some(grace),

@@ -6,6 +6,7 @@
 
 mod earlier;
 mod mirror;
+mod outcomes;
 mod report;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -23,14 +24,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Refusal};
 use crate::agent::Agent;
-use crate::backoff::{self, Backoff};
+use crate::backoff::Backoff;
 use crate::events::Severity;
-use crate::execute::{self, Outcome, StartError};
-use crate::memory::{Doom, Failure, Finish, Health, Memory, Volumes};
+use crate::execute::{self, Outcome};
+use crate::memory::{Finish, Health, Memory, Volumes};
 use crate::observed::{self, Observed, State};
 use crate::plan::{self, Action, Goal, Plan, Task};
 use crate::pod;
-use crate::probes::{self, Probes, Report};
+use crate::probes::{Probes, Report};
 pub(crate) use earlier::counted;
 use report::Reporter;
 
@@ -122,9 +123,6 @@ const RUNTIME_RETRY: Duration = Duration::from_secs(1);
 /// a record that is nowhere by then is gone.
 const SETTLE: Duration = Duration::from_millis(4);
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
-
-/// When volumes that cannot be brought up to date are tried again.
-const REFRESH_RETRY: Duration = Duration::from_secs(10);
 
 struct Worker {
     agent: Arc<Agent>,
@@ -443,108 +441,6 @@ impl Worker {
             tracing::debug!(pod, ?action, ?outcome, took = ?begun.elapsed(), "acted");
             (action, outcome)
         });
-    }
-
-    /// Takes an action's end to memory.
-    fn finished(&mut self, action: &Action, outcome: Outcome) {
-        self.busy.remove(&action.task());
-        let now = Timestamp::now();
-        match (action, outcome) {
-            (Action::PrepareVolumes, Outcome::Done) => {
-                let refresh = self.agent.volumes.refresh_at(pod::uid(&self.pod));
-                self.memory.volumes = Volumes::Ready { refresh };
-            }
-            (Action::PrepareVolumes, Outcome::Failed { reason, message }) => {
-                self.agent
-                    .events
-                    .pod(&self.pod, Severity::Warning, reason, message.clone());
-                let last = match &self.memory.volumes {
-                    Volumes::Failed(failure) => Some(failure.clone()),
-                    Volumes::Ready { .. } => {
-                        let refresh = Some(backoff::after(now, REFRESH_RETRY));
-                        self.memory.volumes = Volumes::Ready { refresh };
-                        return;
-                    }
-                    Volumes::Pending => None,
-                };
-                let delay = last.map_or(Duration::from_millis(500), |last| {
-                    (last.delay * 2).min(Duration::from_secs(122))
-                });
-                self.memory.volumes = Volumes::Failed(Failure::steady(reason, message, delay, now));
-            }
-            (Action::CreateSandbox { .. }, Outcome::Done) => self.memory.sandbox = None,
-            (Action::CreateSandbox { .. }, Outcome::Failed { reason, message }) => {
-                let last = self.memory.sandbox.as_ref().map(|last| last.delay);
-                let delay = last.map_or(Duration::from_secs(1), |delay| (delay * 2).min(Duration::from_secs(30)));
-                self.memory.sandbox = Some(Failure::steady(reason, message, delay, now));
-            }
-            (Action::StartContainer { name, .. }, Outcome::Done) => {
-                self.memory.starts.remove(name);
-            }
-            (Action::StartContainer { name, .. }, Outcome::Doomed { id, doom }) => {
-                self.memory.starts.remove(name);
-                self.memory.doomed.insert(id, doom);
-            }
-            (Action::StartContainer { name, .. }, Outcome::NotStarted(error)) => self.not_started(name, error, now),
-            (Action::Release, Outcome::Done) => (self.memory.released, self.memory.cleanup) = (true, None),
-            (Action::Cleanup, Outcome::Done) => (self.memory.cleaned, self.memory.cleanup) = (true, None),
-            (Action::KillContainer { id, .. }, Outcome::Failed { message, .. }) => {
-                tracing::warn!(id, message, "cannot stop a container");
-                self.memory.cleanup = Some(Failure::growing(
-                    self.memory.cleanup.as_ref(),
-                    "FailedKillPod",
-                    message,
-                    now,
-                ));
-            }
-            (_, Outcome::Failed { reason, message }) => {
-                tracing::warn!(
-                    reason,
-                    message,
-                    pod = pod::full_name(&self.pod),
-                    "a step failed; it will be tried again"
-                );
-                self.memory.cleanup = Some(Failure::growing(self.memory.cleanup.as_ref(), reason, message, now));
-            }
-            _ => {}
-        }
-    }
-
-    fn not_started(&mut self, name: &str, error: StartError, now: Timestamp) {
-        if error.ran {
-            // The runtime holds a dead container for it: the restart back-off governs, and `lastState` tells why.
-            self.memory.starts.remove(name);
-            return;
-        }
-        let last = self.memory.starts.get(name);
-        let mut failure = Failure::growing(last, error.reason, error.message, now);
-        if error.reason == "CreateContainerConfigError" {
-            failure.delay = Duration::from_secs(10);
-        }
-        failure.pull = error.pull;
-        self.memory.starts.insert(name.to_owned(), failure);
-    }
-
-    /// Takes a probe's verdict to memory.
-    fn probed(&mut self, report: &Report) {
-        let Some(health) = self.memory.health.get_mut(&report.id) else {
-            return;
-        };
-        let doom = |word: &str| Doom {
-            message: format!("Container {} failed {word} probe, will be restarted", report.name),
-            grace: report.grace,
-        };
-        match (report.kind, report.success) {
-            (probes::Kind::Readiness, success) => health.ready = success,
-            (probes::Kind::Startup, true) => health.started = true,
-            (probes::Kind::Startup, false) => {
-                self.memory.doomed.insert(report.id.clone(), doom("startup"));
-            }
-            (probes::Kind::Liveness, false) => {
-                self.memory.doomed.insert(report.id.clone(), doom("liveness"));
-            }
-            (probes::Kind::Liveness, true) => {}
-        }
     }
 
     fn report(&mut self, plan: &Plan) {

@@ -62,7 +62,6 @@ impl Directory {
     }
 
     /// Ends a pod for good: it fails with this reason and message. False when there is no such pod.
-    #[allow(dead_code)] // the limits of local storage and of the node call it next
     pub(crate) fn evict(&self, uid: &str, finish: Finish) -> bool {
         let handles = self.handles.read();
         let handle = handles.get(uid);

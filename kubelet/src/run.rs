@@ -24,7 +24,7 @@ use crate::pods::{self, Directory, Inputs};
 use crate::services::Services;
 use crate::stats::Stats;
 use crate::volumes::{Tokens, Volumes};
-use crate::{admission, dns, events, node, server};
+use crate::{admission, dns, events, local_storage, node, server};
 
 const UPDATES: usize = 256;
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
@@ -120,7 +120,13 @@ pub async fn run_with(
         client: client.clone(),
         events: recorder.clone(),
         images,
-        volumes: Volumes::new(&config.flags.root_dir, objects.clone(), Tokens::new(client.clone())),
+        volumes: Volumes::new(
+            &config.flags.root_dir,
+            client.clone(),
+            &name,
+            objects.clone(),
+            Tokens::new(client.clone()),
+        ),
         objects,
         services: services.clone(),
         cgroups,
@@ -185,6 +191,7 @@ pub async fn run_with(
         heard: parking_lot::Mutex::default(),
     };
     tasks.spawn(task.run(daemon.health.readiness("node-registered"), shutdown.clone()));
+    tasks.spawn(local_storage::watch(agent.clone(), directory.clone(), shutdown.clone()));
     let inputs = Inputs {
         sources,
         updates: received,

@@ -4,7 +4,11 @@
 //! Preparing is idempotent: after a restart of the kubelet, or when a named object has changed, it is simply done again.
 
 mod atomic;
+mod claim;
+mod empty_dir;
 mod host_path;
+mod mounts;
+mod ownership;
 mod projection;
 mod token;
 
@@ -13,21 +17,21 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::mount::{MntFlags, MsFlags};
-use skiff_api::k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
-use skiff_api::quantity::Quantity;
+use skiff_api::k8s_openapi::api::core::v1::{Pod, Volume};
 
 use crate::env::Facts;
 use crate::objects::Objects;
 use crate::pod;
 
+use mounts::{is_mounted, mount_tmpfs, unmount_below};
 pub(crate) use token::Tokens;
 
 /// Why a volume is not ready; shown as the event FailedMount.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// One volume is not ready.
-    #[error("MountVolume.SetUp failed for volume {name:?}")]
+    // The blank before the colon that follows is upstream's.
+    #[error("MountVolume.SetUp failed for volume {name:?} ")]
     Volume {
         /// The volume.
         name: String,
@@ -67,6 +71,39 @@ pub(crate) enum Error {
     /// A path that is not what the pod says it is.
     #[error("hostPath type check failed: {0}")]
     HostPath(String),
+    /// A claim's volume is not there yet.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process \
+         volumes=[{volume}]: error processing PVC {claim}"
+    )]
+    Claim {
+        /// The pod's volume.
+        volume: String,
+        /// Namespace and name of the claim.
+        claim: String,
+        /// Why.
+        #[source]
+        source: claim::ClaimError,
+    },
+    /// A local volume without its directory.
+    #[error("MountVolume.NewMounter initialization failed for volume {name:?} : path {path:?} does not exist")]
+    NoLocalPath {
+        /// The PersistentVolume.
+        name: String,
+        /// The directory.
+        path: String,
+    },
+    /// A volume of other nodes.
+    #[error("MountVolume.NodeAffinity check failed for volume {name:?} : {why}")]
+    NodeAffinity {
+        /// The PersistentVolume.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// An emptyDir's medium that cannot be.
+    #[error("{0}")]
+    Medium(String),
     /// A kind of volume that this kubelet cannot make.
     #[error("volume type {0} is not supported by this kubelet")]
     Unsupported(&'static str),
@@ -86,6 +123,7 @@ impl Error {
 #[derive(Debug)]
 pub(crate) struct Volumes {
     root: PathBuf,
+    claims: claim::Claims,
     objects: Arc<Objects>,
     tokens: Tokens,
 }
@@ -93,9 +131,10 @@ pub(crate) struct Volumes {
 // === impl Volumes ===
 
 impl Volumes {
-    pub(crate) fn new(root: &Path, objects: Arc<Objects>, tokens: Tokens) -> Self {
+    pub(crate) fn new(root: &Path, client: kube::Client, node: &str, objects: Arc<Objects>, tokens: Tokens) -> Self {
         Self {
             root: root.join("pods"),
+            claims: claim::Claims::new(client, node),
             objects,
             tokens,
         }
@@ -117,9 +156,13 @@ impl Volumes {
         let prepare = |volume| async move {
             self.prepare_one(pod, volume, facts)
                 .await
-                .map_err(|source| Error::Volume {
-                    name: volume.name.clone(),
-                    source: Box::new(source),
+                .map_err(|source| match source {
+                    // These name the volume themselves.
+                    Error::Claim { .. } | Error::NoLocalPath { .. } | Error::NodeAffinity { .. } => source,
+                    source => Error::Volume {
+                        name: volume.name.clone(),
+                        source: Box::new(source),
+                    },
                 })
         };
         futures::future::try_join_all(volumes.iter().map(prepare)).await?;
@@ -130,26 +173,29 @@ impl Volumes {
         if let Some(host_path) = &volume.host_path {
             return host_path::prepare(host_path);
         }
+        if claim::name(pod, volume).is_some() {
+            let dir = self.pod_dir(pod::uid(pod));
+            return self.claims.prepare(pod, &dir, volume).await;
+        }
         let path = self
             .path(pod, volume)
             .ok_or_else(|| Error::Unsupported(plugin(volume)))?;
         make_dir(path.parent().unwrap_or(&path), 0o750)?;
-        let group = pod::spec(pod)
-            .security_context
-            .as_ref()
-            .and_then(|context| context.fs_group);
         if let Some(source) = &volume.empty_dir {
-            return empty_dir(&path, source, group);
+            return empty_dir::prepare(pod, &path, source);
         }
         let files = projection::files(&self.objects, &self.tokens, pod, volume, facts).await?;
         mount_memory_for_secrets(&path, volume)?;
-        atomic::write(&path, &files, group)
+        atomic::write(&path, &files, fs_group(pod))
     }
 
     /// Where a volume lies; `None` for kinds that this kubelet does not know.
     pub(crate) fn path(&self, pod: &Pod, volume: &Volume) -> Option<PathBuf> {
         if let Some(host_path) = &volume.host_path {
             return Some(PathBuf::from(&host_path.path));
+        }
+        if claim::name(pod, volume).is_some() {
+            return std::fs::read_link(claim::link(&self.pod_dir(pod::uid(pod)), volume)).ok();
         }
         let known = volume.empty_dir.is_some()
             || volume.config_map.is_some()
@@ -171,9 +217,11 @@ impl Volumes {
     /// Unmounts and removes all volumes of a pod; what it did not make (a hostPath) is not touched.
     pub(crate) fn remove(&self, uid: &str) -> Result<(), Error> {
         self.tokens.forget(uid);
-        let volumes = self.pod_dir(uid).join("volumes");
+        let dir = self.pod_dir(uid);
+        let volumes = dir.join("volumes");
         unmount_below(&volumes)?;
-        remove_dir(&volumes)
+        remove_dir(&volumes)?;
+        remove_dir(&dir.join("claims"))
     }
 
     /// Removes the whole directory of a pod.
@@ -191,6 +239,10 @@ impl Volumes {
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .collect()
     }
+}
+
+fn fs_group(pod: &Pod) -> Option<i64> {
+    pod::spec(pod).security_context.as_ref()?.fs_group
 }
 
 /// Upstream's plugin names, as they stand in paths.
@@ -211,26 +263,6 @@ fn plugin(volume: &Volume) -> &'static str {
     }
 }
 
-fn empty_dir(path: &Path, source: &EmptyDirVolumeSource, group: Option<i64>) -> Result<(), Error> {
-    let fresh = !path.exists();
-    make_dir(path, 0o777)?;
-    if source.medium.as_deref() == Some("Memory") && !is_mounted(path)? {
-        let limit = source
-            .size_limit
-            .as_ref()
-            .and_then(|limit| limit.0.parse::<Quantity>().ok());
-        let size = limit.map_or(String::new(), |limit| format!("size={}", limit.value()));
-        mount_tmpfs(path, &size)?;
-        set_mode(path, 0o777)?;
-    }
-    if fresh {
-        set_group(path, group)?;
-        // umask must not narrow what every user of the pod may write.
-        set_mode(path, if group.is_some() { 0o2777 } else { 0o777 })?;
-    }
-    Ok(())
-}
-
 /// Secrets and tokens never touch a disk.
 fn mount_memory_for_secrets(path: &Path, volume: &Volume) -> Result<(), Error> {
     let secret = volume.secret.is_some()
@@ -243,61 +275,6 @@ fn mount_memory_for_secrets(path: &Path, volume: &Volume) -> Result<(), Error> {
     if secret && !is_mounted(path)? {
         mount_tmpfs(path, "")?;
         set_mode(path, 0o755)?;
-    }
-    Ok(())
-}
-
-fn mount_tmpfs(path: &Path, options: &str) -> Result<(), Error> {
-    nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options))
-        .map_err(|errno| Error::file("mount a tmpfs on", path, errno.into()))
-}
-
-fn is_mounted(path: &Path) -> Result<bool, Error> {
-    Ok(mounts_below(path)?.iter().any(|mount| mount == path))
-}
-
-fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let table = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read_to_string(table).map_err(|source| Error::file("read", table, source))?;
-    let mounts = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(unescape)
-        .filter(|m| m.starts_with(path));
-    Ok(mounts.collect())
-}
-
-/// mountinfo writes blanks and backslashes in octal.
-fn unescape(field: &str) -> PathBuf {
-    let mut result = String::new();
-    let mut rest = field;
-    while let Some(index) = rest.find('\\') {
-        result.push_str(&rest[..index]);
-        match rest
-            .get(index + 1..index + 4)
-            .and_then(|octal| u8::from_str_radix(octal, 8).ok())
-        {
-            Some(byte) => {
-                result.push(char::from(byte));
-                rest = &rest[index + 4..];
-            }
-            None => {
-                result.push('\\');
-                rest = &rest[index + 1..];
-            }
-        }
-    }
-    result.push_str(rest);
-    PathBuf::from(result)
-}
-
-/// Unmounts everything at and below `path`, the deepest first, so that removing files never goes through a mount.
-fn unmount_below(path: &Path) -> Result<(), Error> {
-    let mut mounts = mounts_below(path)?;
-    mounts.sort();
-    for mount in mounts.into_iter().rev() {
-        nix::mount::umount2(&mount, MntFlags::UMOUNT_NOFOLLOW)
-            .map_err(|errno| Error::file("unmount", &mount, errno.into()))?;
     }
     Ok(())
 }

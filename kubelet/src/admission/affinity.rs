@@ -17,7 +17,7 @@ pub(crate) fn needs_labels(pod: &Pod) -> bool {
 pub(crate) fn check(pod: &Pod, node: &str, labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
     let mut selector = pod::spec(pod).node_selector.iter().flatten();
     let selected = selector.all(|(key, value)| labels.get(key) == Some(value));
-    let allowed = required(pod).is_none_or(|terms| terms.iter().any(|term| matches(term, node, labels)));
+    let allowed = required(pod).is_none_or(|terms| any_term(terms, node, labels));
     if selected && allowed {
         return Ok(());
     }
@@ -31,6 +31,11 @@ fn required(pod: &Pod) -> Option<&[NodeSelectorTerm]> {
     let affinity = pod::spec(pod).affinity.as_ref()?.node_affinity.as_ref()?;
     let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
     Some(&required.node_selector_terms)
+}
+
+/// Whether one of the terms selects the node.
+pub(crate) fn any_term(terms: &[NodeSelectorTerm], node: &str, labels: &BTreeMap<String, String>) -> bool {
+    terms.iter().any(|term| matches(term, node, labels))
 }
 
 /// An empty term matches nothing.

@@ -44,6 +44,7 @@ pub struct KubeletConfiguration {
     pub cgroup_driver: String,
     pub runtime_request_timeout: GoDuration,
     pub allowed_unsafe_sysctls: Vec<String>,
+    pub seccomp_default: bool,
     pub max_pods: i32,
     #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
@@ -174,6 +175,7 @@ impl Default for KubeletConfiguration {
             cgroup_driver: "cgroupfs".into(),
             runtime_request_timeout: GoDuration::seconds(120),
             allowed_unsafe_sysctls: Vec::new(),
+            seccomp_default: false,
             max_pods: 110,
             pod_cidr: String::new(),
             pod_pids_limit: -1,
@@ -357,7 +359,6 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "reservedSystemCPUs",
         "rotateCertificates",
         "runOnce",
-        "seccompDefault",
         "serverTLSBootstrap",
         "showHiddenMetricsForVersion",
         "shutdownGracePeriod",

@@ -25,6 +25,14 @@ pub(super) struct Subject<'a> {
 impl Subject<'_> {
     /// All mounts; the error is text for the container's status.
     pub(super) fn mounts(&self) -> Result<Vec<Mount>, String> {
+        if self
+            .container
+            .volume_devices
+            .as_ref()
+            .is_some_and(|list| !list.is_empty())
+        {
+            return Err("volumeDevices: block volumes are not supported by this kubelet".into());
+        }
         let mut mounts = Vec::new();
         for (index, mount) in self.container.volume_mounts.iter().flatten().enumerate() {
             mounts.push(self.volume_mount(index, mount)?);
@@ -74,10 +82,17 @@ impl Subject<'_> {
             Some(sub) => self.sub_path(index, &mount.name, &base, &sub)?,
             None => base,
         };
+        // Less than what was asked for must not run.
+        if mount.recursive_read_only.as_deref() == Some("Enabled") {
+            return Err(format!(
+                "volume mount {:?}: recursiveReadOnly is not supported by the runtime",
+                mount.name
+            ));
+        }
         Ok(Mount {
             container_path: absolute(&mount.mount_path),
             host_path: host_path.to_string_lossy().into_owned(),
-            readonly: mount.read_only.unwrap_or(false) || is_api_data(volume),
+            readonly: mount.read_only.unwrap_or(false) || is_read_only(volume),
             selinux_relabel: false,
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
@@ -158,9 +173,11 @@ impl Subject<'_> {
 }
 
 /// Volumes that the kubelet writes and the pod may not, as upstream mounts them: a link planted in one would be followed at
-/// the next update.
-fn is_api_data(volume: &Volume) -> bool {
-    volume.config_map.is_some()
+/// the next update; and claims that the pod wants to read only.
+fn is_read_only(volume: &Volume) -> bool {
+    let claim = volume.persistent_volume_claim.as_ref();
+    claim.is_some_and(|claim| claim.read_only == Some(true))
+        || volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.projected.is_some()
         || volume.downward_api.is_some()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use skiff_api::k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
+use skiff_api::k8s_openapi::api::node::v1::RuntimeClass;
 use skiff_cri::{
     NamespaceMode, NamespaceOptions, PortMapping, Protocol, SandboxConfig, SandboxMetadata, SandboxSecurity,
     SelinuxOptions,
@@ -12,7 +13,7 @@ use skiff_daemon::error_chain;
 use super::{Context, Outcome};
 use crate::agent::Agent;
 use crate::events::Severity;
-use crate::{dns, hosts, labels, pod};
+use crate::{dns, hosts, labels, pod, volumes};
 
 pub(super) async fn prepare_volumes(context: &Context) -> Outcome {
     let agent = &context.agent;
@@ -24,10 +25,14 @@ pub(super) async fn prepare_volumes(context: &Context) -> Outcome {
     let facts = agent.facts(&ips, pod::host_network(&context.pod));
     match agent.volumes.prepare(&context.pod, &facts).await {
         Ok(()) => Outcome::Done,
-        Err(error) => Outcome::Failed {
-            reason: "FailedMount",
-            message: error_chain(&error),
-        },
+        Err(error) => {
+            let (reason, message) = ("FailedMount", error_chain(&error));
+            if matches!(error, volumes::Error::Claim { .. }) {
+                Outcome::NotYet { reason, message }
+            } else {
+                Outcome::Failed { reason, message }
+            }
+        }
     }
 }
 
@@ -65,13 +70,32 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
         return failed(format!("cannot create {}: {error}", log_dir.display()));
     }
     let config = config(agent, pod, attempt);
-    let handler = pod::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
-    match agent.runtime.run_sandbox(&config, handler).await {
+    let handler = match handler(context).await {
+        Ok(handler) => handler,
+        Err(error) => return failed(error),
+    };
+    match agent.runtime.run_sandbox(&config, &handler).await {
         Ok(id) => {
             agent.ids.insert(&id, pod::uid(pod));
             Outcome::Done
         }
         Err(error) => failed(error.rpc_text()),
+    }
+}
+
+/// The runtime's handler that the pod's RuntimeClass names; empty for the default.
+async fn handler(context: &Context) -> Result<String, String> {
+    let name = pod::spec(&context.pod)
+        .runtime_class_name
+        .as_deref()
+        .unwrap_or_default();
+    if name.is_empty() {
+        return Ok(String::new());
+    }
+    let classes: kube::Api<RuntimeClass> = kube::Api::all(context.agent.client.clone());
+    match classes.get(name).await {
+        Ok(class) => Ok(class.handler),
+        Err(error) => Err(format!("failed to get RuntimeClass {name:?}: {}", error_chain(&error))),
     }
 }
 
@@ -165,12 +189,8 @@ fn security(agent: &Agent, pod: &Pod) -> SandboxSecurity {
         supplemental_groups: super::security::groups(context),
         readonly_rootfs: false,
         privileged,
-        seccomp: Some(super::security::seccomp(
-            agent,
-            context.seccomp_profile.as_ref(),
-            None,
-            privileged,
-        )),
+        // The pause process needs no more than the runtime's own profile; what a container asks for is checked there.
+        seccomp: super::security::seccomp(agent, context.seccomp_profile.as_ref(), privileged).ok(),
     }
 }
 

@@ -85,13 +85,38 @@ impl Subject<'_> {
             no_new_privs: own.allow_privilege_escalation == Some(false),
             masked_paths: list(MASKED),
             readonly_paths: list(READONLY),
-            seccomp: Some(seccomp(
-                self.agent,
-                own.seccomp_profile.as_ref(),
-                of_pod.seccomp_profile.as_ref(),
-                privileged,
-            )),
-            apparmor: None,
+            seccomp: Some(
+                seccomp(
+                    self.agent,
+                    own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref()),
+                    privileged,
+                )
+                .map_err(|text| StartError::new("CreateContainerConfigError", text))?,
+            ),
+            apparmor: self.apparmor(own, of_pod),
+        })
+    }
+
+    /// The container's profile, the one of its annotation as older clusters write it, or the pod's. Only where the kernel
+    /// has AppArmor: a pod that asks for a profile elsewhere is not admitted.
+    fn apparmor(&self, own: &SecurityContext, of_pod: &PodSecurityContext) -> Option<SecurityProfile> {
+        if !self.agent.host.apparmor {
+            return None;
+        }
+        let profile = own.app_armor_profile.as_ref();
+        let key = format!("container.apparmor.security.beta.kubernetes.io/{}", self.container.name);
+        if let (None, Some(value)) = (profile, pod::annotation(self.pod, &key)) {
+            return Some(match value {
+                "unconfined" => SecurityProfile::Unconfined,
+                "runtime/default" => SecurityProfile::RuntimeDefault,
+                name => SecurityProfile::Localhost(name.trim_start_matches("localhost/").to_owned()),
+            });
+        }
+        let profile = profile.or(of_pod.app_armor_profile.as_ref())?;
+        Some(match profile.type_.as_str() {
+            "Unconfined" => SecurityProfile::Unconfined,
+            "Localhost" => SecurityProfile::Localhost(profile.localhost_profile.clone().unwrap_or_default()),
+            _ => SecurityProfile::RuntimeDefault,
         })
     }
 
@@ -145,23 +170,35 @@ pub(super) fn groups(context: &PodSecurityContext) -> Vec<i64> {
         .collect()
 }
 
-/// The container's profile, the pod's, or none.
+/// The profile that was asked for; without one, the node's default. What cannot be kept is an error, never less protection.
 pub(super) fn seccomp(
     agent: &Agent,
-    own: Option<&SeccompProfile>,
-    of_pod: Option<&SeccompProfile>,
+    profile: Option<&SeccompProfile>,
     privileged: bool,
-) -> SecurityProfile {
-    let Some(profile) = own.or(of_pod).filter(|_| !privileged) else {
-        return SecurityProfile::Unconfined;
-    };
-    match profile.type_.as_str() {
-        "RuntimeDefault" => SecurityProfile::RuntimeDefault,
-        "Localhost" => {
-            let name = profile.localhost_profile.as_deref().unwrap_or_default();
+) -> Result<SecurityProfile, String> {
+    let default = &agent.config.kubelet.seccomp_default;
+    match profile.map(|profile| profile.type_.as_str()) {
+        // A privileged container has none, as upstream.
+        _ if privileged => Ok(SecurityProfile::Unconfined),
+        None if *default => Ok(SecurityProfile::RuntimeDefault),
+        None | Some("Unconfined") => Ok(SecurityProfile::Unconfined),
+        Some("RuntimeDefault") => Ok(SecurityProfile::RuntimeDefault),
+        Some("Localhost") => {
+            let name = profile.and_then(|profile| profile.localhost_profile.as_deref());
+            let Some(name) = name.filter(|name| !name.is_empty()) else {
+                return Err("localhostProfile must be set if seccompProfile type is Localhost.".into());
+            };
+            let inside = std::path::Path::new(name)
+                .components()
+                .all(|part| matches!(part, std::path::Component::Normal(_)));
+            if !inside {
+                return Err(format!(
+                    "seccomp profile {name:?} must be a path below the kubelet's seccomp directory"
+                ));
+            }
             let path = agent.config.flags.root_dir.join("seccomp").join(name);
-            SecurityProfile::Localhost(path.to_string_lossy().into_owned())
+            Ok(SecurityProfile::Localhost(path.to_string_lossy().into_owned()))
         }
-        _ => SecurityProfile::Unconfined,
+        Some(other) => Err(format!("unknown seccomp profile type {other:?}")),
     }
 }

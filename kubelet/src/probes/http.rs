@@ -166,9 +166,18 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .header("Connection", "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
-    for (name, value) in &target.headers {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            request.headers_mut().insert(name, value);
+    let own: Vec<(HeaderName, HeaderValue)> = target
+        .headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.try_into().ok()?, value.try_into().ok()?)))
+        .collect();
+    // What the probe names replaces ours; a name may come twice, and an empty Accept or User-Agent means none.
+    for (name, _) in &own {
+        request.headers_mut().remove(name);
+    }
+    for (name, value) in own {
+        if !(value.is_empty() && matches!(name.as_str(), "accept" | "user-agent")) {
+            request.headers_mut().append(name, value);
         }
     }
     let response = sender.send_request(request).await;

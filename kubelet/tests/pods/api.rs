@@ -36,6 +36,9 @@ struct State {
     log: Vec<(u64, &'static str, String, Value)>,
     away: bool,
     tokens: u32,
+    steps: usize,
+    freeze_at: Option<usize>,
+    frozen: bool,
 }
 
 impl Api {
@@ -65,6 +68,30 @@ impl Api {
     /// While away, every request fails.
     pub(crate) fn set_away(&self, away: bool) {
         self.state.lock().away = away;
+    }
+
+    /// Answers no write to a pod after the next `steps` steps: each write is two, one before its effect and one after.
+    pub(crate) fn freeze_after(&self, steps: Option<usize>) {
+        let mut state = self.state.lock();
+        state.freeze_at = steps.map(|steps| state.steps + steps);
+        state.frozen = false;
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.state.lock().frozen
+    }
+
+    async fn step(&self) {
+        let frozen = {
+            let mut state = self.state.lock();
+            state.steps += 1;
+            let frozen = state.freeze_at.is_some_and(|at| state.steps > at);
+            state.frozen |= frozen;
+            frozen
+        };
+        if frozen {
+            std::future::pending::<()>().await;
+        }
     }
 
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
@@ -153,6 +180,18 @@ impl Api {
         if self.state.lock().away {
             return Err(std::io::ErrorKind::ConnectionRefused.into());
         }
+        let steps = request.method() != Method::GET && request.uri().path().contains("/pods/");
+        if steps {
+            self.step().await;
+        }
+        let response = self.answered(request).await;
+        if steps {
+            self.step().await;
+        }
+        response
+    }
+
+    async fn answered(&self, request: Request<kube::client::Body>) -> Result<Response<Body>, std::io::Error> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
         let path = parts.uri.path().trim_end_matches('/').to_owned();

@@ -2,9 +2,11 @@
 
 mod admission;
 mod api;
+mod kills;
 mod kubelet;
 mod lives;
 mod node;
 mod scene;
 mod server;
 mod statics;
+mod volumes;

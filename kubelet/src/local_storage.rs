@@ -1,0 +1,193 @@
+//! Limits of what pods keep on the node's disk: sizes of emptyDirs, `ephemeral-storage` of containers and pods. Who exceeds
+//! one is evicted, as upstream's eviction manager does, with its texts. Only pods that have such a limit are measured.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use skiff_api::k8s_openapi::api::core::v1::{Pod, Volume};
+use skiff_api::pods;
+use skiff_api::quantity::Quantity;
+use skiff_cri::ContainerFilter;
+use skiff_daemon::Shutdown;
+
+use crate::agent::Agent;
+use crate::memory::Finish;
+use crate::pod;
+use crate::pods::{Directory, Entry};
+use crate::stats::disk;
+
+const RESOURCE: &str = "ephemeral-storage";
+/// Upstream's interval of looking.
+const PERIOD: Duration = Duration::from_secs(10);
+/// Seconds that the containers of an evicted pod get.
+const GRACE: i64 = 1;
+
+/// What a pod has on the node's disk, in bytes.
+#[derive(Clone, Debug, Default)]
+struct Used {
+    /// EmptyDirs that are no memory, by volume.
+    empty_dirs: BTreeMap<String, u64>,
+    /// Writable layers and logs, by container.
+    containers: BTreeMap<String, u64>,
+    /// What else counts: `/etc/hosts`, termination messages, volumes made from objects.
+    other: u64,
+}
+
+/// Looks at all pods with limits, until shutdown.
+pub(crate) async fn watch(agent: Arc<Agent>, directory: Directory, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        let mut limited = directory.all();
+        limited.retain(|entry| has_limit(&entry.pod) && entry.observed.running().next().is_some());
+        if limited.is_empty() {
+            continue;
+        }
+        let layers = layers(&agent).await;
+        for entry in limited {
+            let (agent, layers, pod) = (agent.clone(), layers.clone(), entry.pod.clone());
+            let measured = tokio::task::spawn_blocking(move || measure(&agent, &entry, &layers)).await;
+            if let Some(message) = measured.ok().and_then(|used| exceeded(&pod, &used)) {
+                directory.evict(pod::uid(&pod), Finish::evicted(&message, GRACE));
+            }
+        }
+    }
+}
+
+/// Bytes of writable layers by container id.
+async fn layers(agent: &Agent) -> Arc<HashMap<String, u64>> {
+    let stats = agent.runtime.list_container_stats(&ContainerFilter::default()).await;
+    let stats = stats.unwrap_or_default().into_iter();
+    Arc::new(stats.map(|stats| (stats.id, stats.writable_layer_bytes)).collect())
+}
+
+fn measure(agent: &Agent, entry: &Entry, layers: &HashMap<String, u64>) -> Used {
+    let pod = &entry.pod;
+    let logs = agent.log_dir(pod);
+    let mut used = Used::default();
+    for volume in pod::spec(pod).volumes.iter().flatten() {
+        let Some(path) = agent.volumes.path(pod, volume).filter(|_| !lies_elsewhere(volume)) else {
+            continue;
+        };
+        let bytes = disk::contents(&path).bytes;
+        if volume.empty_dir.is_some() {
+            used.empty_dirs.insert(volume.name.clone(), bytes);
+        } else {
+            used.other += bytes;
+        }
+    }
+    for (_, container) in pod::containers(pod) {
+        let running = entry.observed.latest(&container.name);
+        let layer = running
+            .and_then(|running| layers.get(&running.id))
+            .copied()
+            .unwrap_or(0);
+        let logs = disk::contents(&logs.join(&container.name)).bytes;
+        used.containers.insert(container.name.clone(), layer + logs);
+    }
+    let dir = agent.volumes.pod_dir(pod::uid(pod));
+    used.other += disk::contents(&dir.join("etc-hosts")).bytes + disk::contents(&dir.join("containers")).bytes;
+    used
+}
+
+/// Memory, and what is not the pod's own.
+fn lies_elsewhere(volume: &Volume) -> bool {
+    let medium = volume.empty_dir.as_ref().and_then(|source| source.medium.as_deref());
+    volume.host_path.is_some()
+        || volume.persistent_volume_claim.is_some()
+        || volume.ephemeral.is_some()
+        || volume.secret.is_some()
+        || medium.is_some_and(|medium| !medium.is_empty())
+}
+
+fn size_limit(volume: &Volume) -> Option<(Quantity, &str)> {
+    let text = &volume.empty_dir.as_ref()?.size_limit.as_ref()?.0;
+    let limit: Quantity = text.parse().ok()?;
+    (limit.value() > 0).then_some((limit, text))
+}
+
+fn has_limit(pod: &Pod) -> bool {
+    let volumes = pod::spec(pod).volumes.iter().flatten();
+    volumes
+        .filter(|volume| !lies_elsewhere(volume))
+        .any(|volume| size_limit(volume).is_some())
+        || pod::containers(pod).any(|(_, container)| pod::limit(&container, RESOURCE).is_some())
+}
+
+/// The limit that the pod exceeds, in upstream's words.
+fn exceeded(pod: &Pod, used: &Used) -> Option<String> {
+    let above = |bytes: u64, limit: Quantity| i128::from(bytes) > limit.value();
+    for volume in pod::spec(pod).volumes.iter().flatten() {
+        if let (Some((limit, text)), Some(bytes)) = (size_limit(volume), used.empty_dirs.get(&volume.name))
+            && above(*bytes, limit)
+        {
+            let name = &volume.name;
+            return Some(format!(
+                "Usage of EmptyDir volume {name:?} exceeds the limit {text:?}. "
+            ));
+        }
+    }
+    let total = used.empty_dirs.values().chain(used.containers.values()).sum::<u64>() + used.other;
+    if let Some(limit) = pods::limits(pod::spec(pod))
+        .get(RESOURCE)
+        .filter(|limit| !limit.is_zero())
+        && above(total, *limit)
+    {
+        return Some(format!(
+            "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
+        ));
+    }
+    pod::containers(pod).find_map(|(_, container)| {
+        let limit = pod::limit(&container, RESOURCE).filter(|limit| !limit.is_zero())?;
+        let bytes = used.containers.get(&container.name).copied().unwrap_or(0);
+        let name = &container.name;
+        let text = || format!("Container {name} exceeded its local ephemeral storage limit \"{limit}\". ");
+        above(bytes, limit).then(text)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::tests::pod;
+
+    #[test]
+    fn limits_and_their_texts() {
+        let limited = |size: &str| json!({"limits": {"ephemeral-storage": size}});
+        let spec = json!({
+            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1"}}],
+            "containers": [{"name": "a", "resources": limited("2Mi")}, {"name": "b", "resources": limited("4Mi")}],
+        });
+        let used = |v: u64, a: u64, b: u64, other: u64| Used {
+            empty_dirs: BTreeMap::from([("v".into(), v << 10)]),
+            containers: BTreeMap::from([("a".into(), a << 10), ("b".into(), b << 10)]),
+            other: other << 10,
+        };
+        let p = pod(&spec);
+        assert!(has_limit(&p) && !has_limit(&pod(&json!({}))));
+        let cases = [
+            (used(1024, 2048, 1024, 0), None),
+            (
+                used(1025, 0, 0, 0),
+                Some("Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". "),
+            ),
+            (
+                used(0, 2049, 0, 0),
+                Some("Container a exceeded its local ephemeral storage limit \"2Mi\". "),
+            ),
+            (
+                used(1024, 2048, 2048, 1025),
+                Some("Pod ephemeral local storage usage exceeds the total limit of containers 6Mi. "),
+            ),
+        ];
+        for (used, message) in cases {
+            assert_eq!(exceeded(&p, &used).as_deref(), message, "{used:?}");
+        }
+    }
+}

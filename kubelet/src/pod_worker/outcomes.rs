@@ -1,0 +1,132 @@
+//! What a worker learns from its actions' ends and from its probes.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Worker;
+use crate::backoff;
+use crate::events::Severity;
+use crate::execute::{Outcome, StartError};
+use crate::memory::{Doom, Failure, Volumes};
+use crate::plan::Action;
+use crate::pod;
+use crate::probes::{self, Report};
+
+/// Upstream's back-off of mounting.
+const FIRST_VOLUME_RETRY: Duration = Duration::from_millis(500);
+const LAST_VOLUME_RETRY: Duration = Duration::from_secs(122);
+/// A claim is bound by others, in their time; nobody tells the node of it.
+const LAST_CLAIM_RETRY: Duration = Duration::from_secs(8);
+/// When volumes that cannot be brought up to date are tried again.
+const REFRESH_RETRY: Duration = Duration::from_secs(10);
+
+impl Worker {
+    /// Takes an action's end to memory.
+    pub(super) fn finished(&mut self, action: &Action, outcome: Outcome) {
+        self.busy.remove(&action.task());
+        let now = Timestamp::now();
+        match (action, outcome) {
+            (Action::PrepareVolumes, Outcome::Done) => {
+                let refresh = self.agent.volumes.refresh_at(pod::uid(&self.pod));
+                self.memory.volumes = Volumes::Ready { refresh };
+            }
+            (Action::PrepareVolumes, Outcome::Failed { reason, message }) => {
+                self.volumes_failed(reason, message, LAST_VOLUME_RETRY, now);
+            }
+            (Action::PrepareVolumes, Outcome::NotYet { reason, message }) => {
+                self.volumes_failed(reason, message, LAST_CLAIM_RETRY, now);
+            }
+            (Action::CreateSandbox { .. }, Outcome::Done) => self.memory.sandbox = None,
+            (Action::CreateSandbox { .. }, Outcome::Failed { reason, message }) => {
+                let last = self.memory.sandbox.as_ref().map(|last| last.delay);
+                let delay = last.map_or(Duration::from_secs(1), |delay| (delay * 2).min(Duration::from_secs(30)));
+                self.memory.sandbox = Some(Failure::steady(reason, message, delay, now));
+            }
+            (Action::StartContainer { name, .. }, Outcome::Done) => {
+                self.memory.starts.remove(name);
+            }
+            (Action::StartContainer { name, .. }, Outcome::Doomed { id, doom }) => {
+                self.memory.starts.remove(name);
+                self.memory.doomed.insert(id, doom);
+            }
+            (Action::StartContainer { name, .. }, Outcome::NotStarted(error)) => self.not_started(name, error, now),
+            (Action::Release, Outcome::Done) => (self.memory.released, self.memory.cleanup) = (true, None),
+            (Action::Cleanup, Outcome::Done) => (self.memory.cleaned, self.memory.cleanup) = (true, None),
+            (Action::KillContainer { id, .. }, Outcome::Failed { message, .. }) => {
+                tracing::warn!(id, message, "cannot stop a container");
+                self.memory.cleanup = Some(Failure::growing(
+                    self.memory.cleanup.as_ref(),
+                    "FailedKillPod",
+                    message,
+                    now,
+                ));
+            }
+            (_, Outcome::Failed { reason, message }) => {
+                tracing::warn!(
+                    reason,
+                    message,
+                    pod = pod::full_name(&self.pod),
+                    "a step failed; it will be tried again"
+                );
+                self.memory.cleanup = Some(Failure::growing(self.memory.cleanup.as_ref(), reason, message, now));
+            }
+            _ => {}
+        }
+    }
+
+    /// Volumes are tried again after half a second, then after twice that, up to `longest`.
+    fn volumes_failed(&mut self, reason: &'static str, message: String, longest: Duration, now: Timestamp) {
+        self.agent
+            .events
+            .pod(&self.pod, Severity::Warning, reason, message.clone());
+        let last = match &self.memory.volumes {
+            Volumes::Failed(failure) => Some(failure.delay),
+            Volumes::Ready { .. } => {
+                let refresh = Some(backoff::after(now, REFRESH_RETRY));
+                self.memory.volumes = Volumes::Ready { refresh };
+                return;
+            }
+            Volumes::Pending => None,
+        };
+        let delay = last.map_or(FIRST_VOLUME_RETRY, |last| (last * 2).min(longest));
+        self.memory.volumes = Volumes::Failed(Failure::steady(reason, message, delay, now));
+    }
+
+    fn not_started(&mut self, name: &str, error: StartError, now: Timestamp) {
+        if error.ran {
+            // The runtime holds a dead container for it: the restart back-off governs, and `lastState` tells why.
+            self.memory.starts.remove(name);
+            return;
+        }
+        let last = self.memory.starts.get(name);
+        let mut failure = Failure::growing(last, error.reason, error.message, now);
+        if error.reason == "CreateContainerConfigError" {
+            failure.delay = Duration::from_secs(10);
+        }
+        failure.pull = error.pull;
+        self.memory.starts.insert(name.to_owned(), failure);
+    }
+
+    /// Takes a probe's verdict to memory.
+    pub(super) fn probed(&mut self, report: &Report) {
+        let Some(health) = self.memory.health.get_mut(&report.id) else {
+            return;
+        };
+        let doom = |word: &str| Doom {
+            message: format!("Container {} failed {word} probe, will be restarted", report.name),
+            grace: report.grace,
+        };
+        match (report.kind, report.success) {
+            (probes::Kind::Readiness, success) => health.ready = success,
+            (probes::Kind::Startup, true) => health.started = true,
+            (probes::Kind::Startup, false) => {
+                self.memory.doomed.insert(report.id.clone(), doom("startup"));
+            }
+            (probes::Kind::Liveness, false) => {
+                self.memory.doomed.insert(report.id.clone(), doom("liveness"));
+            }
+            (probes::Kind::Liveness, true) => {}
+        }
+    }
+}

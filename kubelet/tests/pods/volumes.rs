@@ -1,0 +1,145 @@
+//! Volumes whose content lies elsewhere: claims, and volumes that will not unmount.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::kubelet::Kubelet;
+use crate::scene::Scene;
+
+fn mounted(scene: &Scene) -> Value {
+    let path = scene.dir.path().join("data");
+    std::fs::create_dir_all(&path).expect("a directory");
+    json!({
+        "claimRef": {"uid": "claim-uid"}, "local": {"path": path},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+            {"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-1"]}]}]}},
+    })
+}
+
+fn pod() -> Value {
+    json!({
+        "securityContext": {"fsGroup": 4321},
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}],
+        "containers": [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent",
+                        "volumeMounts": [{"name": "v", "mountPath": "/data"}]}],
+    })
+}
+
+fn claim(scene: &Scene, phase: &str) {
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data", "namespace": "ns", "uid": "claim-uid"},
+        "spec": {"volumeName": if phase == "Bound" { "pv" } else { "" }}, "status": {"phase": phase},
+    });
+    scene
+        .api
+        .put("/api/v1/namespaces/ns/persistentvolumeclaims/data", claim);
+}
+
+fn volume(scene: &Scene, spec: &Value) {
+    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pv"}, "spec": spec});
+    scene.api.put("/api/v1/persistentvolumes/pv", volume);
+}
+
+const FAILED: &str = "FailedMount: Unable to attach or mount volumes: unmounted volumes=[v], unattached volumes=[], failed to \
+                      process volumes=[v]: error processing PVC ns/data: ";
+
+#[tokio::test]
+async fn a_claim_is_waited_for_mounted_and_its_data_survives_the_pod() {
+    let mut scene = Scene::new();
+    scene.create("p", &pod());
+    scene
+        .api
+        .until("word that there is no claim", |api| {
+            let begins = format!("{FAILED}failed to fetch PVC from API server: ");
+            api.events()
+                .iter()
+                .any(|event| event.starts_with(&begins))
+                .then_some(())
+        })
+        .await;
+    claim(&scene, "Pending");
+    scene.until_event(&format!("{FAILED}PVC is not bound")).await;
+    volume(&scene, &mounted(&scene));
+    claim(&scene, "Bound");
+    scene.until_ready("p").await;
+    let config = scene
+        .runtime
+        .container_config(&scene.running("c").await[0])
+        .expect("a container");
+    let mount = config
+        .mounts
+        .iter()
+        .find(|mount| mount.container_path == "/data")
+        .expect("a mount");
+    assert!(
+        mount.host_path.ends_with("volumes/kubernetes.io~local-volume/pv"),
+        "{mount:?}"
+    );
+    std::fs::write(Path::new(&mount.host_path).join("file"), "kept").expect("a file");
+    let data = scene.dir.path().join("data");
+    let group = |path: &Path| std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(path).expect("a file"));
+    assert_eq!(group(&data), 4321);
+
+    // A new kubelet finds the mount on the disk: the API server's word is not needed again.
+    scene.kill().await;
+    scene.api.remove("/api/v1/persistentvolumes/pv");
+    scene.start();
+    scene.runtime.exit_container(&scene.running("c").await[0], 1);
+    let again = |status: &Value| status["containerStatuses"][0]["restartCount"] == 1;
+    scene.until_status("p", "restart", again).await;
+
+    scene.delete("p", 1);
+    scene.until_gone("p").await;
+    assert!(!scene.pod_dir("p").exists());
+    assert_eq!(std::fs::read_to_string(data.join("file")).expect("the data"), "kept");
+}
+
+#[tokio::test]
+async fn volumes_of_others_and_of_other_nodes_are_not_mounted() {
+    let scene = Scene::new();
+    claim(&scene, "Bound");
+    let mut spec = mounted(&scene);
+    spec["claimRef"]["uid"] = "other".into();
+    volume(&scene, &spec);
+    scene.create("p", &pod());
+    let others =
+        "found PV object \"pv\" but its pv.Spec.ClaimRef.UID (\"other\") does not point to claim.UID (\"claim-uid\")";
+    scene.until_event(&format!("{FAILED}{others}")).await;
+    spec["claimRef"]["uid"] = "claim-uid".into();
+    spec["nodeAffinity"]["required"]["nodeSelectorTerms"][0]["matchExpressions"][0]["values"] = json!(["node-2"]);
+    volume(&scene, &spec);
+    let elsewhere =
+        "FailedMount: MountVolume.NodeAffinity check failed for volume \"pv\" : no matching NodeSelectorTerms";
+    scene.until_event(elsewhere).await;
+    volume(&scene, &mounted(&scene));
+    scene.until_ready("p").await;
+}
+
+/// Nothing of a volume that is still mounted is deleted, and the rest goes once it can be unmounted.
+#[tokio::test]
+async fn a_volume_that_will_not_unmount_is_tried_again() {
+    let scene = Scene::new();
+    let spec = json!({"volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}]});
+    scene.create("p", &spec);
+    scene.until_ready("p").await;
+    let mount = scene.pod_dir("p").join("volumes/kubernetes.io~empty-dir/m");
+    let held = std::fs::File::create(mount.join("open")).expect("a file");
+    scene.delete("p", 1);
+    scene
+        .api
+        .until("end of the sandbox", |_| {
+            scene
+                .runtime
+                .calls()
+                .iter()
+                .any(|c| c.starts_with("RemovePodSandbox"))
+                .then_some(())
+        })
+        .await;
+    assert!(mount.join("open").exists());
+    drop(held);
+    scene.until_gone("p").await;
+    assert!(!scene.pod_dir("p").exists());
+    assert!(scene.api.get(&Kubelet::path("p")).is_none());
+}
