@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use skiff_daemon::{LogFormat, LogOptions};
 
-use crate::{cluster, completion, image, kubelet, proxy, server};
+use crate::{cluster, completion, image, ingress, kubelet, proxy, server};
 
 /// Kubernetes, complete and small.
 #[derive(Debug, Parser)]
@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Kubelet(kubelet::KubeletArgs),
     /// Run the service proxy and the routes between nodes
     Proxy(Box<proxy::ProxyArgs>),
+    /// Run the ingress controller
+    Ingress(ingress::IngressArgs),
     /// Print the version
     Version(OutputArgs),
     /// Print a completion script for a shell

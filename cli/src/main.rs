@@ -7,6 +7,7 @@ mod client;
 mod cluster;
 mod completion;
 mod image;
+mod ingress;
 mod kubelet;
 mod proxy;
 mod server;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Server(args) => skiff_daemon::run("skiff-server", logs, |shutdown| server::run(args, shutdown)),
         Command::Kubelet(args) => skiff_daemon::run("skiff-kubelet", logs, |shutdown| kubelet::run(args, shutdown)),
         Command::Proxy(args) => skiff_daemon::run("skiff-proxy", logs, |shutdown| proxy::run(*args, shutdown)),
+        Command::Ingress(args) => skiff_daemon::run("skiff-ingress", logs, |shutdown| ingress::run(args, shutdown)),
         Command::Up(args) => skiff_daemon::run("skiff", logs, |shutdown| cluster::up(args, shutdown)),
         Command::Down(args) => skiff_daemon::run("skiff", logs, |_| cluster::down(args)),
         Command::Clusters(args) => skiff_daemon::run("skiff", logs, |_| cluster::list(args)),

@@ -37,6 +37,8 @@ pub(crate) fn ensure(layout: &Layout, nodes: &[NodeLayout], api_port: u16) -> Re
     let admin = Request::client("kubernetes-admin", &["system:masters"]);
     config.write(&layout.admin_kubeconfig(), &outside, "admin", &admin)?;
     config.write(&layout.cluster_kubeconfig(), &inside, "admin", &admin)?;
+    let ingress = Request::client("system:skiff-ingress", &[]);
+    config.write(&layout.ingress_kubeconfig(), &inside, "ingress", &ingress)?;
     let proxy = Request::client("system:kube-proxy", &["system:node-proxier"]);
     for node in nodes {
         let user = format!("system:node:{}", node.name);

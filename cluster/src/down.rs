@@ -62,7 +62,7 @@ impl Cluster {
     async fn stop_processes(&mut self, progress: &dyn Progress) -> Vec<String> {
         // First those that would start or program things again.
         progress.step("kubelets and proxies");
-        let mut left = self.stop(&[Role::Kubelet, Role::Proxy]).await;
+        let mut left = self.stop(&[Role::Kubelet, Role::Proxy, Role::Ingress]).await;
         progress.step("containers");
         let nodes = self.nodes();
         futures::future::join_all(nodes.iter().map(stop_sandboxes)).await;

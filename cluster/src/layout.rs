@@ -173,6 +173,11 @@ impl Layout {
         self.directory().join("server")
     }
 
+    /// The ingress controller's kubeconfig; it runs on the first node.
+    pub fn ingress_kubeconfig(&self) -> PathBuf {
+        self.directory().join("ingress.conf")
+    }
+
     /// The server's configuration.
     pub fn server_config(&self) -> PathBuf {
         self.directory().join("server.yaml")

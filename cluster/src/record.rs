@@ -23,6 +23,8 @@ pub enum Role {
     Kubelet,
     /// `skiff proxy`.
     Proxy,
+    /// `skiff ingress`.
+    Ingress,
 }
 
 /// A cluster: its nodes, the port of its API server, its processes.
@@ -68,6 +70,7 @@ impl fmt::Display for Role {
             Self::Server => "server",
             Self::Kubelet => "kubelet",
             Self::Proxy => "proxy",
+            Self::Ingress => "ingress",
         })
     }
 }

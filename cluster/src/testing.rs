@@ -181,7 +181,13 @@ impl TestCluster {
             ));
         }
         for node in self.cluster.nodes() {
-            for role in [Role::Server, Role::Kubelet, Role::Proxy, Role::Containerd] {
+            for role in [
+                Role::Server,
+                Role::Kubelet,
+                Role::Proxy,
+                Role::Ingress,
+                Role::Containerd,
+            ] {
                 report.push_str(&tail(&node, role));
             }
         }

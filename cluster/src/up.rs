@@ -96,6 +96,7 @@ impl Cluster {
             self.ensure(Role::Kubelet, node, binary)?;
             self.ensure(Role::Proxy, node, binary)?;
         }
+        self.ensure(Role::Ingress, &nodes[0], binary)?;
         Ok(())
     }
 
@@ -124,6 +125,7 @@ impl Cluster {
         let command = match role {
             Role::Containerd => containerd_command(node),
             Role::Kubelet => kubelet_command(binary, &self.layout, node),
+            Role::Ingress => ingress_command(binary, &self.layout, node),
             Role::Proxy | Role::Server => proxy_command(binary, node, &self.record.network),
         };
         self.spawn(role, node, command)
@@ -161,6 +163,7 @@ impl Cluster {
                 .is_some_and(|process| process.is_alive())
         };
         self.is_running()
+            && self.record.nodes.first().is_some_and(|node| alive(Role::Ingress, node))
             && self.record.nodes.iter().all(|node| {
                 [Role::Containerd, Role::Kubelet, Role::Proxy]
                     .into_iter()
@@ -434,6 +437,17 @@ fn proxy_command(binary: &Path, node: &NodeLayout, network: &str) -> Command {
     command.arg("--cni-conf-dir").arg(node.cni_config());
     command.arg("--cni-data-dir").arg(node.cni_data());
     command.env("XTABLES_LOCKFILE", node.iptables_lock());
+    command
+}
+
+/// At the node's own ports 80 and 443: each node has a network namespace of its own.
+fn ingress_command(binary: &Path, layout: &Layout, node: &NodeLayout) -> Command {
+    let mut command = process::command(binary);
+    command
+        .arg("ingress")
+        .arg("--kubeconfig")
+        .arg(layout.ingress_kubeconfig());
+    command.arg("--publish-address").arg(node.address.to_string());
     command
 }
 

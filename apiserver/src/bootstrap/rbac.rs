@@ -292,6 +292,15 @@ fn components() -> Vec<Value> {
         rule(&["list", "watch"], "discovery.k8s.io", &["endpointslices"]),
         rule(&["list", "watch"], "networking.k8s.io", &["servicecidrs"]),
     ];
+    // It reads Secrets by a field selector, which roles cannot ask for.
+    let ingress = vec![
+        rule(&["list", "watch"], "", &["secrets", "services"]),
+        rule(&["list", "watch"], "discovery.k8s.io", &["endpointslices"]),
+        rule(&["list", "watch"], "networking.k8s.io", &["ingresses"]),
+        rule(&["create", "list", "watch"], "networking.k8s.io", &["ingressclasses"]),
+        rule(&["patch"], "networking.k8s.io", &["ingresses/status"]),
+        rule(&["create"], "", &["events"]),
+    ];
     let scheduler = vec![
         rule(
             READ,
@@ -333,6 +342,7 @@ fn components() -> Vec<Value> {
     vec![
         role("system:node", [node, events().to_vec()].concat()),
         role("system:node-proxier", [proxier, events().to_vec()].concat()),
+        role("system:skiff-ingress", ingress),
         role("system:kube-scheduler", [scheduler, events().to_vec()].concat()),
         role(
             "system:volume-scheduler",
@@ -428,6 +438,12 @@ fn bindings() -> Vec<Value> {
             "system:node-proxier",
             USER,
             &["system:kube-proxy"],
+        ),
+        (
+            "system:skiff-ingress",
+            "system:skiff-ingress",
+            USER,
+            &["system:skiff-ingress"],
         ),
         (
             "system:kube-scheduler",
