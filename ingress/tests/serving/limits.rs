@@ -1,0 +1,115 @@
+//! What clients may not do.
+
+use std::time::Duration;
+
+use serde_json::json;
+use skiff_ingress::IngressConfiguration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use crate::world::{ask, code, connect, get, in_world};
+
+fn small(config: &mut IngressConfiguration) {
+    config.limits.max_header_bytes = 8192;
+    config.limits.max_headers = 20;
+    config.limits.max_body_bytes = 10;
+    config.limits.request_header_timeout_seconds = 1;
+    config.limits.request_body_timeout_seconds = 1;
+    config.limits.max_connections = 3;
+}
+
+#[test]
+fn headers_and_bodies_are_bounded() {
+    in_world(small, async |world| {
+        world.echo(1);
+        world.service("a", None, &[1]);
+        world.ingress("web", &[("one.test", "/", "a")], json!({}));
+        world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+        let with = |more: &str| format!("POST / HTTP/1.1\r\nHost: one.test\r\nConnection: close\r\n{more}");
+        let many = "X-More: 1\r\n".repeat(20) + "\r\n";
+        let long = format!("X-Long: {}\r\n\r\n", "x".repeat(9000));
+        for (request, wanted) in [
+            (with("Content-Length: 10\r\n\r\n0123456789"), 200),
+            (with("Content-Length: 11\r\n\r\n0123456789a"), 413),
+            (
+                with("Transfer-Encoding: chunked\r\n\r\n6\r\n012345\r\n6\r\n012345\r\n0\r\n\r\n"),
+                413,
+            ),
+            (with(&many), 431),
+            (with(&long), 431),
+            ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(), 400),
+            (
+                "GET / HTTP/1.1\r\nHost: one.test\r\nHost: two.test\r\n\r\n".to_owned(),
+                400,
+            ),
+            (with("Content-Length: 1\r\nContent-Length: 2\r\n\r\n00"), 400),
+            (with("Content-Length: +1\r\n\r\n0"), 400),
+            (with("Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"), 400),
+            (with("Content-Length : 1\r\n\r\n0"), 400),
+            (with("Bad Name: 1\r\n\r\n"), 400),
+        ] {
+            let answer = ask(&request).await;
+            assert_eq!(code(&answer), wanted, "{request:?}: {answer}");
+        }
+        let mut object = world.api.all("ingresses").remove(0);
+        object["metadata"]["annotations"] = json!({"ingress.skiff/max-body-size": "11"});
+        world.api.put("ingresses", object);
+        world
+            .until(&with("Content-Length: 11\r\n\r\n0123456789a"), |answer| {
+                code(answer) == 200
+            })
+            .await;
+    });
+}
+
+/// With both lengths, chunks count (RFC 9112 section 6.3), the other length goes no further, and the connection ends: what
+/// follows is nobody's request.
+#[test]
+fn a_request_with_two_lengths_smuggles_nothing() {
+    in_world(
+        |_| {},
+        async |world| {
+            world.echo(1);
+            world.service("a", None, &[1]);
+            world.ingress("web", &[("one.test", "/", "a")], json!({}));
+            world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+            let smuggled = get("one.test", "/smuggled");
+            for lengths in [
+                "Content-Length: 4\r\nTransfer-Encoding: chunked",
+                "Transfer-Encoding: chunked\r\nContent-Length: 4",
+            ] {
+                let request =
+                    format!("POST / HTTP/1.1\r\nHost: one.test\r\n{lengths}\r\n\r\n3\r\nabc\r\n0\r\n\r\n{smuggled}");
+                let answer = ask(&request).await;
+                assert!(answer.contains("abc") && !answer.contains("smuggled"), "{answer}");
+                assert!(!answer.contains("content-length: 4"), "{answer}");
+                assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "{answer}");
+            }
+        },
+    );
+}
+
+#[test]
+fn slow_clients_are_sent_away_and_others_wait_their_turn() {
+    in_world(small, async |world| {
+        world.echo(1);
+        world.service("a", None, &[1]);
+        world.ingress("web", &[("one.test", "/", "a")], json!({}));
+        world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+        // All that may be there at once: one says nothing, one half of its headers, one half of its body.
+        let (mut mute, mut half, mut body) = (connect().await, connect().await, connect().await);
+        half.write_all(b"GET / HTTP/1.1\r\nHost: one").await.unwrap();
+        body.write_all(b"POST / HTTP/1.1\r\nHost: one.test\r\nContent-Length: 9\r\n\r\n012")
+            .await
+            .unwrap();
+        let waits = tokio::spawn(async { ask(&get("one.test", "/")).await });
+        let mut answers = [String::new(), String::new(), String::new()];
+        for (stream, answer) in [&mut mute, &mut half, &mut body].into_iter().zip(&mut answers) {
+            let read = timeout(Duration::from_secs(5), stream.read_to_string(answer)).await;
+            read.expect("it is sent away").ok();
+        }
+        assert_eq!(answers[0], "", "nothing was asked");
+        assert_eq!(code(&answers[2]), 408, "{answers:?}");
+        assert_eq!(code(&waits.await.unwrap()), 200, "it gets its turn");
+    });
+}
