@@ -1,5 +1,6 @@
 //! Configuration kinds of skiff's own processes, read from YAML files.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// `apiVersion` of the kinds in this module.
 pub const API_VERSION: &str = "config.skiff/v1alpha1";
 
-/// What `skiff server` runs: API server, scheduler and controllers in one process.
+/// What `skiff server` runs: API server, scheduler, controllers and DNS in one process.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServerConfiguration {
@@ -50,6 +51,69 @@ pub struct ServerConfiguration {
     /// How long a silent node counts as Ready, in seconds; upstream's `--node-monitor-grace-period`.
     #[serde(default = "grace_period")]
     pub node_monitor_grace_period_seconds: u32,
+    /// Cluster DNS in this process.
+    #[serde(default)]
+    pub dns: DnsConfiguration,
+}
+
+/// Cluster DNS: the names of Services and pods, and others' names through other servers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DnsConfiguration {
+    /// Whether it runs in this process.
+    pub enabled: bool,
+    /// Below which domain the cluster's names are; the kubelets' `clusterDomain`.
+    pub cluster_domain: String,
+    /// How long clients may keep a cluster's name, in seconds.
+    pub ttl_seconds: u32,
+    /// Whose name servers are asked for others' names, where `upstream_nameservers` is empty.
+    pub resolv_conf: PathBuf,
+    /// `address` or `address:port` of servers for others' names.
+    pub upstream_nameservers: Vec<String>,
+    /// Domains with servers of their own.
+    pub stub_domains: BTreeMap<String, Vec<String>>,
+    /// Which server is asked first.
+    pub policy: UpstreamPolicy,
+    /// How long others' answers are kept at most, in seconds; 0 keeps none.
+    pub cache_seconds: u32,
+    /// Port of `/health`, as CoreDNS; 0 for none.
+    pub health_port: u16,
+    /// Port of `/ready`, as CoreDNS; 0 for none.
+    pub ready_port: u16,
+    /// Port of `/metrics`, as CoreDNS; 0 for none.
+    pub metrics_port: u16,
+}
+
+/// Which of several servers for others' names is asked first; CoreDNS's names.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpstreamPolicy {
+    /// A random one.
+    #[default]
+    Random,
+    /// Each in its turn.
+    RoundRobin,
+    /// The first that is written.
+    Sequential,
+}
+
+impl Default for DnsConfiguration {
+    /// As kubeadm configures CoreDNS.
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            cluster_domain: "cluster.local".to_owned(),
+            ttl_seconds: 30,
+            resolv_conf: "/etc/resolv.conf".into(),
+            upstream_nameservers: Vec::new(),
+            stub_domains: BTreeMap::new(),
+            policy: UpstreamPolicy::Random,
+            cache_seconds: 30,
+            health_port: 8080,
+            ready_port: 8181,
+            metrics_port: 9153,
+        }
+    }
 }
 
 impl ServerConfiguration {
@@ -70,6 +134,7 @@ impl ServerConfiguration {
             controllers: all_controllers(),
             scheduler: yes(),
             node_monitor_grace_period_seconds: grace_period(),
+            dns: DnsConfiguration::default(),
         }
     }
 }

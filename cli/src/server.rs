@@ -1,6 +1,6 @@
-//! `skiff server`: API server, scheduler and controllers in one process.
+//! `skiff server`: API server, scheduler, controllers and DNS in one process.
 //!
-//! The scheduler and the controllers are clients like any other, but in-process: no socket, no TLS, the same code path.
+//! The scheduler, the controllers and DNS are clients like any other, but in-process: no socket, no TLS, the same code path.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -55,6 +55,12 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
         let client = server.client("system:kube-scheduler", &["system:authenticated"]);
         let scheduler = skiff_scheduler::run(skiff_scheduler::Config::default(), client, daemon.clone());
         parts.spawn(async move { scheduler.await.context("run the scheduler") });
+    }
+    if config.dns.enabled {
+        let client = server.client("system:skiff-dns", &["system:authenticated"]);
+        let dns = skiff_dns::Config::new(&config.dns, config.advertise_address, config.service_cluster_ip_range)?;
+        let dns = skiff_dns::run(dns, client, daemon.clone());
+        parts.spawn(async move { dns.await.context("run cluster DNS") });
     }
     let client = server.client("system:kube-controller-manager", &["system:authenticated"]);
     let controllers = skiff_controllers::run(controllers_config(&config)?, client, daemon);

@@ -64,6 +64,7 @@ fn crates() -> impl Iterator<Item = &'static str> {
         "skiff_controllers",
         "skiff_cri",
         "skiff_daemon",
+        "skiff_dns",
         "skiff_ingress",
         "skiff_kubelet",
         "skiff_net",

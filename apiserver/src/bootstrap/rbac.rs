@@ -339,7 +339,24 @@ fn components() -> Vec<Value> {
         rule(&["create"], "authentication.k8s.io", &["tokenreviews"]),
         rule(&["create"], "authorization.k8s.io", &["subjectaccessreviews"]),
     ];
+    // CoreDNS's own role, and what it takes to publish where cluster DNS is.
+    let dns = vec![
+        rule(&["list", "watch"], "", &["endpoints", "namespaces", "pods", "services"]),
+        rule(&["list", "watch"], "discovery.k8s.io", &["endpointslices"]),
+        rule(&["create", "get"], "", &["services"]),
+        rule(
+            &["create", "delete", "get", "patch"],
+            "discovery.k8s.io",
+            &["endpointslices"],
+        ),
+        rule(
+            &["create", "delete", "get", "patch"],
+            "coordination.k8s.io",
+            &["leases"],
+        ),
+    ];
     vec![
+        role("system:skiff-dns", dns),
         role("system:node", [node, events().to_vec()].concat()),
         role("system:node-proxier", [proxier, events().to_vec()].concat()),
         role("system:skiff-ingress", ingress),
@@ -439,6 +456,7 @@ fn bindings() -> Vec<Value> {
             USER,
             &["system:kube-proxy"],
         ),
+        ("system:skiff-dns", "system:skiff-dns", USER, &["system:skiff-dns"]),
         (
             "system:skiff-ingress",
             "system:skiff-ingress",
