@@ -13,6 +13,8 @@ use crate::forward::{Limits, Upstreams, server};
 const PORT: u16 = 53;
 /// The Service of cluster DNS has this address of the Services' range, by convention.
 const SERVICE_ADDRESS: u32 = 10;
+/// As node leases.
+const LEASE: Duration = Duration::from_secs(40);
 /// The longest domain that leaves room for names below it.
 const LONGEST_DOMAIN: usize = 100;
 
@@ -54,6 +56,8 @@ pub struct Config {
     pub cache: Duration,
     /// The address that pods know.
     pub service_ip: IpAddr,
+    /// How long this server's address stays published when nothing is heard of it any more.
+    pub lease: Duration,
     /// Where `/health` is.
     pub health: Option<SocketAddr>,
     /// Where `/ready` is.
@@ -86,6 +90,7 @@ impl Config {
             limits: Limits::default(),
             cache: Duration::from_secs(file.cache_seconds.into()),
             service_ip: service_ip(services),
+            lease: LEASE,
             health: port(file.health_port),
             ready: port(file.ready_port),
             metrics: port(file.metrics_port),

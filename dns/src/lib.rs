@@ -87,8 +87,7 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
         let publishing = async {
             // Nobody is led here before there is something to say.
             if daemon.shutdown.run_until_cancelled(synced.notified()).await.is_some() {
-                let (address, service) = (config.address.ip(), config.service_ip);
-                let publisher = Publisher::new(client, address, service, Arc::clone(&resolver));
+                let publisher = Publisher::new(&config, client, Arc::clone(&resolver));
                 publisher.run(changed, daemon.shutdown.clone()).await;
             }
         };

@@ -166,6 +166,8 @@ pub(crate) fn encode(message: &Message, limit: u16) -> Option<Vec<u8>> {
     let mut encoder = BinEncoder::new(&mut bytes);
     encoder.set_max_size(limit);
     message.emit(&mut encoder).ok()?;
+    // What was begun and found no room is still in the buffer.
+    encoder.trim();
     Some(bytes)
 }
 

@@ -5,6 +5,7 @@
 //! renewed no more.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::coordination::v1::Lease;
 use skiff_api::k8s_openapi::api::core::v1::Service;
@@ -21,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+use crate::Config;
 use crate::index::{Change, Key};
 use crate::names;
 use crate::resolver::Resolver;
@@ -29,9 +33,8 @@ const NAMESPACE: &str = "kube-system";
 const NAME: &str = "kube-dns";
 /// Who manages the slices, and which fields are ours.
 const MANAGER: &str = "skiff-dns";
-/// As node leases: renewed four times before it is over.
-const RENEW: Duration = Duration::from_secs(10);
-const LEASE: Duration = Duration::from_secs(40);
+/// As node leases: renewed four times before they are over.
+const RENEWALS: u32 = 4;
 const WITHDRAW: Duration = Duration::from_secs(2);
 const PORTS: [(&str, &str, u16); 3] = [("dns", "UDP", 53), ("dns-tcp", "TCP", 53), ("metrics", "TCP", 9153)];
 
@@ -64,6 +67,8 @@ pub(crate) struct Publisher {
     address: IpAddr,
     /// What pods know.
     service_ip: IpAddr,
+    /// How long a server counts as there that renews its Lease no more.
+    lease: Duration,
     /// The name of our slice and Lease.
     name: String,
     resolver: Arc<Resolver>,
@@ -88,13 +93,15 @@ pub(crate) fn concerns(change: &Change) -> bool {
 // === impl Publisher ===
 
 impl Publisher {
-    pub(crate) fn new(client: Client, address: IpAddr, service_ip: IpAddr, resolver: Arc<Resolver>) -> Self {
+    pub(crate) fn new(config: &Config, client: Client, resolver: Arc<Resolver>) -> Self {
+        let address = config.address.ip();
         Self {
             services: Api::namespaced(client.clone(), NAMESPACE),
             slices: Api::namespaced(client.clone(), NAMESPACE),
             leases: Api::namespaced(client, NAMESPACE),
             address,
-            service_ip,
+            service_ip: config.service_ip,
+            lease: config.lease,
             name: format!("{NAME}-{}", names::dashed(address)),
             resolver,
             others: BTreeMap::new(),
@@ -113,7 +120,7 @@ impl Publisher {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = changed.notified() => {}
-                () = tokio::time::sleep(RENEW) => {}
+                () = tokio::time::sleep(self.lease / RENEWALS) => {}
             }
         }
         if timeout(WITHDRAW, self.remove(&self.name.clone())).await.is_err() {
@@ -145,7 +152,7 @@ impl Publisher {
             }
             Owner::Nobody => {
                 let object = serde_json::from_value(service_object(self.service_ip)).unwrap_or_default();
-                let created = self.services.create(&PostParams::default(), &object).await;
+                let created = self.services.create(&post_params(), &object).await;
                 // Another server may have been first.
                 if let Err(error) = created
                     && !is_code(&error, 409)
@@ -155,12 +162,11 @@ impl Publisher {
             }
             Owner::Us => {}
         }
-        let params = PatchParams::apply(MANAGER).force();
-        let slice = Patch::Apply(slice_object(&self.name, self.address));
-        let applied = self.slices.patch(&self.name, &params, &slice).await;
-        applied.map_err(self.failed("publish the server's address in EndpointSlice", &self.name))?;
-        let lease = Patch::Apply(lease_object(&self.name, self.address, Timestamp::now()));
-        let renewed = self.leases.patch(&self.name, &params, &lease).await;
+        let slice = slice_object(&self.name, self.address);
+        let published = ensure(&self.slices, &self.name, &slice).await;
+        published.map_err(self.failed("publish the server's address in EndpointSlice", &self.name))?;
+        let lease = lease_object(&self.name, self.address, self.lease, Timestamp::now());
+        let renewed = ensure(&self.leases, &self.name, &lease).await;
         renewed.map_err(self.failed("renew Lease", &self.name))?;
         self.sweep().await
     }
@@ -193,7 +199,7 @@ impl Publisher {
             // By our own clock: the other's may be wrong.
             if seen.0 != renewed {
                 *seen = (renewed, Instant::now());
-            } else if seen.1.elapsed() > LEASE {
+            } else if seen.1.elapsed() > self.lease {
                 info!(slice = name, "a DNS server is gone: its address is published no more");
                 self.remove(&name).await?;
             }
@@ -216,6 +222,30 @@ impl Publisher {
             name,
             source: Box::new(source),
         }
+    }
+}
+
+/// Makes the object like this one, or creates it.
+async fn ensure<K>(api: &Api<K>, name: &str, object: &Value) -> Result<(), kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned + Serialize,
+{
+    let params = PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    match api.patch(name, &params, &Patch::Merge(object)).await {
+        Err(error) if is_code(&error, 404) => {}
+        patched => return patched.map(drop),
+    }
+    let object = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+    api.create(&post_params(), &object).await.map(drop)
+}
+
+fn post_params() -> PostParams {
+    PostParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PostParams::default()
     }
 }
 
@@ -290,14 +320,14 @@ fn slice_object(name: &str, address: IpAddr) -> Value {
     })
 }
 
-fn lease_object(name: &str, address: IpAddr, now: Timestamp) -> Value {
+fn lease_object(name: &str, address: IpAddr, lease: Duration, now: Timestamp) -> Value {
     json!({
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
         "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"k8s-app": "kube-dns"}},
         "spec": {
             "holderIdentity": address,
-            "leaseDurationSeconds": LEASE.as_secs(),
+            "leaseDurationSeconds": lease.as_secs().max(1),
             "renewTime": format!("{now:.6}"),
         },
     })

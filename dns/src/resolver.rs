@@ -44,7 +44,7 @@ pub(crate) enum Outcome {
     /// The answer.
     Answer(Vec<u8>),
     /// The answer comes from somebody else.
-    Later(Pending),
+    Later(Box<Pending>),
 }
 
 /// A question that somebody else is asked.
@@ -118,14 +118,14 @@ impl Resolver {
                 plugin,
             } => Outcome::Answer(self.finish(&request, answer, authoritative, plugin, since)),
             Step::Ask { begun, query } => match Arc::clone(&self.waiting).try_acquire_owned() {
-                Ok(permit) => Outcome::Later(Pending {
+                Ok(permit) => Outcome::Later(Box::new(Pending {
                     resolver: Arc::clone(self),
                     request,
                     begun,
                     query,
                     since,
                     _permit: permit,
-                }),
+                })),
                 Err(_) => {
                     self.metrics.rejects.inc();
                     let answer = Answer::of(ResponseCode::Refused);
@@ -235,7 +235,7 @@ fn key(request: &Request, query: &Query) -> Key {
 
 impl Pending {
     /// Waits for the answer, and writes it.
-    pub(crate) async fn answer(self) -> Vec<u8> {
+    pub(crate) async fn answer(self: Box<Self>) -> Vec<u8> {
         let known = self.resolver.forwarder.ask(key(&self.request, &self.query)).await;
         let mut answer = self.begun;
         answer.join((*known).clone());

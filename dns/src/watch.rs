@@ -121,16 +121,14 @@ fn namespace(key: Key, _: &Namespace) -> Change {
 fn service(key: Key, object: &core::Service) -> Change {
     let spec = object.spec.clone().unwrap_or_default();
     let external = spec.type_.as_deref() == Some("ExternalName");
-    let ips = spec.cluster_ips.into_iter().flatten().chain(spec.cluster_ip);
-    let mut texts: Vec<String> = ips.collect();
-    texts.dedup();
+    let texts = spec.cluster_ips.filter(|texts| !texts.is_empty());
+    let texts = texts.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
     let kind = if external {
         external_name(spec.external_name.as_deref().unwrap_or_default()).map_or(Kind::Nowhere, Kind::External)
     } else if texts.first().is_some_and(|text| text == "None") {
         Kind::Headless
     } else {
-        let mut ips: Vec<_> = texts.iter().filter_map(|text| text.parse().ok()).collect();
-        ips.dedup();
+        let ips: Vec<_> = texts.iter().filter_map(|text| text.parse().ok()).collect();
         if ips.is_empty() {
             Kind::Nowhere
         } else {
