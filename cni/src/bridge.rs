@@ -103,7 +103,7 @@ fn add(request: &Request) -> Result<Reply, Error> {
     undo.then(move || {
         if let Ok(mut netlink) = Namespace::open(namespace)
             .map_err(drop)
-            .and_then(|n| Netlink::open_in(&n).map_err(drop))
+            .and_then(|n| Netlink::open_visiting(&n).map_err(drop))
         {
             netlink.delete_link(name).ok();
         }
@@ -120,7 +120,7 @@ fn add(request: &Request) -> Result<Reply, Error> {
     let sandbox = namespace.display().to_string();
     network.interfaces = vec![
         describe(&sides.outer.need_link(&bridge.name).unwrap_or(bridge), ""),
-        describe(&port, ""),
+        port,
         Interface {
             mac: mac.or(inside.mac).map(|mac| mac.to_string()).unwrap_or_default(),
             ..describe(&inside, &sandbox)
@@ -188,7 +188,7 @@ fn open(path: &Path) -> Result<Sides, Error> {
         return Err(Error::new(Code::InvalidNamespace, message).details(path.display().to_string()));
     }
     let outer = Netlink::open().map_err(|source| failed(&source))?;
-    let inner = Netlink::open_in(&container).map_err(|source| failed(&source))?;
+    let inner = Netlink::open_visiting(&container).map_err(|source| failed(&source))?;
     Ok(Sides {
         outer,
         inner,
@@ -274,45 +274,61 @@ fn ensure_bridge(outer: &mut Netlink, config: &Config, network: &Network) -> Res
     Ok(bridge)
 }
 
-/// The veth pair: the outer end a port of the bridge and up, the inner end in the container's namespace.
+/// The veth pair: the outer end a port of the bridge and up, the inner end in the container's namespace. Returns the
+/// outer end's description and what the inner end's hardware address was chosen to be.
 fn connect(
     sides: &mut Sides,
     request: &Request,
     config: &Config,
     bridge: &Link,
     network: &Network,
-) -> Result<(Link, Option<Mac>), Error> {
+) -> Result<(Interface, Option<Mac>), Error> {
     let failed = |source: &dyn std::error::Error| Error::internal("failed to make the veth pair", source);
     let mac = config
         .mac
         .or_else(|| network.ips.first().and_then(|ip| Mac::for_ip(ip.address.addr())));
+    // Chosen here, so that nothing of the outer end must be asked for.
+    let outer_mac = random_mac();
     let options = VethOptions {
         mtu: config.mtu,
         peer_namespace: Some(&sides.container),
-        mac: None,
+        mac: Some(outer_mac),
         peer_mac: mac,
         master: Some(bridge.index),
         up: true,
     };
-    let name = add_pair(&mut sides.outer, &request.interface, &options).map_err(|source| failed(&source))?;
-    let finish = |outer: &mut Netlink| {
-        let port = outer.need_link(&name)?;
-        if let Some(vlan) = config.vlan {
-            vlan::join(outer, port.index, vlan)?;
-        }
-        if config.hairpin {
-            outer.set_hairpin(port.index, true)?;
-        }
-        Ok(port)
-    };
-    match finish(&mut sides.outer) {
-        Ok(port) => Ok((port, mac)),
+    let outer = &mut sides.outer;
+    let name = add_pair(outer, &request.interface, &options).map_err(|source| failed(&source))?;
+    match settle(outer, &name, config) {
+        Ok(mtu) => Ok((
+            Interface {
+                name,
+                mac: outer_mac.to_string(),
+                mtu: Some(mtu),
+                sandbox: String::new(),
+            },
+            mac,
+        )),
         Err(error) => {
             sides.outer.delete_link(&name).ok();
-            let error: skiff_net::netlink::Error = error;
             Err(failed(&error))
         }
     }
+}
+
+/// What a new port needs beyond its making; returns its largest packet.
+fn settle(outer: &mut Netlink, name: &str, config: &Config) -> Result<u32, skiff_net::netlink::Error> {
+    if config.hairpin {
+        outer.set_hairpin_of(name, true)?;
+    }
+    if let (None, Some(mtu)) = (config.vlan, config.mtu) {
+        return Ok(mtu);
+    }
+    let port = outer.need_link(name)?;
+    if let Some(vlan) = config.vlan {
+        vlan::join(outer, port.index, vlan)?;
+    }
+    Ok(port.mtu)
 }
 
 /// Makes a pair whose first end has a name that nobody has yet; returns that.
@@ -433,7 +449,7 @@ fn disconnect(namespace: &Path, interface: &str) -> Result<(), Error> {
     if matches!((opened.id(), here), (Ok(there), Ok(here)) if there == here) {
         return Ok(());
     }
-    let mut inner = match Netlink::open_in(&opened) {
+    let mut inner = match Netlink::open_visiting(&opened) {
         Ok(inner) => inner,
         Err(skiff_net::netlink::Error::Namespace(_)) => return Ok(()),
         Err(source) => return Err(Error::internal("failed to open the netns", &source)),

@@ -87,5 +87,5 @@ fn open(namespace: &Path) -> Result<Netlink, Error> {
         Error::internal(format_args!("failed to open netns \"{}\"", namespace.display()), source)
     };
     let opened = Namespace::open(namespace).map_err(|source| failed(&source))?;
-    Netlink::open_in(&opened).map_err(|source: netlink::Error| failed(&source))
+    Netlink::open_visiting(&opened).map_err(|source: netlink::Error| failed(&source))
 }

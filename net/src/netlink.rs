@@ -223,6 +223,11 @@ impl Netlink {
         namespace.run(Self::open)?
     }
 
+    /// The same without a thread, for programs that have only one: see [`netns::Namespace::visit`].
+    pub fn open_visiting(namespace: &netns::Namespace) -> Result<Self, Error> {
+        namespace.visit(Self::open)?
+    }
+
     /// Sends a request that is answered by an acknowledgement only.
     fn change(&mut self, what: What<'_>, message: RouteNetlinkMessage, mode: Mode) -> Result<(), Error> {
         self.send(what, message, NLM_F_REQUEST | NLM_F_ACK | mode.flags())?;

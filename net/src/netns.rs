@@ -221,6 +221,26 @@ impl Namespace {
         })?
     }
 
+    /// Runs a closure inside the namespace on the calling thread, and comes back. For programs of a single thread that
+    /// live for milliseconds, where another thread would cost more than the work; everybody else uses [`Self::run`].
+    ///
+    /// A thread that cannot come back would do the rest of its work in the wrong place: then the process ends.
+    pub fn visit<T>(&self, closure: impl FnOnce() -> T) -> Result<T, Error> {
+        struct Home(Namespace);
+        impl Drop for Home {
+            fn drop(&mut self) {
+                if self.0.enter().is_err() {
+                    std::process::abort();
+                }
+            }
+        }
+        let home = Home(Self::current()?);
+        self.enter()?;
+        let value = closure();
+        drop(home);
+        Ok(value)
+    }
+
     /// Starts a thread that lives inside the namespace until the closure returns.
     pub fn spawn<T: Send + 'static>(
         self,

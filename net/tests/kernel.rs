@@ -52,6 +52,21 @@ fn a_namespace_is_made_entered_and_removed() {
 }
 
 #[test]
+fn a_visit_to_a_namespace_ends_where_it_began() {
+    let here = || Namespace::current().unwrap().id().unwrap();
+    let (home, other) = (here(), Namespace::anonymous().unwrap());
+    assert_eq!(other.visit(here).unwrap(), other.id().unwrap());
+    assert_eq!(here(), home);
+    // A panic comes home too.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| other.visit(|| panic!("on purpose")))).unwrap_err();
+    assert_eq!(here(), home);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let refused = Namespace::open(file.path()).unwrap().visit(here).unwrap_err();
+    assert!(refused.to_string().contains("is no network namespace"), "{refused}");
+    assert_eq!(here(), home);
+}
+
+#[test]
 fn a_file_without_a_mount_is_removed_too() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("half"), "").unwrap();

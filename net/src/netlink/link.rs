@@ -235,14 +235,24 @@ impl Netlink {
 
     /// Makes a bridge port send packets back to where they came from, so that a pod reaches itself through a Service.
     pub fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), Error> {
-        let mut message = with_index(index);
+        self.hairpin(with_index(index), &format!("of bridge port number {index}"), on)
+    }
+
+    /// The same for a port whose number is not known: a question less.
+    pub fn set_hairpin_of(&mut self, name: &str, on: bool) -> Result<(), Error> {
+        check_name(name)?;
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.hairpin(message, &format!("of bridge port {name}"), on)
+    }
+
+    fn hairpin(&mut self, mut message: LinkMessage, words: &str, on: bool) -> Result<(), Error> {
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(on)])),
         ]));
-        let words = format!("of bridge port number {index}");
         self.change(
-            what("set hairpin mode", &words),
+            what("set hairpin mode", words),
             RouteNetlinkMessage::NewLink(message),
             Mode::Plain,
         )
