@@ -352,6 +352,38 @@ fn codes_of_unreadable_input_are_upstreams() {
 }
 
 #[test]
+fn addresses_alone_are_upstreams() {
+    let all = |world: World| {
+        let pod = world.pod("one");
+        let file = world.folder.path().join("resolv.conf");
+        let text =
+            "# by hand\nnameserver 192.0.2.53\nnameserver fd00::53\nsearch a.b c\noptions ndots:5 rotate\ndomain d\n";
+        std::fs::write(&file, text).unwrap();
+        let mut config = world.config();
+        // Upstream's bridge of that version drops the name servers that its address plugin found.
+        config["ipam"]["resolvConf"] = json!(file);
+        config["ipam"]["ranges"] = json!([[{"subnet": "10.244.1.0/29"}], [{"subnet": "fd00::/120"}]]);
+        let call = |verb: &str, container: &str| {
+            let answer = world.call("host-local", verb, container, &pod.path, &config);
+            json!([verb, container, answer.ok, answer.json, world.leases("net")])
+        };
+        let mut seen = vec![
+            call("ADD", "a"),
+            call("ADD", "a"),
+            call("CHECK", "a"),
+            call("CHECK", "b"),
+        ];
+        // The range is as large as five; what is released is given last.
+        seen.extend(["b", "c", "d"].map(|container| call("ADD", container)));
+        seen.push(call("DEL", "b"));
+        seen.extend(["e", "f", "g"].map(|container| call("ADD", container)));
+        seen.push(call("DEL", "nobody"));
+        json!(seen)
+    };
+    same("host-local", &all(World::upstream()), &all(World::new()));
+}
+
+#[test]
 fn loopback_is_upstreams() {
     let all = |world: World| {
         let pod = world.pod("one");

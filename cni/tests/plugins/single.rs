@@ -163,6 +163,20 @@ fn the_version_decides_the_shape_and_the_verbs() {
 }
 
 #[test]
+fn status_tells_whether_add_could_work() {
+    let world = World::new();
+    let none = std::path::Path::new("");
+    let status = |config: &Value| world.call("bridge", "STATUS", "", none, config);
+    let mut config = world.config();
+    config["cniVersion"] = json!("1.1.0");
+    assert!(status(&config).ok);
+    config["ipam"]["ranges"] = json!([]);
+    assert_eq!(status(&config).json["code"], 50);
+    config["ipam"] = json!({"type": "nope"});
+    assert_eq!(status(&config).json["code"], 50);
+}
+
+#[test]
 fn loopback_is_up() {
     let world = World::new();
     let pod = world.pod("one");
