@@ -11,4 +11,5 @@ pub mod conntrack;
 pub mod iptables;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod sysctl;

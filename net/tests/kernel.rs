@@ -12,6 +12,7 @@ use skiff_net::netlink::{
     BridgeOptions, Event, Forwarding, LinkChange, Mac, Netlink, Protocol, Route, VethOptions, Vxlan, events, monitor,
 };
 use skiff_net::netns::{self, Namespace};
+use skiff_net::nftables::{Batch, Hook, Nftables, Rule};
 use skiff_net::sysctl;
 
 fn ip(text: &str) -> IpAddr {
@@ -276,6 +277,73 @@ fn a_transaction_of_rules_is_all_or_nothing_and_spares_the_rules_of_others() {
         assert_eq!(iptables.save(Some("nat")).unwrap().chain("nat", "SKIFF-A"), None);
     })
     .unwrap();
+}
+
+#[test]
+fn a_small_table_translates_addresses_and_is_written_all_or_nothing() {
+    let space = Namespace::anonymous().unwrap();
+    let mut netlink = Netlink::open_in(&space).unwrap();
+    let lo = netlink.need_link("lo").unwrap().index;
+    netlink.set_up(lo).unwrap();
+    let mut route = Route::through("10.96.0.0/12".parse().unwrap(), ip("127.0.0.1"));
+    route.gateway = None;
+    route.link = Some(lo);
+    netlink.add_route(&route).unwrap();
+    let listener = space
+        .run(|| std::net::TcpListener::bind("127.0.0.1:0"))
+        .unwrap()
+        .unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connects = || {
+        let to = "10.96.0.1:80".parse().unwrap();
+        let wait = std::time::Duration::from_millis(300);
+        space
+            .run(|| std::net::TcpStream::connect_timeout(&to, wait).is_ok())
+            .unwrap()
+    };
+    assert!(!connects());
+
+    let mut nftables = Nftables::open_in(&space).unwrap();
+    let mut batch = Batch::new();
+    batch.table("t");
+    batch.translation_chain("t", "output", Hook::Output, -110);
+    batch.chain("t", "to");
+    let service = Rule::new("a service").protocol(6).to([10, 96, 0, 1].into()).to_port(80);
+    batch.rule("t", "output", &service.clone().jump("to"));
+    let never = Rule::new("").from([192, 0, 2, 1].into());
+    batch.rule("t", "to", &never.mark(0x4000));
+    batch.rule(
+        "t",
+        "to",
+        &Rule::new("")
+            .not_by_interface("eth", true)
+            .not_from("10.0.0.0/8".parse().unwrap())
+            .mark(0x8000),
+    );
+    let target = format!("127.0.0.1:{port}");
+    // One in one: always.
+    batch.rule(
+        "t",
+        "to",
+        &Rule::new("").one_in(1).translate_to(target.parse().unwrap()),
+    );
+    nftables.apply(&batch).unwrap();
+    assert!(connects());
+
+    // The last change is refused: the first has no effect either.
+    let mut wrong = Batch::new();
+    wrong.flush("t", "to");
+    wrong.rule("t", "absent", &service);
+    let error = nftables.apply(&wrong).unwrap_err();
+    assert!(error.not_found(), "{error}");
+    assert!(connects());
+
+    let mut end = Batch::new();
+    end.table("t");
+    end.delete_table("t");
+    nftables.apply(&end).unwrap();
+    assert!(!connects());
+    nftables.apply(&Batch::new()).unwrap();
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use skiff_daemon::error_chain;
 use skiff_net::iptables::{Family, Iptables, Restore, Saved};
-use tracing::info;
+use tracing::{debug, info};
 
-use crate::Error;
 use crate::names::PREFIXES;
 use crate::plan::{self, Hub, Settings};
 use crate::sync;
+use crate::{Error, express};
 
 /// Removes the proxy's rules and chains from the calling thread's network namespace. Repeating it is no error.
 ///
@@ -20,6 +21,13 @@ pub fn cleanup() -> Result<(), Error> {
     let transactions = removal(&saved);
     for changes in &transactions {
         iptables.apply(changes).map_err(Error::Iptables)?;
+    }
+    // Where the kernel has no such tables, there is none of ours.
+    if let Err(error) = express::remove() {
+        debug!(
+            error = error_chain(&error),
+            "there is no table of the quick way to remove"
+        );
     }
     info!(transactions = transactions.len(), "the rules of services are removed");
     Ok(())

@@ -11,6 +11,7 @@
 mod cleanup;
 mod config;
 mod events;
+mod express;
 mod healthz;
 mod index;
 mod kernel;

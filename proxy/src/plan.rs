@@ -14,9 +14,11 @@ use crate::model::{Backend, Hint, Node, Port, Protocol, Service, Slice, backends
 use crate::names::{Kind, chain};
 
 mod base;
+mod express;
 
 pub use base::{Base, Jump, base};
 pub(crate) use base::{CANARY, CANARY_TABLES};
+pub use express::{Way, express};
 
 /// How this node treats Services, whatever they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,11 +251,7 @@ pub fn plan<'a>(
 ) -> Rules {
     let mut rules = Rules::default();
     for port in &service.ports {
-        let id = if port.name.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{name}:{}", port.name)
-        };
+        let id = port_id(name, port);
         let backends = backends(port, slices.clone(), settings.zone.as_deref());
         PortPlan {
             settings,
@@ -271,6 +269,14 @@ pub fn plan<'a>(
         endpoints: ready_here(slices),
     });
     rules
+}
+
+/// `namespace/name:port`; without the port where that has no name.
+fn port_id(name: &str, port: &Port) -> String {
+    match &*port.name {
+        "" => name.to_owned(),
+        port => format!("{name}:{port}"),
+    }
 }
 
 /// How many endpoints on this node are ready.

@@ -1,6 +1,6 @@
 //! The loop: changes in, transactions out.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::events::Events;
+use crate::express::Express;
 use crate::healthz::{self, Health};
 use crate::index::{Change, Index, Key};
 use crate::metrics::{Metrics, Policy, Table};
@@ -25,6 +26,7 @@ use crate::sync::Applied;
 use crate::{Error, kernel, ports_taken, watch};
 
 mod agenda;
+mod express;
 
 use agenda::Agenda;
 
@@ -89,6 +91,9 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
         node_ports: HashSet::new(),
         node_addresses: Vec::new(),
         invalid_dropped: 0,
+        express: Express::default(),
+        express_works: false,
+        moving: BTreeSet::new(),
         in_force: false,
         agenda: Agenda::default(),
     };
@@ -132,6 +137,12 @@ struct Proxy {
     node_addresses: Vec<IpAddr>,
     /// Packets that the rule against invalid ones has dropped, as it was last read.
     invalid_dropped: u64,
+    /// What is in force by the quick way.
+    express: Express,
+    /// Whether there is one.
+    express_works: bool,
+    /// The Services that took it and are to move in with the others.
+    moving: BTreeSet<Key>,
     /// Whether `applied` is what is in the kernel.
     in_force: bool,
     agenda: Agenda,
@@ -179,10 +190,13 @@ impl Proxy {
         if is_due(self.agenda.sync) {
             self.agenda.sync = None;
             let result = if self.in_force {
-                self.sync_changed().await
+                self.sync_changed(false).await
             } else {
                 self.sync_all().await
             };
+            self.conclude(result, now);
+        } else if is_due(self.agenda.moving) {
+            let result = self.sync_changed(true).await;
             self.conclude(result, now);
         } else if is_due(self.agenda.collect) {
             self.agenda.collect = None;
@@ -244,10 +258,17 @@ impl Proxy {
         }
     }
 
-    /// Writes the rules of the Services that changed.
-    async fn sync_changed(&mut self) -> Result<(), iptables::Error> {
+    /// Writes the rules of the Services that changed, and of those that took the quick way before.
+    async fn sync_changed(&mut self, all_move: bool) -> Result<(), iptables::Error> {
         let began = Instant::now();
-        let (dirty, triggers) = self.index.take_dirty(BURST);
+        let (mut dirty, triggers) = self.index.take_dirty(BURST);
+        if !all_move && self.express(&dirty).await {
+            self.metrics.partial_sync.observe(began.elapsed().as_secs_f64());
+            self.observe(&triggers);
+            return Ok(());
+        }
+        let moved = std::mem::take(&mut self.moving);
+        dirty.extend(moved.into_iter().filter(|key| !dirty.contains(key)).collect::<Vec<_>>());
         let mut changes = Restore::new();
         let mut flows = StaleFlows::default();
         let mut health_checks = Vec::with_capacity(dirty.len());
@@ -263,6 +284,7 @@ impl Proxy {
         self.applied.collect_cheap(&mut changes);
         debug!(services = dirty.len(), "writing the rules of services that changed");
         self.apply(changes).await?;
+        self.end_express().await;
         self.forget(flows).await;
         self.metrics.partial_sync.observe(began.elapsed().as_secs_f64());
         self.observe(&triggers);
@@ -298,6 +320,7 @@ impl Proxy {
         for changes in transactions {
             self.apply(changes).await?;
         }
+        self.reset_express().await;
         self.in_force = true;
         let mut flows = StaleFlows::default();
         self.applied.udp_ports().for_each(|port| flows.now(port));

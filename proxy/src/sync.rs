@@ -83,6 +83,13 @@ impl Applied {
         self.stranded
     }
 
+    /// Whether a Service keeps all ways into it that it has, with these rules instead of its own. Refusals are none.
+    pub(crate) fn only_gains(&self, key: &str, rules: &Rules) -> bool {
+        let ways = self.services.get(key).into_iter().flat_map(|trace| trace.hubs.iter());
+        ways.filter(|(hub, _)| !matches!(hub, Hub::Refused | Hub::ExternalRefused))
+            .all(|(hub, rule)| rules.hubs.iter().any(|(found, text)| found == hub && **text == **rule))
+    }
+
     fn count(&mut self, old: &Trace, new: &Trace) {
         self.chain_rules = (self.chain_rules + new.chain_rules as usize).saturating_sub(old.chain_rules as usize);
         self.stranded.internal += i64::from(new.stranded.internal) - i64::from(old.stranded.internal);

@@ -67,6 +67,18 @@ impl Transport {
         Ok(())
     }
 
+    /// Sends messages that belong together, in one piece and under one sequence number.
+    pub(crate) fn send_all(&mut self, what: What<'_>, mut messages: Vec<Vec<u8>>) -> Result<(), Error> {
+        self.sequence = self.sequence.wrapping_add(1);
+        for place in messages.iter_mut().filter_map(|bytes| bytes.get_mut(SEQUENCE)) {
+            place.copy_from_slice(&self.sequence.to_ne_bytes());
+        }
+        self.socket
+            .send(&messages.concat(), 0)
+            .map_err(|source| what.socket(source))?;
+        Ok(())
+    }
+
     /// Waits for the acknowledgement of the last request.
     pub(crate) fn acknowledged(&mut self, what: What<'_>) -> Result<(), Error> {
         self.answers(what, |_| {}).map(drop)

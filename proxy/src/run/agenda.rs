@@ -13,6 +13,10 @@ pub(super) struct Agenda {
     pub(super) collect: Option<Instant>,
     /// Since when there is waste.
     pub(super) waste_since: Option<Instant>,
+    /// Changes that took the quick way move in with the others.
+    pub(super) moving: Option<Instant>,
+    /// Since when some wait for that.
+    pub(super) moving_since: Option<Instant>,
     /// A look whether the rules are still there.
     pub(super) look: Option<Instant>,
     /// The pause after the last failure.
@@ -23,7 +27,11 @@ pub(super) struct Agenda {
 
 impl Agenda {
     pub(super) async fn due(&self) {
-        match [self.sync, self.collect, self.look].into_iter().flatten().min() {
+        match [self.sync, self.moving, self.collect, self.look]
+            .into_iter()
+            .flatten()
+            .min()
+        {
             Some(at) => tokio::time::sleep_until(at).await,
             None => std::future::pending().await,
         }

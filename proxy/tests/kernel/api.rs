@@ -58,15 +58,15 @@ impl Api {
                     api.written.lock().push(object.clone());
                     return Ok::<_, Infallible>(respond(futures::stream::once(async move { object }).boxed()));
                 }
-                Ok(api.answer(&request))
+                Ok(api.answer(request.uri()))
             }
         });
         kube::Client::new(service, "default")
     }
 
-    fn answer(&self, request: &Request<Body>) -> Response<StreamBody<futures::stream::BoxStream<'static, Frame>>> {
-        let plural = request.uri().path().rsplit('/').next().unwrap().to_owned();
-        let watch = request.uri().query().unwrap_or_default().contains("watch=true");
+    pub(crate) fn answer(&self, uri: &http::Uri) -> Answer {
+        let plural = uri.path().rsplit('/').next().unwrap().to_owned();
+        let watch = uri.query().unwrap_or_default().contains("watch=true");
         let lines = if watch {
             let receiver = self.events.subscribe();
             futures::stream::unfold((receiver, plural), |(mut receiver, plural)| async move {
@@ -103,9 +103,9 @@ impl Api {
     }
 }
 
-fn respond(
-    lines: futures::stream::BoxStream<'static, Value>,
-) -> Response<StreamBody<futures::stream::BoxStream<'static, Frame>>> {
+type Answer = Response<StreamBody<futures::stream::BoxStream<'static, Frame>>>;
+
+fn respond(lines: futures::stream::BoxStream<'static, Value>) -> Answer {
     let frames = lines.map(|line| Ok(http_body::Frame::data(format!("{line}\n").into())));
     Response::new(StreamBody::new(frames.boxed()))
 }

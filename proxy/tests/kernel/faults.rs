@@ -138,3 +138,106 @@ fn a_flush_of_one_table_by_another_is_repaired() {
     let again = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 4\n";
     assert!(proxy.metrics.encode().contains(again), "{}", proxy.metrics.encode());
 }
+
+/// So many Services that changes take the quick way.
+fn crowd(world: &World) {
+    // What is not there yet is refused: a client waits for no lost packet.
+    world.api.put(
+        "servicecidrs",
+        json!({"metadata": {"name": "kubernetes", "resourceVersion": "2"}, "spec": {"cidrs": ["10.96.0.0/12"]}}),
+    );
+    for index in 0..1300 {
+        let name = format!("s{index}");
+        let ip = format!("10.100.{}.{}", index / 250, index % 250 + 1);
+        world.api.put("services", service(&name, &ip, json!({})));
+        world
+            .api
+            .put("endpointslices", slice(&name, "TCP", &["10.244.1.2", "10.244.1.3"]));
+    }
+}
+
+/// Whether the Service `test/web` is in the rules that it shares with all others. (To list them all takes longer than
+/// the quick way lasts.)
+fn is_among_the_others(world: &World) -> bool {
+    let chain = skiff_proxy::chain(skiff_proxy::Kind::Service, "test/web", "tcp", "");
+    let listed = world.shell(&format!("iptables -t nat -S {chain} 2>&1 || true"));
+    listed.contains("test/web -> 10.244.0")
+}
+
+#[test]
+fn the_quick_way_leads_to_the_same_place_and_ends() {
+    let world = World::new();
+    let (client, _a, _b) = (
+        world.pod("c", "10.244.0.9"),
+        world.pod("a", "10.244.0.2"),
+        world.pod("b", "10.244.0.3"),
+    );
+    crowd(&world);
+    let proxy = world.start(CONFIG);
+    let full = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1\n";
+    until("all", || proxy.metrics.encode().contains(full).then_some(()));
+    let is_in = || is_among_the_others(&world);
+    let source = |from: &skiff_net::netns::Namespace| ask(from, SERVICE).unwrap().1.to_string();
+
+    world.api.put("services", service("web", "10.96.0.10", json!({})));
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
+    until("answers", || ask(&client, SERVICE).ok());
+    assert!(!is_in(), "the rules are among the others already");
+    // Sources are treated as by the other rules: of pods kept, of others masked, of the endpoint itself masked.
+    assert_eq!(source(&client), "10.244.0.9");
+    assert_eq!(source(&_a), "10.244.0.1");
+    world.shell_outside("ip route add 10.96.0.0/12 via 172.30.0.1");
+    assert_eq!(source(&world.outside), "10.244.0.1");
+    // An endpoint more: both answer.
+    world
+        .api
+        .put("endpointslices", slice("web", "TCP", &["10.244.0.2", "10.244.0.3"]));
+    until("b answers too", || {
+        ask(&client, SERVICE).ok().filter(|(name, _)| name == "b")
+    });
+    // It moves in, and answers at every moment meanwhile.
+    until("moved in", || {
+        assert!(ask(&client, SERVICE).is_ok());
+        is_in().then_some(())
+    });
+    // What is gone is gone at once, whichever way it took.
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.3"]));
+    until("b alone", || {
+        (0..10)
+            .all(|_| ask(&client, SERVICE).is_ok_and(|(name, _)| name == "b"))
+            .then_some(())
+    });
+    world.api.put("endpointslices", slice("web", "TCP", &[]));
+    until("refused", || ask(&client, SERVICE).err());
+    world.api.delete("services", "web");
+    until("nothing left", || (!world.rules().contains("test/web")).then_some(()));
+    assert!(ask(&client, SERVICE).is_err());
+}
+
+#[test]
+fn killed_on_the_quick_way_nothing_is_lost_and_nothing_left() {
+    let world = World::new();
+    let _a = world.pod("a", "10.244.0.2");
+    crowd(&world);
+    let proxy = world.start(CONFIG);
+    let full = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1\n";
+    until("all", || proxy.metrics.encode().contains(full).then_some(()));
+    world.api.put("services", service("web", "10.96.0.10", json!({})));
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
+    until("answers", || ask(&world.node, SERVICE).ok());
+    proxy.kill();
+    assert!(!is_among_the_others(&world));
+    assert!(ask(&world.node, SERVICE).is_ok());
+    // Deleted while no proxy ran: the next one takes the quick way's rules away, too.
+    world.api.put("services", service("other", "10.96.0.11", json!({})));
+    world.api.put("endpointslices", slice("other", "TCP", &["10.244.0.2"]));
+    world.api.delete("services", "web");
+    let next = world.start(CONFIG);
+    until("all", || next.metrics.encode().contains(full).then_some(()));
+    assert!(ask(&world.node, "10.96.0.11:80").is_ok() && ask(&world.node, SERVICE).is_err());
+    world.api.put("services", service("web", "10.96.0.10", json!({})));
+    until("answers again", || ask(&world.node, SERVICE).ok());
+    next.kill();
+    world.node.run(skiff_proxy::cleanup).unwrap().unwrap();
+    assert!(ask(&world.node, SERVICE).is_err());
+}
