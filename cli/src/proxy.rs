@@ -205,3 +205,33 @@ fn host_name() -> anyhow::Result<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
     Ok(name.trim().to_lowercase())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ProxyArgs,
+    }
+
+    #[test]
+    fn flags_say_what_a_file_would() {
+        let line = "proxy --kubeconfig k --cluster-cidr 10.244.0.0/16 --detect-local-mode BridgeInterface --pod-bridge-interface cni0 \
+                    --iptables-sync-period 10s --iptables-min-sync-period 1s --iptables-masquerade-bit 3 --masquerade-all \
+                    --iptables-localhost-nodeports=false --nodeport-addresses 172.30.0.0/24,127.0.0.0/8 --oom-score-adj -5 \
+                    --conntrack-max-per-core 0 --conntrack-udp-timeout 5s --metrics-bind-address 0.0.0.0:1 --proxy-mode iptables";
+        let line = Line::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
+        let file = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\n\
+                    detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nmetricsBindAddress: \"0.0.0.0:1\"\n\
+                    iptables: {syncPeriod: 10s, minSyncPeriod: 1s, masqueradeBit: 3, masqueradeAll: true, localhostNodePorts: false}\n\
+                    nodePortAddresses: [\"172.30.0.0/24\", \"127.0.0.0/8\"]\noomScoreAdj: -5\n\
+                    conntrack: {maxPerCore: 0, udpTimeout: 5s}\nmode: iptables\n";
+        let wanted = KubeProxyConfiguration::parse(file).and_then(|file| file.for_node("n"));
+        let given = line.args.settings.configuration().for_node("n");
+        assert_eq!(given.ok(), wanted.ok());
+    }
+}

@@ -1,0 +1,266 @@
+//! The proxy's figures on a real kernel, in network namespaces of its own: `cargo bench -p skiff-proxy`.
+//!
+//! The proxy is a process of its own; the API that it watches is scripted, and served by HTTP. Printed are rows of a
+//! table: cold start, memory, how soon a new Service answers, the CPU time of one changed endpoint, the first packet
+//! through the first and the last Service.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_types)] // Measuring code: a panic ends it, and time is the real one.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use skiff_net::netns::Namespace;
+
+#[path = "../tests/kernel/api.rs"]
+#[allow(dead_code)] // Tests use more of it.
+mod api;
+#[path = "../tests/kernel/world.rs"]
+#[allow(dead_code)] // As above.
+mod world;
+
+use api::{Api, service, slice};
+use world::{World, ask, connect};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Set for the process that is the proxy: where its API is.
+const CHILD: &str = "SKIFF_BENCH_PROXY_API";
+const TRIES: usize = 15;
+
+fn main() {
+    if let Ok(url) = std::env::var(CHILD) {
+        return proxy(&url);
+    }
+    // `cargo nextest` and `cargo test` ask benches, too, what they have.
+    if std::env::args().any(|argument| argument == "--list" || argument == "--exact") {
+        return;
+    }
+    println!("| what | seen |\n| --- | --- |");
+    for (services, endpoints) in [(10, 2), (1000, 2), (5000, 2), (10_000, 2), (10_000, 5)] {
+        measure(services, endpoints);
+    }
+}
+
+/// The proxy's process: it ends with its parent.
+fn proxy(url: &str) {
+    let context = skiff_daemon::Context::default();
+    let shutdown = context.shutdown.clone();
+    std::thread::spawn(move || {
+        std::io::stdin().read_to_end(&mut Vec::new()).ok();
+        shutdown.cancel();
+    });
+    let text =
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\n";
+    let config = skiff_proxy::KubeProxyConfiguration::parse(text)
+        .unwrap()
+        .for_node("here")
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let client = kube::Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        skiff_proxy::run(config, client, context).await.unwrap();
+    });
+}
+
+struct Proxy {
+    child: Child,
+    began: Instant,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Proxy {
+    fn start(node: &Namespace, api: &Api) -> Self {
+        let listener = node
+            .run(|| std::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap()
+            .unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let api = api.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                listener.set_nonblocking(true).unwrap();
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let answer = move |request: axum::extract::Request| {
+                    let answer = api.answer(request.uri());
+                    async move { answer.map(axum::body::Body::new) }
+                };
+                axum::serve(listener, axum::Router::new().fallback(answer))
+                    .await
+                    .unwrap();
+            });
+        });
+        let began = Instant::now();
+        let program = std::env::current_exe().unwrap();
+        let spawn = || Command::new(program).env(CHILD, url).stdin(Stdio::piped()).spawn();
+        let child = node.run(spawn).unwrap().unwrap();
+        Self { child, began }
+    }
+
+    /// Private and shared memory, in MB.
+    fn memory(&self) -> (f64, f64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        };
+        (field("RssAnon"), field("VmRSS"))
+    }
+
+    /// CPU time so far, its ended children's included.
+    fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        // utime, stime, cutime, cstime, in hundredths of a second.
+        let ticks: u64 = fields[11..15].iter().map(|text| text.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(10 * ticks)
+    }
+
+    fn is_healthy(node: &Namespace) -> bool {
+        world::get(node, "127.0.0.1:10256", "/healthz").is_ok_and(|(status, _)| status == 200)
+    }
+}
+
+fn measure(services: usize, endpoints: usize) {
+    let world = World::new();
+    let _pod = world.pod("a", "10.244.0.2");
+    let ranges =
+        json!({"metadata": {"name": "kubernetes", "resourceVersion": "2"}, "spec": {"cidrs": ["10.96.0.0/12"]}});
+    world.api.put("servicecidrs", ranges);
+    for index in 0..services {
+        put(
+            &world.api,
+            &format!("s{index:05}"),
+            &address(index),
+            &far(index, endpoints),
+        );
+    }
+    let what = format!("{services} Services × {endpoints} endpoints");
+    let proxy = Proxy::start(&world.node, &world.api);
+    wait("the rules", || Proxy::is_healthy(&world.node));
+    println!(
+        "| cold start, {what} | {:.2} s, {:.2} s of CPU |",
+        proxy.began.elapsed().as_secs_f64(),
+        proxy.cpu().as_secs_f64()
+    );
+
+    let mut times: Vec<_> = (0..TRIES).map(|index| new_service(&world, index)).collect();
+    times.sort();
+    println!(
+        "| a new Service answers, beside {what} | p50 {:.1} ms, worst {:.1} ms |",
+        ms(times[TRIES / 2]),
+        ms(times[TRIES - 1])
+    );
+    if services >= 10_000 {
+        println!("| one endpoint changes, {what} | {} |", one_endpoint(&world, &proxy));
+        println!("| first packet, {what} | {} |", first_packets(&world, services));
+    }
+    std::thread::sleep(Duration::from_secs(12));
+    let (anonymous, resident) = proxy.memory();
+    println!("| memory, {what} | RSS {resident:.1} MB, of these private {anonymous:.1} MB |");
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn address(index: usize) -> String {
+    format!("10.{}.{}.{}", 100 + index / 50_000, index / 250 % 200, index % 250 + 1)
+}
+
+fn far(index: usize, endpoints: usize) -> Vec<String> {
+    let each = (0..endpoints).map(|at| index * endpoints + at);
+    each.map(|at| format!("10.244.{}.{}", 1 + at / 250 % 250, at % 250 + 1))
+        .collect()
+}
+
+fn put(api: &Api, name: &str, ip: &str, endpoints: &[String]) {
+    let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
+    api.put("services", service(name, ip, json!({})));
+    api.put("endpointslices", slice(name, "TCP", &endpoints));
+}
+
+fn wait(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(180), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// From the creation of a Service and its slice to its first answer; a try that is refused is repeated at once.
+fn new_service(world: &World, index: usize) -> Duration {
+    let ip = format!("10.97.0.{}", index + 1);
+    let began = Instant::now();
+    put(&world.api, &format!("new{index}"), &ip, &["10.244.0.2".to_owned()]);
+    wait("an answer", || ask(&world.node, &format!("{ip}:80")).is_ok());
+    let took = began.elapsed();
+    std::thread::sleep(Duration::from_millis(500));
+    took
+}
+
+/// CPU time of one endpoint of 250 that changes, among all the others.
+fn one_endpoint(world: &World, proxy: &Proxy) -> String {
+    let mut many: Vec<_> = far(200, 249);
+    let change = |last: &str, many: &mut Vec<String>| {
+        many.truncate(249);
+        many.push(last.to_owned());
+        put(&world.api, "many", "10.98.0.1", many);
+    };
+    change("10.244.0.2", &mut many);
+    std::thread::sleep(Duration::from_secs(4));
+    let mut told = String::new();
+    for (what, count, pause) in [("one by one", 5, 4000), ("20 within 2 s", 20, 100)] {
+        let before = proxy.cpu();
+        for index in 0..count {
+            change(&format!("10.244.0.{}", 3 + index), &mut many);
+            std::thread::sleep(Duration::from_millis(pause));
+        }
+        std::thread::sleep(Duration::from_secs(4));
+        let each = (proxy.cpu() - before) / count;
+        write!(told, "{what}: {:.0} ms of CPU each; ", ms(each)).ok();
+    }
+    told.trim_end_matches("; ").to_owned()
+}
+
+/// The time of a connection through the first and the last rule of all.
+fn first_packets(world: &World, services: usize) -> String {
+    let mut told = String::new();
+    for (what, index) in [("first", 0), ("last", services - 1)] {
+        let name = format!("s{index:05}");
+        put(&world.api, &name, &address(index), &["10.244.0.2".to_owned()]);
+        let to = format!("{}:80", address(index));
+        wait("an answer", || ask(&world.node, &to).is_ok());
+        // By then its rules are among all others.
+        std::thread::sleep(Duration::from_secs(4));
+        let mut times: Vec<_> = (0..50)
+            .map(|_| {
+                let began = Instant::now();
+                let stream = connect(&world.node, &to).unwrap();
+                let took = began.elapsed();
+                BufReader::new(stream).read_line(&mut String::new()).unwrap();
+                took
+            })
+            .collect();
+        times.sort();
+        write!(told, "{what} Service p50 {:.2} ms, ", ms(times[25])).ok();
+    }
+    told.trim_end_matches(", ").to_owned()
+}
