@@ -6,15 +6,18 @@ cd "$(dirname "$0")/.."
 seconds=${1:-10} services=${2:-10000}
 command -v dnsperf >/dev/null || { echo "bench/dns.sh: install dnsperf" >&2; exit 1; }
 
-cargo bench --quiet -p skiff-dns --bench names --no-run
+# NAMES_BINARY: another build of the same program.
+run=(cargo bench --quiet -p skiff-dns --bench names)
+if [ -n "${NAMES_BINARY:-}" ]; then run=("$NAMES_BINARY"); else "${run[@]}" --no-run; fi
 work=$(mktemp -d)
 export NAMES_PORT=5300 NAMES_SERVICES=$services
-coproc SERVER { exec cargo bench --quiet -p skiff-dns --bench names 2>"$work/log"; }
-trap 'exec {SERVER[1]}>&- 2>/dev/null || true; wait "$SERVER_PID" 2>/dev/null || true; rm -rf "$work"' EXIT
+coproc SERVER { exec "${run[@]}" 2>"$work/log"; }
+ask=${SERVER[1]} told=${SERVER[0]}
+trap 'exec {ask}>&-; wait "$SERVER_PID" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 cpu() { # the server's CPU time so far, in microseconds
-    echo >&"${SERVER[1]}"
-    read -r used <&"${SERVER[0]}"
+    echo >&"$ask"
+    read -r used <&"$told"
     echo "$used"
 }
 
