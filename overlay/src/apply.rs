@@ -15,8 +15,8 @@ use crate::node::NodeNetwork;
 use crate::plan::{Interface, Plan, plan};
 use crate::{Config, TUNNEL_LINK, conflist};
 
-mod masquerade;
 mod routes;
+mod rules;
 mod tunnel;
 
 /// The number by which our routes are found again; no other program's in iproute2's list.
@@ -42,9 +42,9 @@ pub enum Error {
         "cannot set up the tunnel {TUNNEL_LINK} to nodes of other segments: has the kernel VXLAN, and is its port free?"
     )]
     Tunnel(#[source] netlink::Error),
-    /// The masquerade cannot be set up.
-    #[error("cannot set up the masquerade of pods")]
-    Masquerade(#[source] iptables::Error),
+    /// The packet rules cannot be set or removed.
+    #[error("cannot set the packet rules of pods (masquerade, forwarding)")]
+    Rules(#[source] iptables::Error),
     /// The CNI configuration cannot be written or removed.
     #[error("cannot write the CNI configuration into {folder}")]
     Conflist {
@@ -109,7 +109,7 @@ pub async fn clean(config: &Config) -> Result<bool, Error> {
             // First: no pod is to be started with what goes.
             conflist::remove(&config).map_err(|source| conflist_error(&config, source)),
             network(&nothing),
-            masquerade::remove().map_err(Error::Masquerade),
+            rules::remove().map_err(Error::Rules),
         ])
     };
     tokio::task::spawn_blocking(work).await.map_err(Error::Died)?
@@ -140,9 +140,9 @@ fn apply_now(config: &Config, plan: &Plan, extent: Extent) -> Result<bool, Error
     }
     let mut parts = vec![forwarding(), network(plan)];
     if !plan.own.is_empty() {
-        let masquerade = masquerade::ensure(plan).map_err(Error::Masquerade);
-        let ready = masquerade.is_ok();
-        parts.push(masquerade);
+        let rules = rules::ensure(plan).map_err(Error::Rules);
+        let ready = rules.is_ok();
+        parts.push(rules);
         // Last: it tells the runtime that pods may start.
         if let Some(mtu) = plan.mtu.filter(|_| ready) {
             let written = conflist::write(config, &plan.own, mtu);

@@ -2,7 +2,8 @@
 //!
 //! One loop watches the Nodes and the kernel, and makes this node match: a direct route to each other node's pod range
 //! on a shared segment, a VXLAN tunnel to the nodes of other segments, its own pod range in the CNI configuration
-//! (written once it is known: the node is NotReady before), and a masquerade for what pods send out of the cluster.
+//! (written once it is known: the node is NotReady before), and rules that forward pods' packets and masquerade those that
+//! leave the cluster.
 //! [`plan`](plan()) decides from the Nodes and this machine's addresses; [`apply`] alone touches the machine. The loop owns all
 //! state; a failed application is repeated, a link that comes back is seen at once ([`watch`]), and everything is
 //! looked over now and then, since others may have removed it.

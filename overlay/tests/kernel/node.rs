@@ -38,6 +38,10 @@ fn nodes_become_routes_rules_and_the_cni_configuration() {
         ] {
             assert!(rules.contains(&format!("-A SKIFF-POSTROUTING {rule}")), "{rules}");
         }
+        let rules = shell("iptables-save -t filter");
+        for rule in ["-s 10.244.0.0/24 -j ACCEPT", "-d 10.244.0.0/24 -j ACCEPT"] {
+            assert!(rules.contains(&format!("-A SKIFF-FORWARD {rule}")), "{rules}");
+        }
         assert_eq!(
             shell("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/bridge/bridge-nf-call-iptables"),
             "1\n1\n"
@@ -239,7 +243,7 @@ fn another_cni_finds_nothing_of_ours() {
         until("ready", || overlay.is_ready()).await;
         assert_eq!(routes(), "");
         assert!(!shell("ip link").contains("skiff.vxlan"));
-        let rules = shell("iptables-save -t nat");
+        let rules = shell("iptables-save");
         assert!(!rules.contains("SKIFF") && rules.contains("-s 192.0.2.0/24"), "{rules}");
         assert!(shell("ip route").contains("198.51.100.0/24"));
         assert_eq!(overlay.conflist(), None);

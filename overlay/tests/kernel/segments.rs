@@ -1,9 +1,10 @@
 //! Two nodes on two segments with a router between them: real packets through the tunnel.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use skiff_net::netlink::{BridgeOptions, Netlink, Route, VethOptions};
 use skiff_net::netns::Namespace;
 use skiff_overlay::Mode;
@@ -12,50 +13,70 @@ use crate::scripted::{Overlay, node, shell, until};
 
 const MEGABYTE: usize = 1 << 20;
 
-/// A node of a segment, with one address of its pods on a bridge.
-fn join(router: &Namespace, number: u8) -> Namespace {
-    let namespace = Namespace::anonymous().unwrap();
-    let gateway = format!("172.30.{number}.1").parse().unwrap();
-    let mut outside = Netlink::open_in(router).unwrap();
+/// A node of a segment, and a pod of it. The node forwards nothing unless it is told to, as where Docker runs.
+struct Node {
+    namespace: Namespace,
+    pod: Namespace,
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+/// A veth between two namespaces; the address is that of the second end.
+fn connect(outside: &Namespace, port: &str, inside: &Namespace, address: IpNet, gateway: IpAddr) {
     let options = VethOptions {
-        peer_namespace: Some(&namespace),
+        peer_namespace: Some(inside),
         up: true,
         ..VethOptions::default()
     };
-    let port = format!("segment{number}");
-    outside.add_veth(&port, "eth0", &options).unwrap();
-    let index = outside.need_link(&port).unwrap().index;
-    outside
-        .add_address(index, format!("172.30.{number}.1/24").parse().unwrap())
+    Netlink::open_in(outside)
+        .unwrap()
+        .add_veth(port, "eth0", &options)
         .unwrap();
-
-    let mut inside = Netlink::open_in(&namespace).unwrap();
-    let address = format!("172.30.{number}.11/24").parse().unwrap();
-    inside
-        .add_bridge(
-            "cni0",
-            &BridgeOptions {
-                mtu: Some(1450),
-                ..BridgeOptions::default()
-            },
-        )
-        .unwrap();
-    for (link, address) in [
-        ("eth0", address),
-        ("cni0", format!("10.244.{number}.1/24").parse().unwrap()),
-    ] {
-        let index = inside.need_link(link).unwrap().index;
-        inside.set_up(index).unwrap();
-        inside.add_address(index, address).unwrap();
-    }
-    inside
-        .add_route(&Route::through("0.0.0.0/0".parse().unwrap(), gateway))
-        .unwrap();
-    namespace
+    let mut inside = Netlink::open_in(inside).unwrap();
+    let index = inside.need_link("eth0").unwrap().index;
+    inside.set_up(index).unwrap();
+    inside.add_address(index, address).unwrap();
+    inside.add_route(&Route::through(net("0.0.0.0/0"), gateway)).unwrap();
 }
 
-/// Sends a megabyte from the pods of one node to those of the other.
-fn transfer(from: &Namespace, to: &Namespace, target: SocketAddr) -> std::io::Result<()> {
+fn address(of: &Namespace, link: &str, address: IpNet) {
+    let mut links = Netlink::open_in(of).unwrap();
+    let index = links.need_link(link).unwrap().index;
+    links.set_up(index).unwrap();
+    links.add_address(index, address).unwrap();
+}
+
+fn join(router: &Namespace, number: u8) -> Node {
+    let (namespace, pod) = (Namespace::anonymous().unwrap(), Namespace::anonymous().unwrap());
+    let gateway = net(&format!("172.30.{number}.1/24"));
+    let port = format!("segment{number}");
+    let own = net(&format!("172.30.{number}.11/24"));
+    connect(router, &port, &namespace, own, gateway.addr());
+    address(router, &port, gateway);
+
+    let mut inside = Netlink::open_in(&namespace).unwrap();
+    inside.add_bridge("cni0", &BridgeOptions::default()).unwrap();
+    let bridge = net(&format!("10.244.{number}.1/24"));
+    address(&namespace, "cni0", bridge);
+    let own = net(&format!("10.244.{number}.2/24"));
+    connect(&namespace, "pod", &pod, own, bridge.addr());
+    // As the CNI configuration says.
+    namespace
+        .run(|| shell("ip link set pod master cni0 mtu 1450 && iptables -P FORWARD DROP"))
+        .unwrap();
+    pod.run(|| shell("ip link set eth0 mtu 1450")).unwrap();
+    Node { namespace, pod }
+}
+
+/// The pod of a node.
+fn target(number: u8) -> SocketAddr {
+    SocketAddr::new(format!("10.244.{number}.2").parse().unwrap(), 8080)
+}
+
+/// Sends a megabyte to a pod; who it came from, as the pod sees it.
+fn transfer(from: &Namespace, to: &Namespace, target: SocketAddr) -> std::io::Result<IpAddr> {
     let listener = to.run(|| TcpListener::bind(target)).unwrap()?;
     let mut stream = from
         .run(|| TcpStream::connect_timeout(&target, Duration::from_secs(2)))
@@ -69,10 +90,7 @@ fn transfer(from: &Namespace, to: &Namespace, target: SocketAddr) -> std::io::Re
     });
     stream.write_all(&vec![7; MEGABYTE])?;
     drop(stream);
-    let sender = receiver.join().unwrap()?;
-    // The node's own packets have the tunnel's address, which is in the range of its pods.
-    assert!(sender.ip().to_string().starts_with("10.244."), "{sender}");
-    Ok(())
+    Ok(receiver.join().unwrap()?.ip())
 }
 
 /// Packets that had to be cut on their way, or put together again.
@@ -141,32 +159,29 @@ fn pods_talk_across_a_router_in_full_packets() {
         .run(|| skiff_net::sysctl::set("net.ipv4.ip_forward", "1").unwrap())
         .unwrap();
     let [a, b] = [0, 1].map(|number| join(&router, number));
-    let target = |number: u8| SocketAddr::new(format!("10.244.{number}.1").parse().unwrap(), 8080);
-    let _overlays = [Running::start(&a, "a"), Running::start(&b, "b")];
+    let _overlays = [Running::start(&a.namespace, "a"), Running::start(&b.namespace, "b")];
 
-    transfer(&a, &b, target(1)).unwrap();
-    transfer(&b, &a, target(0)).unwrap();
-    for namespace in [&a, &b, &router] {
+    // Pods see each other's own addresses; the node's packets have that of its end of the tunnel.
+    assert_eq!(transfer(&a.pod, &b.pod, target(1)).unwrap(), target(0).ip());
+    assert_eq!(transfer(&b.pod, &a.pod, target(0)).unwrap(), target(1).ip());
+    let from_node = transfer(&a.namespace, &b.pod, target(1)).unwrap();
+    assert_eq!(from_node.to_string(), "10.244.0.0");
+    for namespace in [&a.pod, &a.namespace, &router, &b.namespace, &b.pod] {
         assert_eq!(fragments(namespace), 0, "nothing is cut in the tunnel");
     }
     // A larger packet would be: the figure above is not zero because nobody counts.
     let large = vec![0; 1600];
-    a.run(|| {
-        UdpSocket::bind("0.0.0.0:0")
-            .unwrap()
-            .send_to(&large, target(1))
-            .unwrap()
-    })
-    .unwrap();
-    assert_ne!(fragments(&a), 0);
+    let send = || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&large, target(1));
+    a.pod.run(send).unwrap().unwrap();
+    assert_ne!(fragments(&a.pod), 0);
 
     // The cable is pulled, and put in again.
     let port = |state: &str| router.run(|| shell(&format!("ip link set segment1 {state}"))).unwrap();
     port("down");
-    assert!(transfer(&a, &b, target(1)).is_err());
+    assert!(transfer(&a.pod, &b.pod, target(1)).is_err());
     port("up");
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while let Err(error) = transfer(&a, &b, target(1)) {
+    while let Err(error) = transfer(&a.pod, &b.pod, target(1)) {
         assert!(tokio::time::Instant::now() < deadline, "{error}");
     }
 }

@@ -1,0 +1,89 @@
+//! Services of type LoadBalancer without a cloud: from outside, the nodes' addresses answer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use skiff_tests::traffic::get_in;
+use skiff_tests::wait::until;
+use skiff_tests::{Fixture, on_cluster};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const PORT: u16 = 8088;
+const MANIFEST: &str = "---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, labels: {app: server}}
+spec:
+  nodeName: node-2
+  containers:
+  - {name: server, image: 'skiff.local/hello:1', imagePullPolicy: Never}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: server}
+spec:
+  type: LoadBalancer
+  allocateLoadBalancerNodePorts: false
+  selector: {app: server}
+  ports: [{port: 8088, targetPort: 8080}]
+";
+
+fn patch(fixture: &Fixture, spec: &str) -> anyhow::Result<()> {
+    let patch = format!("{{\"spec\": {spec}}}");
+    let arguments = ["patch", "service", "server", "--type=merge", "-p", &patch];
+    fixture.kubectl.run(&arguments).map(drop)
+}
+
+async fn published(fixture: &Fixture, wanted: &str) -> anyhow::Result<()> {
+    let look = async || {
+        let path = "{.status.loadBalancer.ingress[*].ip}";
+        fixture.kubectl.field(&["service", "server"], path)
+    };
+    until(&format!("{wanted:?} is published"), LIMIT, look, |ips| ips == wanted)
+        .await
+        .map(drop)
+}
+
+/// Whether a machine on the LAN that is no node gets an answer at the nodes' addresses.
+async fn answer_outside(fixture: &Fixture, wanted: [bool; 2]) -> anyhow::Result<()> {
+    let lan = fixture.cluster.lan()?;
+    for (node, wanted) in fixture.cluster.nodes().iter().zip(wanted) {
+        let target = SocketAddr::new(node.address, PORT);
+        let ask = async || Ok(get_in(&lan, target).is_ok_and(|body| body.contains("hello from server")));
+        let what = format!("{target} answers: {wanted}");
+        until(&what, LIMIT, ask, |answered| *answered == wanted).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_answer_for_a_load_balancer() -> anyhow::Result<()> {
+    on_cluster(2, async |fixture| {
+        fixture.kubectl.apply(MANIFEST)?;
+        fixture
+            .kubectl
+            .run(&["wait", "pod/server", "--for=condition=Ready", "--timeout=60s"])?;
+        published(fixture, "172.30.0.11 172.30.0.12").await?;
+        answer_outside(fixture, [true, true]).await?;
+        let shown = fixture.kubectl.run(&["get", "service", "server"])?;
+        assert!(shown.contains("172.30.0.11,172.30.0.12"), "{shown}");
+
+        patch(fixture, r#"{"externalTrafficPolicy": "Local"}"#)?;
+        published(fixture, "172.30.0.12").await?;
+        answer_outside(fixture, [false, true]).await?;
+        patch(fixture, r#"{"externalTrafficPolicy": "Cluster"}"#)?;
+        published(fixture, "172.30.0.11 172.30.0.12").await?;
+
+        patch(fixture, r#"{"loadBalancerSourceRanges": ["192.0.2.0/24"]}"#)?;
+        answer_outside(fixture, [false, false]).await?;
+        patch(
+            fixture,
+            r#"{"loadBalancerSourceRanges": ["192.0.2.0/24", "172.30.0.0/24"]}"#,
+        )?;
+        answer_outside(fixture, [true, true]).await?;
+
+        fixture.kubectl.run(&["delete", "service", "server", "--timeout=30s"])?;
+        answer_outside(fixture, [false, false]).await
+    })
+    .await
+}
