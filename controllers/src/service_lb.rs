@@ -128,9 +128,17 @@ impl Controller {
 
     async fn ensure(&self, service: &Service) -> Result<(), Error> {
         let services = self.balanced();
-        let reserved = plan::reserved(&self.nodes.list(), &self.api_server_slices());
+        let nodes = self.nodes.list();
+        let reserved = plan::reserved(&nodes, &self.api_server_slices());
         let wanted = match plan::admit(service, &services, &reserved) {
-            Ok(()) => plan::ingress(service, &self.nodes.list(), &self.endpoint_nodes(service)),
+            Ok(()) => {
+                if nodes.iter().all(|node| plan::addresses(node).is_none()) {
+                    let message = "There are no available nodes for LoadBalancer".to_owned();
+                    self.recorder
+                        .warning(Regarding::of(service), "UnAvailableLoadBalancer", message);
+                }
+                plan::ingress(service, &nodes, &self.endpoint_nodes(service))
+            }
             Err(refusal) => {
                 self.refuse(service, &refusal);
                 Vec::new()

@@ -68,6 +68,16 @@ async fn a_service_has_the_addresses_of_the_nodes_while_they_can_answer() {
     cluster.patch("/api/v1/nodes/node-1", excluded).await;
     has(&cluster, "web", &["192.0.2.10"]).await;
 
+    cluster.set_node_ready(0, "Unknown").await;
+    has(&cluster, "web", &[]).await;
+    eventually("that nobody answers is told", async || {
+        let events = cluster.events("Service", "web").await;
+        events.iter().any(|event| event.contains("UnAvailableLoadBalancer"))
+    })
+    .await;
+    cluster.set_node_ready(0, "True").await;
+    has(&cluster, "web", &["192.0.2.10"]).await;
+
     // It stops being a load balancer: nothing is left of it.
     cluster
         .patch(&format!("{SERVICES}/web"), json!({"spec": {"type": "ClusterIP"}}))

@@ -1,6 +1,7 @@
 //! One node: what its overlay makes of the Nodes, and of what happens to its links.
 
 use serde_json::Value;
+use skiff_net::netlink;
 use skiff_overlay::Mode;
 
 use crate::scripted::{Overlay, node, on_node, shell, until};
@@ -248,6 +249,46 @@ fn another_cni_finds_nothing_of_ours() {
         assert!(shell("ip route").contains("198.51.100.0/24"));
         assert_eq!(overlay.conflist(), None);
         assert!(others.exists());
+        overlay.stop().await;
+    });
+}
+
+#[test]
+fn a_change_costs_one_entry_however_many_nodes_there_are() {
+    on_node(async {
+        let number = |n: usize| (n / 250, n % 250 + 2);
+        let other = |n: usize, segment: &str| {
+            let (high, low) = number(n);
+            node(
+                &format!("n{n}"),
+                &format!("10.{}.{low}.0/24", 100 + high),
+                &format!("{segment}{high}.{low}"),
+            )
+        };
+        // A quarter on this segment, the others behind the tunnel.
+        let mut nodes: Vec<_> = (0..1000).map(|n| other(n, "172.30.")).collect();
+        nodes.push(this());
+        let overlay = Overlay::start(Mode::Auto, nodes);
+        until("ready", || overlay.is_ready()).await;
+        assert_eq!(routes().lines().count(), 1000);
+        assert_eq!(entries().1.lines().count(), 750);
+
+        let heard = netlink::monitor().unwrap();
+        overlay.send("MODIFIED", node("n7", "10.100.9.0/24", "172.30.0.254"));
+        until("n7 moved", || {
+            shell("ip route show 10.100.9.0/24").contains("172.30.0.254")
+        })
+        .await;
+        overlay.send("MODIFIED", node("n900", "10.103.152.0/24", "192.0.2.1"));
+        until("n900 moved", || entries().1.contains("192.0.2.1")).await;
+        let mut buffer = vec![0; 64 * 1024];
+        let mut events = Vec::new();
+        while let Ok(length) = heard.recv(&mut buffer) {
+            events.extend(netlink::events(&buffer[..length]));
+        }
+        // A new link's own IPv6 address comes late.
+        events.retain(|event| matches!(event, netlink::Event::Route { protocol, .. } if protocol.0 == 75));
+        assert_eq!(events.len(), 1, "one route, and an entry that is none: {events:?}");
         overlay.stop().await;
     });
 }
