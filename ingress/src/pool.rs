@@ -25,6 +25,9 @@ use crate::socket;
 /// HTTP/2 connections are looked after by pings in these intervals.
 const PING: Duration = Duration::from_secs(30);
 
+/// An endpoint that could not be reached gets no request for so long, as long as there are others.
+const AVOID: Duration = Duration::from_secs(10);
+
 /// Where a connection leads, and whether HTTP/2 is spoken there.
 pub(crate) type Place = (SocketAddr, bool);
 
@@ -64,6 +67,8 @@ struct Kept {
     shared: Option<(http2::SendRequest<Upload>, Instant)>,
     /// Held while that one is made.
     making: Arc<tokio::sync::Mutex<()>>,
+    /// When it could not be reached last, if it has not been since.
+    unreachable: Option<Instant>,
 }
 
 /// One connection, for one request.
@@ -142,6 +147,13 @@ impl Pool {
         Ok((Sender::Http2(sender), false))
     }
 
+    /// Whether the endpoint could not be reached lately.
+    pub(crate) fn is_doubtful(&self, place: Place) -> bool {
+        let places = self.shared.places.lock();
+        let since = places.get(&place).and_then(|kept| kept.unreachable);
+        since.is_some_and(|since| since.elapsed() < AVOID)
+    }
+
     fn kept(&self, place: Place) -> Option<Sender> {
         let mut places = self.shared.places.lock();
         let kept = places.get_mut(&place)?;
@@ -212,7 +224,7 @@ impl Pool {
     }
 
     async fn connect_http1(&self, endpoint: SocketAddr) -> Result<http1::SendRequest<Upload>, Error> {
-        let stream = self.dial(endpoint).await?;
+        let stream = self.dial((endpoint, false)).await?;
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
@@ -226,7 +238,7 @@ impl Pool {
     }
 
     async fn connect_http2(&self, endpoint: SocketAddr) -> Result<http2::SendRequest<Upload>, Error> {
-        let stream = self.dial(endpoint).await?;
+        let stream = self.dial((endpoint, true)).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(PING))
@@ -242,11 +254,16 @@ impl Pool {
         Ok(sender)
     }
 
-    async fn dial(&self, endpoint: SocketAddr) -> Result<TcpStream, Error> {
-        let stream = timeout(self.shared.connect, TcpStream::connect(endpoint))
-            .await
-            .map_err(|_| Error::Timeout(endpoint))?
-            .map_err(|error| Error::Connect(endpoint, error))?;
+    async fn dial(&self, place: Place) -> Result<TcpStream, Error> {
+        let result = match timeout(self.shared.connect, TcpStream::connect(place.0)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(Error::Connect(place.0, error)),
+            Err(_) => Err(Error::Timeout(place.0)),
+        };
+        if let Some(kept) = self.shared.places.lock().get_mut(&place) {
+            kept.unreachable = result.is_err().then(Instant::now);
+        }
+        let stream = result?;
         socket::prepare(&stream);
         Ok(stream)
     }

@@ -226,7 +226,8 @@ impl Proxy {
             && record.attempts < ATTEMPTS
         {
             let http2 = target.upstream.protocol == Protocol::H2c;
-            let Some(endpoint) = target.upstream.choose(&tried) else {
+            let avoid = |endpoint| self.pool.is_doubtful((endpoint, http2));
+            let Some(endpoint) = target.upstream.choose(&tried, avoid) else {
                 break;
             };
             record.attempts += 1;

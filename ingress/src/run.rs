@@ -23,7 +23,7 @@ use crate::proxy::Proxy;
 use crate::publish::{Found, Publisher};
 use crate::server::Server;
 use crate::table::Table;
-use crate::{CONTROLLER, Error, certificate, watch};
+use crate::{CONTROLLER, Error, certificate, socket, watch};
 
 /// Changes between the watches and the loop.
 const QUEUE: usize = 256;
@@ -38,6 +38,13 @@ const REST: Duration = Duration::from_millis(100);
 /// When it cannot listen or cannot go on; everything that may pass is repeated instead.
 pub async fn run(config: IngressConfiguration, client: Client, daemon: Context) -> Result<(), Error> {
     config.check().map_err(Error::Config)?;
+    let (files, connections) = (socket::raise_open_files(), config.limits.max_connections as u64);
+    if files < connections.saturating_mul(2) {
+        warn!(
+            files,
+            connections, "fewer files may be open than all connections and their requests need: raise LimitNOFILE"
+        );
+    }
     let metrics = Metrics::register(&daemon.metrics);
     let ready = daemon.health.readiness("ingress");
     serve_health(&config, &daemon).await?;

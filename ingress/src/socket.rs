@@ -3,12 +3,30 @@
 use std::time::Duration;
 
 use rustix::net::sockopt;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 /// A peer that takes nothing for so long is gone, or holds us up.
 const UNACKNOWLEDGED_MS: u32 = 60_000;
+
+/// Allows as many open files as the system does, and returns how many: each request holds two connections.
+pub(crate) fn raise_open_files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let allowed = match setrlimit(Resource::Nofile, all) {
+        Ok(()) => limit.maximum,
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            limit.current
+        }
+    };
+    allowed.unwrap_or(u64::MAX)
+}
 
 /// Small pieces go at once, and a peer that is gone is noticed, be it silent or not reading.
 pub(crate) fn prepare(stream: &TcpStream) {

@@ -164,13 +164,14 @@ impl Upstream {
         }
     }
 
-    /// The endpoint whose turn it is among those not in `tried`.
-    pub fn choose(&self, tried: &[SocketAddr]) -> Option<SocketAddr> {
+    /// The endpoint whose turn it is among those not in `tried`; one that `avoid` names only when no other is left.
+    pub fn choose(&self, tried: &[SocketAddr], avoid: impl Fn(SocketAddr) -> bool) -> Option<SocketAddr> {
         let count = self.endpoints.len();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
-        (0..count)
-            .map(|step| self.endpoints[first.wrapping_add(step) % count])
-            .find(|endpoint| !tried.contains(endpoint))
+        let turns = (0..count).map(|step| self.endpoints[first.wrapping_add(step) % count]);
+        let mut left = turns.filter(|endpoint| !tried.contains(endpoint));
+        let last_resort = left.clone().next();
+        left.find(|endpoint| !avoid(*endpoint)).or(last_resort)
     }
 }
 
@@ -274,10 +275,13 @@ mod tests {
     fn endpoints_take_turns_and_tried_ones_are_left_out() {
         let [a, b, c]: [SocketAddr; 3] = ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"].map(|text| text.parse().unwrap());
         let upstream = Upstream::new(String::new(), Protocol::Http1, vec![a, b, c], 2);
-        let turns: Vec<_> = (0..4).filter_map(|_| upstream.choose(&[])).collect();
+        let none = |_| false;
+        let turns: Vec<_> = (0..4).filter_map(|_| upstream.choose(&[], none)).collect();
         assert_eq!(turns, [c, a, b, c]);
-        assert_eq!(upstream.choose(&[a, b]), Some(c));
-        assert_eq!(upstream.choose(&[a, b, c]), None);
-        assert_eq!(Upstream::default().choose(&[]), None);
+        assert_eq!(upstream.choose(&[a, b], none), Some(c));
+        assert_eq!(upstream.choose(&[a, b, c], none), None);
+        assert_eq!(Upstream::default().choose(&[], none), None);
+        assert_eq!(upstream.choose(&[a], |endpoint| endpoint != b), Some(b));
+        assert_eq!(upstream.choose(&[a, b], |_| true), Some(c), "better than nothing");
     }
 }

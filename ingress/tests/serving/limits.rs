@@ -113,3 +113,80 @@ fn slow_clients_are_sent_away_and_others_wait_their_turn() {
         assert_eq!(code(&waits.await.unwrap()), 200, "it gets its turn");
     });
 }
+
+/// A frame of HTTP/2 (RFC 9113 section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [head.as_slice(), payload].concat()
+}
+
+/// CVE-2023-44487: requests that are reset at once cost the client nothing, so they must not cost us much either.
+#[test]
+fn a_client_that_resets_every_request_is_cut_off() {
+    in_world(
+        |_| {},
+        async |world| {
+            world.echo(1);
+            world.service("a", None, &[1]);
+            world.ingress("web", &[("one.test", "/", "a")], json!({}));
+            world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+            let mut stream = connect().await;
+            let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            bytes.extend(frame(4, 0, 0, &[]));
+            // GET http://one.test/ by HPACK's static table, END_STREAM and END_HEADERS; then RST_STREAM with CANCEL.
+            let headers = [&[0x82, 0x86, 0x84, 0x41, 8][..], b"one.test"].concat();
+            for stream in (1..4000).step_by(2) {
+                bytes.extend(frame(1, 5, stream, &headers));
+                bytes.extend(frame(3, 0, stream, &8u32.to_be_bytes()));
+            }
+            let (mut read, mut write) = stream.split();
+            let sends = async {
+                // It may be cut off before all is sent.
+                write.write_all(&bytes).await.ok();
+                std::future::pending::<()>().await;
+            };
+            let mut answer = Vec::new();
+            tokio::select! {
+                () = sends => {}
+                ended = timeout(Duration::from_secs(10), read.read_to_end(&mut answer)) => drop(ended.expect("it is cut off")),
+            }
+            // GOAWAY with ENHANCE_YOUR_CALM, unless the reset was quicker.
+            let told = answer.windows(4).any(|window| window == 11u32.to_be_bytes());
+            assert!(told || answer.len() < 2000 * 13, "{} bytes came back", answer.len());
+            let asked = world.metrics.encode();
+            let line = asked
+                .lines()
+                .find(|line| line.contains(r#"host="one.test",code="4xx""#))
+                .unwrap_or_default();
+            let served: u32 = line
+                .rsplit(' ')
+                .next()
+                .and_then(|count| count.parse().ok())
+                .unwrap_or_default();
+            assert!(served < 200, "{line}");
+        },
+    );
+}
+
+#[test]
+fn a_connection_without_requests_is_closed() {
+    in_world(
+        |config| config.limits.idle_timeout_seconds = 1,
+        async |world| {
+            world.echo(1);
+            world.service("a", None, &[1]);
+            world.ingress("web", &[("one.test", "/", "a")], json!({}));
+            world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+            let mut stream = connect().await;
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nHost: one.test\r\n\r\n")
+                .await
+                .unwrap();
+            let mut answer = String::new();
+            let read = timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await;
+            read.expect("it is closed").unwrap();
+            assert_eq!(code(&answer), 200, "{answer}");
+        },
+    );
+}
