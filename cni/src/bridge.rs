@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
 use ipnet::IpNet;
-use skiff_net::netlink::{BridgeOptions, Link, LinkChange, Mac, Netlink, Protocol, Route, VethOptions};
+use skiff_net::netlink::{BridgeOptions, Link, LinkChange, Mac, Netlink, Protocol, Route, Scope, VethOptions};
 use skiff_net::netns::Namespace;
 use skiff_net::sysctl;
 
@@ -23,6 +23,8 @@ mod vlan;
 
 use config::Config;
 
+/// The kernel's number of "on the link".
+const LINK_SCOPE: u8 = 253;
 /// A random name that is taken already is chosen anew this many times.
 const NAME_TRIES: usize = 10;
 
@@ -213,12 +215,7 @@ fn complete(config: &Config, network: &mut Network) -> Result<(), Error> {
         // A default route of the address plugin's stays the only one. (Upstream adds a second to one without a gateway,
         // and then fails on it.)
         if !network.routes.iter().any(|route| route.dst == dst) {
-            network.routes.push(outcome::Route {
-                dst,
-                gw: Some(gateway),
-                mtu: None,
-                priority: None,
-            });
+            network.routes.push(outcome::Route::new(dst, Some(gateway)));
         }
     }
     Ok(())
@@ -305,7 +302,7 @@ fn connect(
                 name,
                 mac: outer_mac.to_string(),
                 mtu: Some(mtu),
-                sandbox: String::new(),
+                ..Interface::default()
             },
             mac,
         )),
@@ -353,20 +350,33 @@ fn configure_container(inner: &mut Netlink, name: &str, network: &Network) -> Re
     }
     inner.set_up(link.index)?;
     for route in &network.routes {
-        let mut wanted = match network.gateway_for(route) {
-            Some(gateway) => Route::through(route.dst, gateway),
-            None => Route::direct(route.dst, link.index),
-        };
-        wanted.link = Some(link.index);
-        wanted.protocol = Protocol::BOOT;
-        wanted.priority = route.priority.unwrap_or_default();
-        wanted.mtu = route.mtu.unwrap_or_default();
-        match inner.add_route_beside(&wanted) {
+        match inner.add_route_beside(&wanted(network, route, link.index)) {
             Err(error) if !error.already_exists() => return Err(error),
             _ => {}
         }
     }
     Ok(link)
+}
+
+/// A route of the result as the kernel takes it.
+fn wanted(network: &Network, route: &outcome::Route, link: u32) -> Route {
+    let direct = Route::direct(route.dst, link);
+    // Without a gateway of its own, a route to what is on the link does not want the network's.
+    let gateway = route.gw.or_else(|| match route.scope {
+        Some(LINK_SCOPE) => None,
+        _ => network.gateway_for(route),
+    });
+    let made = gateway.map_or_else(|| direct.clone(), |gateway| Route::through(route.dst, gateway));
+    Route {
+        link: Some(link),
+        protocol: Protocol::BOOT,
+        priority: route.priority.unwrap_or_default(),
+        mtu: route.mtu.unwrap_or_default(),
+        advmss: route.advmss.unwrap_or_default(),
+        table: route.table.unwrap_or(direct.table),
+        scope: route.scope.map_or(made.scope, Scope::Other),
+        ..made
+    }
 }
 
 /// The gateway's addresses on the bridge, or on its interface into the VLAN; and forwarding.
@@ -466,6 +476,7 @@ fn describe(link: &Link, sandbox: &str) -> Interface {
         mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         mtu: Some(link.mtu),
         sandbox: sandbox.to_owned(),
+        ..Interface::default()
     }
 }
 

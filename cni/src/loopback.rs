@@ -35,6 +35,7 @@ fn add(request: &Request) -> Result<Reply, Error> {
         mac: lo.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         mtu: Some(lo.mtu),
         sandbox: request.namespace.display().to_string(),
+        ..Interface::default()
     };
     let ips = addresses
         .iter()

@@ -43,6 +43,12 @@ pub(crate) struct Interface {
     pub(crate) mtu: Option<u32>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) sandbox: String,
+    /// Since 1.1.0: of plugins before us in the chain.
+    #[serde(rename = "socketPath", skip_serializing_if = "String::is_empty")]
+    pub(crate) socket_path: String,
+    /// Since 1.1.0: of plugins before us in the chain.
+    #[serde(rename = "pciID", skip_serializing_if = "String::is_empty")]
+    pub(crate) pci_id: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,9 +68,29 @@ pub(crate) struct Route {
     /// Since 1.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mtu: Option<u32>,
-    /// Since 1.1.0.
+    /// Since 1.1.0, as all below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) advmss: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) priority: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) table: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scope: Option<u8>,
+}
+
+impl Route {
+    pub(crate) fn new(dst: IpNet, gw: Option<IpAddr>) -> Self {
+        Self {
+            dst,
+            gw,
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+            scope: None,
+        }
+    }
 }
 
 impl Network {
@@ -82,10 +108,11 @@ impl Network {
                 .for_each(change);
         };
         if !at_least(version, "1.1.0") {
-            each(&mut json, "interfaces", &|interface| drop(interface.remove("mtu")));
+            each(&mut json, "interfaces", &|interface| {
+                interface.retain(|key, _| !matches!(key.as_str(), "mtu" | "socketPath" | "pciID"));
+            });
             each(&mut json, "routes", &|route| {
-                route.remove("mtu");
-                route.remove("priority");
+                route.retain(|key, _| matches!(key.as_str(), "dst" | "gw"))
             });
         }
         if !at_least(version, "1.0.0") {
@@ -120,6 +147,8 @@ mod tests {
                 mac: "0a:58:0a:f4:00:02".into(),
                 mtu: Some(1500),
                 sandbox: "/run/netns/pod".into(),
+                pci_id: "0000:00:1f.6".into(),
+                ..Interface::default()
             }],
             ips: vec![Ip {
                 interface: Some(0),
@@ -127,10 +156,8 @@ mod tests {
                 gateway: Some("10.244.0.1".parse().unwrap()),
             }],
             routes: vec![Route {
-                dst: "0.0.0.0/0".parse().unwrap(),
-                gw: None,
-                mtu: None,
-                priority: None,
+                table: Some(7),
+                ..Route::new("0.0.0.0/0".parse().unwrap(), None)
             }],
             dns: Dns::default(),
         }
@@ -147,6 +174,9 @@ mod tests {
             assert_eq!(json["cniVersion"], version);
             assert_eq!(json["ips"][0]["version"], wanted_ip_version, "{version}");
             assert_eq!(json["interfaces"][0]["mtu"], wanted_mtu, "{version}");
+            let new = version == "1.1.0";
+            assert_eq!(json["routes"][0].get("table").is_some(), new, "{version}");
+            assert_eq!(json["interfaces"][0].get("pciID").is_some(), new, "{version}");
             assert_eq!(json["dns"], json!({}));
         }
     }
@@ -167,12 +197,7 @@ mod tests {
     fn routes_go_through_the_gateway_of_their_family() {
         let network = network();
         assert_eq!(network.gateway_for(&network.routes[0]), network.ips[0].gateway);
-        let six = Route {
-            dst: "::/0".parse().unwrap(),
-            gw: None,
-            mtu: None,
-            priority: None,
-        };
+        let six = Route::new("::/0".parse().unwrap(), None);
         assert_eq!(network.gateway_for(&six), None);
     }
 }

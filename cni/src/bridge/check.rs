@@ -30,7 +30,7 @@ pub(super) fn run(request: &Request) -> Result<Reply, Error> {
     let container = present(&mut sides.inner, inside, "veth")?;
     check_port(&mut sides, &config, &bridge, &container)?;
     check_addresses(&mut sides.inner, previous, &container)?;
-    check_routes(&mut sides.inner, previous)?;
+    check_routes(&mut sides.inner, previous, container.index)?;
     Ok(Reply::Silent)
 }
 
@@ -107,13 +107,13 @@ fn check_addresses(inner: &mut Netlink, previous: &Network, link: &Link) -> Resu
     }
 }
 
-fn check_routes(inner: &mut Netlink, previous: &Network) -> Result<(), Error> {
-    let found = inner.routes().map_err(|source| broken(&source))?;
+fn check_routes(inner: &mut Netlink, previous: &Network, link: u32) -> Result<(), Error> {
     for route in &previous.routes {
-        let gateway = previous.gateway_for(route);
-        let there = found
-            .iter()
-            .any(|found| found.destination == route.dst && (gateway.is_none() || found.gateway == gateway));
+        let wanted = super::wanted(previous, route, link);
+        let found = inner.routes_in(wanted.table).map_err(|source| broken(&source))?;
+        let there = found.iter().any(|found| {
+            found.destination == wanted.destination && (wanted.gateway.is_none() || found.gateway == wanted.gateway)
+        });
         if !there {
             return Err(failed(format!("the route to {} is missing", route.dst)));
         }

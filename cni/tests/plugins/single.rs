@@ -227,6 +227,34 @@ fn another_subnet_on_the_bridge_needs_force_address() {
 }
 
 #[test]
+fn routes_have_what_the_newest_version_adds() {
+    let world = World::new();
+    let pod = world.pod("one");
+    let mut config = world.config();
+    config["cniVersion"] = json!("1.1.0");
+    config["ipam"]["routes"] = json!([
+        {"dst": "0.0.0.0/0", "mtu": 1300, "advmss": 1200, "priority": 7},
+        {"dst": "10.9.0.0/16", "table": 1000},
+        {"dst": "10.8.0.0/16", "scope": 253},
+    ]);
+    let result = world.add(&pod, &config);
+    assert_eq!(result["routes"], config["ipam"]["routes"]);
+    let routes = pod.shell("ip route; ip route show table 1000");
+    for wanted in [
+        "default via 10.244.1.1 dev eth0 metric 7 mtu 1300 advmss 1200",
+        "10.9.0.0/16 via 10.244.1.1 dev eth0",
+        "10.8.0.0/16 dev eth0 scope link",
+    ] {
+        assert!(routes.lines().any(|line| line.trim() == wanted), "{wanted}: {routes}");
+    }
+    config["prevResult"] = result;
+    let check = || world.call("bridge", "CHECK", "one", &pod.path, &config);
+    assert!(check().ok, "{:?}", check());
+    pod.shell("ip route flush table 1000");
+    assert!(!check().ok);
+}
+
+#[test]
 fn a_default_route_may_be_asked_for_twice() {
     let world = World::new();
     let pod = world.pod("one");

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -23,6 +24,7 @@ const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
 const MAIN_TABLE: u32 = 254;
 const UNICAST: u8 = 1;
 const CLONED: u32 = 0x200;
@@ -53,7 +55,7 @@ pub enum Scope {
     Other(u8),
 }
 
-/// One route of the main table.
+/// One route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// Where to.
@@ -68,6 +70,10 @@ pub struct Route {
     pub priority: u32,
     /// The largest packet on this way; 0 is the link's.
     pub mtu: u32,
+    /// The largest segment that TCP tells its peers; 0 follows from the largest packet.
+    pub advmss: u32,
+    /// The table that it is in.
+    pub table: u32,
     /// How far the destination is.
     pub scope: Scope,
     /// Whose route it is.
@@ -95,6 +101,8 @@ impl Route {
             source: None,
             priority: 0,
             mtu: 0,
+            advmss: 0,
+            table: MAIN_TABLE,
             scope: Scope::Link,
             protocol: Protocol::BOOT,
             on_link: false,
@@ -105,8 +113,13 @@ impl Route {
 impl Netlink {
     /// The unicast routes of the main table, both families.
     pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
+        self.routes_in(MAIN_TABLE)
+    }
+
+    /// The unicast routes of a table, both families.
+    pub fn routes_in(&mut self, table: u32) -> Result<Vec<Route>, Error> {
         let message = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-        self.dump(what("list", "routes"), &message, read)
+        self.dump(what("list", "routes"), &message, |answer| read(answer, table))
     }
 
     /// The way that this machine would send a packet to an address; `None` when there is none.
@@ -176,7 +189,8 @@ fn build(route: &Route) -> RouteMessage {
             IpNet::V6(_) => AddressFamily::Inet6,
         },
         destination_prefix_length: route.destination.prefix_len(),
-        table: RouteHeader::RT_TABLE_MAIN,
+        // A number that does not fit stands in an attribute.
+        table: u8::try_from(route.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
         protocol: RouteProtocol::from(route.protocol.0),
         scope: match route.scope {
             Scope::Universe => RouteScope::Universe,
@@ -206,20 +220,29 @@ fn build(route: &Route) -> RouteMessage {
             .filter(|number| *number != 0)
             .map(RouteAttribute::Priority),
     );
-    if route.mtu != 0 {
-        attributes.push(RouteAttribute::Metrics(vec![
-            netlink_packet_route::route::RouteMetric::Mtu(route.mtu),
-        ]));
+    if u8::try_from(route.table).is_err() {
+        attributes.push(RouteAttribute::Table(route.table));
+    }
+    let metrics = [
+        (route.mtu, RouteMetric::Mtu as fn(u32) -> _),
+        (route.advmss, RouteMetric::Advmss),
+    ];
+    let metrics: Vec<RouteMetric> = metrics
+        .into_iter()
+        .filter(|(number, _)| *number != 0)
+        .map(|(number, metric)| metric(number))
+        .collect();
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
     }
     message
 }
 
-/// A route of the main table that somebody put there.
-fn read(answer: &Answer<'_>) -> Option<Route> {
-    let (header, attributes) = answer.payload.split_at_checked(HEADER)?;
-    let table = super::find(attributes, RTA_TABLE).map_or(u32::from(header[4]), |table| u32_at(table, 0));
-    let own = header[7] == UNICAST && table == MAIN_TABLE && u32_at(header, 8) & CLONED == 0;
-    own.then(|| read_any(answer)).flatten()
+/// A route of a table that somebody put there.
+fn read(answer: &Answer<'_>, table: u32) -> Option<Route> {
+    let header = answer.payload.get(..HEADER)?;
+    let own = header[7] == UNICAST && u32_at(header, 8) & CLONED == 0;
+    read_any(answer).filter(|route| own && route.table == table)
 }
 
 fn read_any(answer: &Answer<'_>) -> Option<Route> {
@@ -235,15 +258,18 @@ fn read_any(answer: &Answer<'_>) -> Option<Route> {
     };
     let mut destination = any;
     let mut route = Route::direct(IpNet::from(any), 0);
+    route.table = u32::from(payload[4]);
     for (kind, value) in attributes(&payload[HEADER..]) {
         match kind {
             RTA_DST => destination = ip(value)?,
             RTA_OIF => route.link = Some(u32_at(value, 0)),
             RTA_GATEWAY => route.gateway = ip(value),
             RTA_PREFSRC => route.source = ip(value),
+            RTA_TABLE => route.table = u32_at(value, 0),
             RTA_PRIORITY => route.priority = u32_at(value, 0),
             RTA_METRICS => {
-                route.mtu = super::attribute::find(value, RTAX_MTU).map_or(0, |mtu| u32_at(mtu, 0));
+                let metric = |kind| super::attribute::find(value, kind).map_or(0, |number| u32_at(number, 0));
+                (route.mtu, route.advmss) = (metric(RTAX_MTU), metric(RTAX_ADVMSS));
             }
             _ => {}
         }
