@@ -5,7 +5,7 @@ set -euo pipefail
 
 run=(containerd runc iptables conntrack iproute2 busybox-static ca-certificates)
 build=(gcc libc6-dev make git)
-test=(bind9-dnsutils dnsmasq-base dnsperf etcd-server etcd-client containernetworking-plugins nghttp2-client hyperfine shellcheck jq curl procps)
+test=(bind9-dnsutils dnsmasq-base dnsperf etcd-server etcd-client containernetworking-plugins nghttp2-client hyperfine shellcheck jq curl procps docker-registry)
 
 case "${1:-}" in
 up) wanted=("${run[@]}" "${build[@]}") ;;

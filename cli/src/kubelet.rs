@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use skiff_cri::Client;
 use skiff_daemon::{Context, Shutdown};
-use skiff_kubelet::config::{Config, Flags};
+use skiff_kubelet::config::{Config, FLAGS, Flags, Kind};
 
 use crate::{client, image};
 
@@ -46,6 +46,58 @@ pub(crate) struct KubeletArgs {
     /// The cgroup under which pods' cgroups are made
     #[arg(long, value_name = "CGROUP")]
     cgroup_root: Option<String>,
+    /// A directory of drop-ins (*.conf) that are laid over the file, in the order of their names
+    #[arg(long, value_name = "DIR")]
+    config_dir: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Instead of a field of the file")]
+    overrides: Overrides,
+}
+
+/// Flags that say the same as a field of the file, made from the kubelet's own table of them.
+#[derive(Debug, Default)]
+struct Overrides(serde_json::Map<String, serde_json::Value>);
+
+impl clap::FromArgMatches for Overrides {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut overrides = Self::default();
+        overrides.update_from_arg_matches(matches)?;
+        Ok(overrides)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        for flag in FLAGS {
+            if let Some(text) = matches.get_one::<String>(flag.name) {
+                let refuse = |error: String| {
+                    let text = format!("invalid value for '--{}': {error}\n", flag.name);
+                    clap::Error::raw(clap::error::ErrorKind::ValueValidation, text)
+                };
+                flag.set(text, &mut self.0).map_err(refuse)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Args for Overrides {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(FLAGS.iter().map(|flag| {
+            let arg = clap::Arg::new(flag.name).long(flag.name).help(flag.help);
+            match flag.kind {
+                Kind::Switch => arg
+                    .value_name("BOOL")
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true"),
+                Kind::Number => arg.value_name("N").allow_negative_numbers(true),
+                Kind::Text => arg.value_name("VALUE"),
+                _ => arg.value_name("LIST"),
+            }
+        }))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
 }
 
 /// Runs until asked to stop.
@@ -59,6 +111,8 @@ pub(crate) async fn run(args: KubeletArgs, shutdown: Shutdown) -> anyhow::Result
         pod_manifest_path: args.pod_manifest_path,
         node_labels: args.node_labels.into_iter().collect(),
         cgroup_root: args.cgroup_root,
+        config_dir: args.config_dir,
+        overrides: args.overrides.0,
     };
     let config = Config::load(args.config.as_deref(), flags).context("configure the kubelet")?;
     if let Some(directory) = &args.image_dir {

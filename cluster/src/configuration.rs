@@ -77,6 +77,7 @@ fn kubelet(layout: &Layout, node: &NodeLayout) -> Value {
         "containerRuntimeEndpoint": format!("unix://{}", node.containerd_socket().display()),
         // Many nodes share one disk that is also the machine's own: only when it is nearly full is that a node's trouble.
         "evictionHard": { "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%" },
+        "imageGCHighThresholdPercent": 99,
         "failSwapOn": false,
         "podLogsDir": node.pod_logs(),
         "serializeImagePulls": false,

@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use skiff_api::k8s_openapi::api::core::v1::{Node, Pod};
 use skiff_api::quantity::Quantity;
 use skiff_cri::Runtime;
+use tokio::sync::watch;
 
 use crate::admission;
 use crate::cgroups::{Cgroups, Rules};
@@ -17,6 +18,7 @@ use crate::config::Config;
 use crate::dns;
 use crate::env::Facts;
 use crate::events::Recorder;
+use crate::eviction::Pressure;
 use crate::images::Images;
 use crate::metrics::Measures;
 use crate::node::facts;
@@ -48,6 +50,8 @@ pub(crate) struct Agent {
     /// What this machine is and has.
     pub(crate) machine: facts::Facts,
     pub(crate) measures: Arc<Measures>,
+    /// What the node runs short of.
+    pub(crate) pressure: watch::Receiver<Pressure>,
     /// What the host can keep of what pods ask for.
     pub(crate) host: admission::Host,
     pub(crate) ids: Ids,

@@ -4,13 +4,16 @@
 //! version of nix, and a second of zbus, for what here are a few small files. The systemd driver gets the names right
 //! already; making its slices over D-Bus is left for later, so with it only the runtime makes cgroups.
 
+mod reserve;
 mod usage;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use skiff_api::k8s_openapi::api::core::v1::{Container, Pod};
 use skiff_cri::LinuxResources;
 
@@ -51,6 +54,9 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// A cgroup that the configuration names is not there.
+    #[error("there is no cgroup {0}: make it before the kubelet starts, or leave it out of enforceNodeAllocatable")]
+    Absent(String),
     /// A cgroup cannot be removed.
     #[error("cannot remove the cgroup {path}: a process may still be in it")]
     Remove {
@@ -111,6 +117,8 @@ pub(crate) struct Cgroups {
     hierarchy: Hierarchy,
     driver: Driver,
     root: String,
+    /// The weight that all burstable pods together were last given.
+    burstable: Arc<Mutex<Option<i64>>>,
 }
 
 // === impl Cgroups ===
@@ -137,6 +145,7 @@ impl Cgroups {
             hierarchy,
             driver,
             root: if root == "/" { String::new() } else { root },
+            burstable: Arc::default(),
         };
         if driver == Driver::Cgroupfs {
             for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {

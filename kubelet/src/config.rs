@@ -1,19 +1,23 @@
 //! What the kubelet is told: its `KubeletConfiguration` file and its flags.
 
+mod checks;
 mod configuration;
 mod duration;
+mod flags;
 pub(crate) mod sources;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
+use skiff_api::patch::json_merge;
 
 pub use configuration::{
     Anonymous, Authentication, Authorization, KubeletConfiguration, Taint, Webhook, WebhookAuthorization, X509,
 };
 pub use duration::GoDuration;
+pub use flags::{FLAGS, Flag, Kind};
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,15 @@ pub enum Error {
     #[error("cannot read the kubelet configuration {path}; check --config")]
     Read {
         /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The directory of drop-ins cannot be read.
+    #[error("cannot list the configuration directory {path}; check --config-dir")]
+    Directory {
+        /// The directory.
         path: PathBuf,
         /// The system's error.
         #[source]
@@ -84,6 +97,10 @@ pub struct Flags {
     pub container_runtime_endpoint: Option<String>,
     /// `--pod-manifest-path`: overrides the file's `staticPodPath`.
     pub pod_manifest_path: Option<PathBuf>,
+    /// `--config-dir`: files whose fields are laid over the configuration file's, in the order of their names.
+    pub config_dir: Option<PathBuf>,
+    /// Flags that say the same as a field of the file: they win.
+    pub overrides: Map<String, Value>,
     /// `--node-labels`: labels to register the node with.
     pub node_labels: BTreeMap<String, String>,
     /// `--cgroup-root`: overrides the file's `cgroupRoot`.
@@ -98,6 +115,8 @@ impl Default for Flags {
             root_dir: PathBuf::from("/var/lib/kubelet"),
             container_runtime_endpoint: None,
             pod_manifest_path: None,
+            config_dir: None,
+            overrides: Map::new(),
             node_labels: BTreeMap::new(),
             cgroup_root: None,
         }
@@ -114,18 +133,36 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the configuration file (when there is one) and lays the flags over it.
+    /// Reads the configuration file (when there is one), lays the drop-ins over it, and the flags over both.
     pub fn load(path: Option<&Path>, flags: Flags) -> Result<Self, Error> {
-        let mut kubelet = match path {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-                    path: path.into(),
-                    source,
-                })?;
-                parse(path, &text)?
-            }
-            None => KubeletConfiguration::default(),
-        };
+        let mut value = Value::Object(Map::new());
+        let drop_ins = flags
+            .config_dir
+            .as_deref()
+            .map(drop_ins)
+            .transpose()?
+            .unwrap_or_default();
+        let files: Vec<&Path> = path.into_iter().chain(drop_ins.iter().map(PathBuf::as_path)).collect();
+        for file in &files {
+            let text = std::fs::read_to_string(file).map_err(|source| Error::Read {
+                path: (*file).into(),
+                source,
+            })?;
+            let part = parse(file, &text)?;
+            // Each file is strict by itself, so that an error names the right one.
+            decode(file, part.clone())?;
+            json_merge(&mut value, &part);
+        }
+        json_merge(&mut value, &Value::Object(flags.overrides.clone()));
+        let whole = files.last().copied().unwrap_or(Path::new("the command line"));
+        let mut kubelet = decode(whole, value)?;
+        for field in kubelet.other.keys() {
+            tracing::warn!(
+                field,
+                "this kubelet does not act on this field of its configuration yet"
+            );
+        }
+        kubelet.complete();
         if let Some(endpoint) = &flags.container_runtime_endpoint {
             kubelet.container_runtime_endpoint.clone_from(endpoint);
         }
@@ -150,7 +187,25 @@ impl Config {
     }
 }
 
-fn parse(path: &Path, text: &str) -> Result<KubeletConfiguration, Error> {
+/// The files of a directory of drop-ins: those that end in `.conf`, by name.
+fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Directory {
+        path: dir.into(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_file() && path.extension().is_some_and(|extension| extension == "conf") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A file's content, once it is known to be of the right kind.
+fn parse(path: &Path, text: &str) -> Result<Value, Error> {
     let value: Value = serde_saphyr::from_str(text).map_err(|source| Error::Syntax {
         path: path.into(),
         source: Box::new(source),
@@ -166,23 +221,35 @@ fn parse(path: &Path, text: &str) -> Result<KubeletConfiguration, Error> {
             found,
         });
     }
+    Ok(value)
+}
+
+fn decode(path: &Path, value: Value) -> Result<KubeletConfiguration, Error> {
     let configuration: KubeletConfiguration = serde_json::from_value(value).map_err(|source| Error::Field {
         path: path.into(),
         source,
     })?;
-    for field in configuration.other.keys() {
-        if !configuration::known_elsewhere(field) {
-            return Err(Error::UnknownField {
-                path: path.into(),
-                field: field.clone(),
-            });
-        }
-        tracing::warn!(
-            field,
-            "this kubelet does not act on this field of its configuration yet"
-        );
+    let unknown = configuration
+        .other
+        .keys()
+        .find(|field| !configuration::known_elsewhere(field));
+    match unknown {
+        Some(field) => Err(Error::UnknownField {
+            path: path.into(),
+            field: field.clone(),
+        }),
+        None => Ok(configuration),
     }
-    Ok(configuration)
+}
+
+/// One file with a drop-in over it, as [`Config::load`] reads them.
+#[cfg(test)]
+fn read(path: &Path, text: &str, drop_in: &str) -> Result<KubeletConfiguration, Error> {
+    let mut value = parse(path, text)?;
+    if !drop_in.is_empty() {
+        json_merge(&mut value, &parse(path, drop_in)?);
+    }
+    decode(path, value)
 }
 
 #[cfg(test)]
@@ -192,7 +259,44 @@ mod tests {
     const HEAD: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
 
     fn read(body: &str) -> Result<KubeletConfiguration, Error> {
-        parse(Path::new("config.yaml"), &format!("{HEAD}{body}"))
+        super::read(Path::new("config.yaml"), &format!("{HEAD}{body}"), "")
+    }
+
+    #[test]
+    fn drop_ins_and_flags_are_laid_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, body: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, format!("{HEAD}{body}")).unwrap();
+            path
+        };
+        let config = file(
+            "config.yaml",
+            "maxPods: 1\nport: 1\nclusterDNS: [10.0.0.1]\nevictionHard: {memory.available: 1Gi}\n",
+        );
+        let drop_in_dir = dir.path().join("conf.d");
+        std::fs::create_dir(&drop_in_dir).unwrap();
+        file("conf.d/20-b.conf", "maxPods: 3\nclusterDNS: [10.0.0.3]\n");
+        file(
+            "conf.d/10-a.conf",
+            "maxPods: 2\nport: 2\nmergeDefaultEvictionSettings: true\n",
+        );
+        file("conf.d/30-ignored.yaml", "maxPods: 99\n");
+        let flags = |overrides: Value| Flags {
+            config_dir: Some(drop_in_dir.clone()),
+            overrides: overrides.as_object().cloned().unwrap_or_default(),
+            ..Flags::default()
+        };
+        let read = |overrides| Config::load(Some(&config), flags(overrides)).map(|config| config.kubelet);
+        let plain = read(serde_json::json!({})).unwrap();
+        assert_eq!((plain.max_pods, plain.port), (3, 2));
+        assert_eq!(plain.cluster_dns, ["10.0.0.3"], "lists are replaced");
+        assert_eq!(plain.eviction_hard["memory.available"], "1Gi");
+        assert_eq!(plain.eviction_hard["nodefs.available"], "10%");
+        assert_eq!(read(serde_json::json!({"maxPods": 7})).unwrap().max_pods, 7);
+        file("conf.d/40-c.conf", "maxPodz: 3\n");
+        let error = read(serde_json::json!({})).unwrap_err().to_string();
+        assert!(error.contains("maxPodz") && error.contains("40-c.conf"), "{error}");
     }
 
     #[test]

@@ -121,16 +121,7 @@ impl Images {
             "Pulling",
             format!("Pulling image {wanted:?}"),
         );
-        let auth = credentials(pod, image, objects).await;
-        let pulled = match self.runtime.pull_image(image, auth.as_ref(), None).await {
-            Ok(reference) => self.runtime.image_status(&reference).await.map(|found| {
-                found.unwrap_or_else(|| Image {
-                    id: reference,
-                    ..Image::default()
-                })
-            }),
-            Err(error) => Err(error),
-        };
+        let pulled = self.pull_with_any(image, credentials(pod, image, objects).await).await;
         drop(slot);
         match pulled {
             Ok(found) => {
@@ -158,6 +149,28 @@ impl Images {
                 })
             }
         }
+    }
+
+    /// Pulls with one credential after another until one is let in; without any, as nobody.
+    async fn pull_with_any(&self, image: &str, credentials: Vec<PullAuth>) -> skiff_cri::Result<Image> {
+        let mut credentials: Vec<Option<PullAuth>> = credentials.into_iter().map(Some).collect();
+        let last = credentials.pop().flatten();
+        for auth in &credentials {
+            // Which of them is right is the registry's to say; the last one's error is the one to show.
+            if let Ok(reference) = self.runtime.pull_image(image, auth.as_ref(), None).await {
+                return self.pulled(reference).await;
+            }
+        }
+        let reference = self.runtime.pull_image(image, last.as_ref(), None).await?;
+        self.pulled(reference).await
+    }
+
+    async fn pulled(&self, reference: String) -> skiff_cri::Result<Image> {
+        let found = self.runtime.image_status(&reference).await?;
+        Ok(found.unwrap_or_else(|| Image {
+            id: reference,
+            ..Image::default()
+        }))
     }
 
     fn warn(&self, pod: &Pod, who: (Role, &str), reason: &'static str, message: &str) {
@@ -228,65 +241,104 @@ fn with_tag(image: &str) -> Option<String> {
     }
 }
 
-/// The credentials of the first pull secret that knows the image's registry.
-async fn credentials(pod: &Pod, image: &str, objects: &Objects) -> Option<PullAuth> {
-    let registry = registry(image);
+/// The credentials of the pod's pull secrets that are for the image, the most specific first.
+async fn credentials(pod: &Pod, image: &str, objects: &Objects) -> Vec<PullAuth> {
+    let mut found = Vec::new();
     for secret in pod::spec(pod).image_pull_secrets.iter().flatten() {
         let Ok(Some(object)) = objects.get(pod, Kind::Secret, &secret.name).await else {
             continue;
         };
         for key in [".dockerconfigjson", ".dockercfg"] {
-            let found = object
-                .data
-                .get(key)
-                .and_then(|bytes| from_docker_config(bytes, &registry, key));
-            if found.is_some() {
-                return found;
+            if let Some(bytes) = object.data.get(key) {
+                found.extend(from_docker_config(bytes, image, key));
             }
         }
     }
-    None
+    // Stable: of two for the same place, the earlier secret's is tried first.
+    found.sort_by_key(|(place, _)| std::cmp::Reverse(place.len()));
+    found.into_iter().map(|(_, auth)| auth).collect()
 }
 
-/// The host that an image is pulled from.
-fn registry(image: &str) -> String {
+/// The host that an image is pulled from, and its path there.
+fn location(image: &str) -> (&str, String) {
     match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host.to_owned(),
-        _ => "docker.io".to_owned(),
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_owned()),
+        Some(_) => ("docker.io", image.to_owned()),
+        None => ("docker.io", format!("library/{image}")),
     }
 }
 
-fn from_docker_config(bytes: &[u8], registry: &str, key: &str) -> Option<PullAuth> {
-    let config: Value = serde_json::from_slice(bytes).ok()?;
+/// Whether credentials for `place` (`host[:port][/path]`, parts of the host may have `*`) are for the image.
+fn is_for(place: &str, image: &str) -> bool {
+    let (host, path) = location(image);
+    let (place_host, place_path) = place.split_once('/').unwrap_or((place, ""));
+    let place_path = place_path.trim_end_matches('/');
+    if place_host == "index.docker.io" {
+        // Docker's own name for its registry, with an old version of the API as the path.
+        return host == "docker.io";
+    }
+    let same_path = matches!(place_path, "" | "v1" | "v2")
+        || path
+            .strip_prefix(place_path)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@']));
+    let (place_parts, parts): (Vec<_>, Vec<_>) = (place_host.split('.').collect(), host.split('.').collect());
+    same_path
+        && place_parts.len() == parts.len()
+        && place_parts
+            .iter()
+            .zip(&parts)
+            .all(|(pattern, part)| glob(pattern, part))
+}
+
+fn glob(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| {
+            rest.char_indices()
+                .map(|(at, _)| at)
+                .chain([rest.len()])
+                .any(|at| glob(after, &rest[at..]))
+        }),
+    }
+}
+
+/// Places and credentials of a Docker configuration that are for the image.
+fn from_docker_config(bytes: &[u8], image: &str, key: &str) -> Vec<(String, PullAuth)> {
+    let config: Value = serde_json::from_slice(bytes).unwrap_or_default();
     let auths = if key == ".dockerconfigjson" {
         &config["auths"]
     } else {
         &config
     };
-    for (server, entry) in auths.as_object()? {
-        let host = server.trim_start_matches("https://").trim_start_matches("http://");
-        let host = host.split('/').next().unwrap_or_default();
-        if host != registry && !(registry == "docker.io" && host == "index.docker.io") {
-            continue;
+    let mut found = Vec::new();
+    for (server, entry) in auths.as_object().into_iter().flatten() {
+        let place = server.trim_start_matches("https://").trim_start_matches("http://");
+        if is_for(place, image)
+            && let Some(auth) = credential(entry)
+        {
+            found.push((place.to_owned(), auth));
         }
-        let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
-        let mut auth = PullAuth {
-            username: text("username"),
-            password: text("password"),
-            identity_token: text("identitytoken"),
-            registry_token: text("registrytoken"),
-            server_address: server.clone(),
-            ..PullAuth::default()
-        };
-        if auth.username.is_empty() {
-            let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")).ok()?;
-            let decoded = String::from_utf8(decoded).ok()?;
-            let (user, password) = decoded.split_once(':')?;
-            (auth.username, auth.password) = (user.into(), password.into());
-        }
-        return Some(auth);
     }
-    None
+    found
+}
+
+/// Without the server's address, as upstream sends them: containerd would not show them to a mirror that `hosts.toml` names.
+fn credential(entry: &Value) -> Option<PullAuth> {
+    let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
+    let mut auth = PullAuth {
+        username: text("username"),
+        password: text("password"),
+        identity_token: text("identitytoken"),
+        registry_token: text("registrytoken"),
+        ..PullAuth::default()
+    };
+    if auth.username.is_empty() && auth.identity_token.is_empty() && auth.registry_token.is_empty() {
+        let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")).ok()?;
+        let decoded = String::from_utf8(decoded).ok()?;
+        let (user, password) = decoded.split_once(':')?;
+        (auth.username, auth.password) = (user.into(), password.into());
+    }
+    Some(auth)
 }
 
 #[cfg(test)]
@@ -316,17 +368,39 @@ mod tests {
     #[test]
     fn pull_secrets() {
         let auth = base64::engine::general_purpose::STANDARD.encode("user:pass:word");
-        let config = format!(r#"{{"auths": {{"https://registry.test:5000/v2/": {{"auth": "{auth}"}}}}}}"#);
-        let found = from_docker_config(config.as_bytes(), "registry.test:5000", ".dockerconfigjson").unwrap();
+        let config = format!(
+            r#"{{"auths": {{"https://registry.test:5000/v2/": {{"auth": "{auth}"}}, "other": {{"auth": "x"}}}}}}"#
+        );
+        let read = |image: &str| from_docker_config(config.as_bytes(), image, ".dockerconfigjson");
+        let found = read("registry.test:5000/a:1");
+        let [(_, found)] = found.as_slice() else {
+            panic!("one credential, not {}", found.len())
+        };
         assert_eq!(
             (found.username.as_str(), found.password.as_str()),
             ("user", "pass:word")
         );
-        assert_eq!(
-            from_docker_config(config.as_bytes(), "docker.io", ".dockerconfigjson"),
-            None
-        );
-        assert_eq!(registry("registry.test:5000/a:1"), "registry.test:5000");
-        assert_eq!(registry("library/a"), "docker.io");
+        assert!(read("docker.io/a").is_empty());
+        assert!(from_docker_config(b"no JSON", "a", ".dockercfg").is_empty());
+    }
+
+    #[test]
+    fn what_credentials_are_for() {
+        let cases = [
+            ("registry.test", "registry.test/a/b:1", true),
+            ("registry.test", "registry.test:5000/a", false),
+            ("registry.test/a", "registry.test/a/b:1", true),
+            ("registry.test/a", "registry.test/ab:1", false),
+            ("registry.test/a/b", "registry.test/a/b@sha256:0", true),
+            ("*.registry.test", "x.registry.test/a", true),
+            ("*.registry.test", "x.y.registry.test/a", false),
+            ("re*y.test:5*", "registry.test:5000/a", true),
+            ("index.docker.io/v1/", "busybox", true),
+            ("docker.io", "library/busybox:1", true),
+            ("docker.io/other", "busybox", false),
+        ];
+        for (place, image, wanted) in cases {
+            assert_eq!(is_for(place, image), wanted, "{place} for {image}");
+        }
     }
 }

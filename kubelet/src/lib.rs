@@ -11,6 +11,7 @@
 //!   runtime, volumes, cgroups) → [`status`] (pure) → one patch; one task a probe ([`probes`]) reports to it;
 //! - one task a ConfigMap or Secret in use ([`objects`]), one for all Services ([`services`]);
 //! - [`stats`] looks at what pods use when somebody asks, [`metrics`] counts what the kubelet does;
+//! - [`eviction`] watches for what runs short, [`image_gc`] removes images, [`log_rotation`] rotates logs;
 //! - [`node`] registers the node, keeps its conditions and its lease; [`events`] writes events; [`server`] serves :10250.
 
 pub mod config;
@@ -22,12 +23,15 @@ mod cgroups;
 mod dns;
 mod env;
 mod events;
+mod eviction;
 mod execute;
 mod garbage;
 mod hosts;
+mod image_gc;
 mod images;
 mod labels;
 mod local_storage;
+mod log_rotation;
 mod memory;
 mod metrics;
 mod node;

@@ -13,7 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_daemon::Metrics;
@@ -42,6 +42,16 @@ struct Served {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Signal {
+    eviction_signal: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Probed {
     probe_type: &'static str,
     result: &'static str,
@@ -63,6 +73,9 @@ pub(crate) struct Measures {
     relist_intervals: Histogram,
     relisted: Mutex<Option<Instant>>,
     requests: Family<Served, Counter>,
+    // Upstream's counter has no `_total` in its name, which this library gives to every counter.
+    evictions: Family<Signal, Gauge>,
+    collected_images: Family<Reason, Counter>,
     probes: Family<Probed, Counter>,
     /// Label sets of each pod, to be forgotten with it.
     probed: Mutex<HashMap<String, Vec<Probed>>>,
@@ -81,6 +94,8 @@ impl Measures {
             relist_intervals: Histogram::new(DEFAULT_BUCKETS),
             relisted: Mutex::default(),
             requests: Family::default(),
+            evictions: Family::default(),
+            collected_images: Family::default(),
             probes: Family::default(),
             probed: Mutex::default(),
         });
@@ -132,6 +147,10 @@ impl Measures {
             );
             let help = "Number of the http requests received since the server started";
             registry.register("kubelet_http_requests", help, self.requests.clone());
+            let help = "Cumulative number of pod evictions by eviction signal";
+            registry.register("kubelet_evictions", help, self.evictions.clone());
+            let help = "Total number of images garbage collected by the kubelet, by the reason";
+            registry.register("kubelet_image_garbage_collected", help, self.collected_images.clone());
         });
     }
 
@@ -169,6 +188,16 @@ impl Measures {
             long_running,
         };
         self.requests.get_or_create(&served).inc();
+    }
+
+    /// A pod was evicted.
+    pub(crate) fn evicted(&self, eviction_signal: &'static str) {
+        self.evictions.get_or_create(&Signal { eviction_signal }).inc();
+    }
+
+    /// An image was removed, for `space` or for its `age`.
+    pub(crate) fn collected(&self, reason: &'static str) {
+        self.collected_images.get_or_create(&Reason { reason }).inc();
     }
 
     /// A probe has ended; `probe_type` is upstream's (`Liveness`), `result` is `successful`, `failed` or `unknown`.
@@ -279,8 +308,10 @@ mod tests {
         let measures = Measures::new(&process, &probes, "node-1");
         measures.operated("run_podsandbox", Duration::from_millis(3), false);
         measures.operated("pull_image", Duration::from_secs(1), true);
+        measures.evicted("memory.available");
         let text = process.encode();
         for line in [
+            "kubelet_evictions{eviction_signal=\"memory.available\"} 1",
             "kubelet_node_name{node=\"node-1\"} 1",
             "kubelet_runtime_operations_total{operation_type=\"pull_image\"} 1",
             "kubelet_runtime_operations_errors_total{operation_type=\"pull_image\"} 1",

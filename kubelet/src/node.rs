@@ -20,10 +20,12 @@ use skiff_api::k8s_openapi::api::core::v1::{Node, NodeStatus, Taint};
 use skiff_api::k8s_openapi::jiff::Timestamp;
 use skiff_cri::{Runtime, RuntimeStatus};
 use skiff_daemon::{Shutdown, error_chain};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::events::{Recorder, Severity};
+use crate::eviction::Pressure;
 use facts::Facts;
 pub(crate) use status::allocatable;
 
@@ -45,6 +47,8 @@ pub(crate) struct NodeTask {
     pub(crate) name: String,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) facts: Facts,
+    /// What runs short, as eviction sees it.
+    pub(crate) pressure: watch::Receiver<Pressure>,
     /// What the runtime last said of itself, and when.
     pub(crate) heard: Mutex<Option<(Instant, RuntimeStatus)>>,
 }
@@ -163,6 +167,7 @@ impl NodeTask {
         let mut unready_since = Instant::now();
         let mut first = true;
         let mut announced = NodeStatus::default();
+        let mut pressure = self.pressure.clone();
         loop {
             let status = self.status(&told.status).await;
             let change = status::diff(&told.status, &status, first || told.at.elapsed() >= report);
@@ -192,7 +197,10 @@ impl NodeTask {
             if status::is_ready(&told.status) {
                 unready_since = Instant::now();
             }
-            tokio::time::sleep(self.pause(&told.status, unready_since)).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.pause(&told.status, unready_since)) => {}
+                () = changed(&mut pressure) => {}
+            }
         }
     }
 
@@ -278,10 +286,18 @@ impl NodeTask {
             runtime: runtime.as_ref().map_err(Clone::clone),
             version: version.ok(),
             images: images.unwrap_or_default(),
-            pressure: facts::pressure(&self.config),
+            pressure: *self.pressure.borrow(),
             last,
             now: Timestamp::now(),
         };
         status::generate(input)
+    }
+}
+
+/// Waits until what runs short has changed.
+async fn changed(pressure: &mut watch::Receiver<Pressure>) {
+    if pressure.changed().await.is_err() {
+        // Nobody looks any longer: the kubelet is ending.
+        std::future::pending().await
     }
 }

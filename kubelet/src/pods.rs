@@ -204,9 +204,30 @@ impl Dispatcher {
         let refusal = if taken { None } else { self.refusal(&wish.pod) };
         let handle = pod_worker::spawn(self.agent.clone(), wish, refusal, self.done.clone());
         self.directory.handles.write().insert(uid, handle);
+        self.weigh();
+    }
+
+    /// The cgroup of burstable pods gets the weight that they ask for together.
+    fn weigh(&self) {
+        let handles = self.directory.handles.read();
+        let pods: Vec<_> = handles
+            .values()
+            .map(|handle| handle.wish.borrow().pod.clone())
+            .collect();
+        let living = pods.iter().map(Arc::as_ref).filter(|pod| !pod::is_terminal(pod));
+        if let Err(error) = self.agent.cgroups.weigh_burstable(living) {
+            tracing::warn!(
+                error = skiff_daemon::error_chain(&error),
+                "cannot weigh the burstable pods"
+            );
+        }
     }
 
     fn refusal(&self, pod: &Pod) -> Option<admission::Refusal> {
+        if let Some(message) = self.agent.pressure.borrow().refuses(pod) {
+            let reason = "Evicted".into();
+            return Some(admission::Refusal { reason, message });
+        }
         let handles = self.directory.handles.read();
         let others: Vec<_> = handles
             .values()
@@ -222,6 +243,7 @@ impl Dispatcher {
         self.agent.ids.forget(&uid);
         self.agent.objects.release(&uid);
         self.agent.measures.forget(&uid);
+        self.weigh();
         match handle.filter(Handle::is_static) {
             Some(handle) => self.static_ended(&handle),
             None => self.remember(uid),

@@ -1,5 +1,7 @@
 //! Putting the kubelet together.
 
+mod machine;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,14 +10,16 @@ use std::time::Duration;
 use skiff_cri::Runtime;
 use skiff_daemon::{Context, error_chain};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::{Agent, Ids};
-use crate::cgroups::{self, Cgroups, Driver, Rules};
+use crate::cgroups::Rules;
 use crate::config::Config;
 use crate::config::sources::manifests::Manifests;
 use crate::config::sources::{self, Source};
+use crate::eviction::{self, Pressure};
+use crate::image_gc::ImageGc;
 use crate::images::Images;
 use crate::metrics::{Measured, Measures, Running};
 use crate::node::{NodeTask, facts};
@@ -24,10 +28,9 @@ use crate::pods::{self, Directory, Inputs};
 use crate::services::Services;
 use crate::stats::Stats;
 use crate::volumes::{Tokens, Volumes};
-use crate::{admission, dns, events, local_storage, node, server};
+use crate::{admission, dns, events, local_storage, log_rotation, node, server};
 
 const UPDATES: usize = 256;
-const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
 /// Why the kubelet cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,15 @@ pub enum Error {
     /// cgroups do not work.
     #[error("cannot set up the cgroups of pods; check cgroupRoot and that cgroups are mounted writable")]
     Cgroups(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The runtime asks for systemd where there is none.
+    #[error(
+        "the container runtime uses the systemd cgroup driver, but systemd does not run here; set SystemdCgroup = false in \
+         containerd's configuration, or cgroupDriver: cgroupfs where the runtime does not tell"
+    )]
+    NoSystemd,
+    /// The machine swaps.
+    #[error("running with swap on is not supported, please disable swap ({0}) or set --fail-swap-on flag to false")]
+    Swap(String),
     /// The server's address is taken.
     #[error("cannot listen on {address}: is another kubelet running here?")]
     Listen {
@@ -66,6 +78,8 @@ pub enum Error {
 
 /// Runs the kubelet against the configured container runtime until shutdown.
 pub async fn run(config: Config, client: kube::Client, daemon: Context) -> Result<(), Error> {
+    machine::check_swap(&config)?;
+    machine::protect_from_oom(config.kubelet.oom_score_adj);
     let endpoint = config.kubelet.container_runtime_endpoint.clone();
     let timeout = config.kubelet.runtime_request_timeout.0;
     let runtime = Arc::new(skiff_cri::Client::new(&endpoint).with_timeout(timeout));
@@ -98,10 +112,14 @@ pub async fn run_with(
     let probe_metrics = skiff_daemon::Metrics::default();
     let measures = Measures::new(&daemon.metrics, &probe_metrics, &name);
     let runtime: Arc<dyn Runtime> = Arc::new(Measured::new(runtime, measures.clone()));
-    let cgroups = open_cgroups(&config)?;
     let runtime_name = runtime_name(&runtime, &daemon).await;
+    if daemon.shutdown.is_cancelled() {
+        return Ok(());
+    }
+    let cgroups = machine::open_cgroups(&config, &facts, &runtime).await?;
     let shutdown = daemon.shutdown.clone();
     let (recorder, writer) = events::recorder(&name);
+    let (told, pressure) = watch::channel(Pressure::default());
     let (object_sender, objects_changed) = mpsc::unbounded_channel();
     let objects = Objects::new(client.clone(), object_sender);
     let services = Services::new();
@@ -137,6 +155,7 @@ pub async fn run_with(
         ids: Ids::default(),
         machine: facts.clone(),
         measures: measures.clone(),
+        pressure: pressure.clone(),
         config: config.clone(),
     });
     let directory = Directory::default();
@@ -145,6 +164,14 @@ pub async fn run_with(
         .metrics
         .register(|registry| registry.register_collector(Box::new(running)));
     let stats = Arc::new(Stats::new(agent.clone(), directory.clone()));
+    let images = Arc::new(ImageGc::new(
+        runtime.clone(),
+        recorder.clone(),
+        measures,
+        &config.kubelet,
+    ));
+    let mut evictions = eviction::Manager::new(agent.clone(), directory.clone(), stats.clone(), images.clone(), told);
+    evictions.look().await;
     let mut tasks = JoinSet::new();
     if kubelet.enable_server {
         let listener = listen(&config).await?;
@@ -179,6 +206,9 @@ pub async fn run_with(
     }
     tasks.spawn(sources::api(client.clone(), name.clone(), updates, shutdown.clone()));
     tasks.spawn(writer.run(client.clone(), shutdown.clone()));
+    tasks.spawn(evictions.run(shutdown.clone()));
+    tasks.spawn(images.run(shutdown.clone()));
+    tasks.spawn(log_rotation::run(agent.clone(), directory.clone(), shutdown.clone()));
     tasks.spawn(services.run(client.clone(), shutdown.clone()));
     let task = NodeTask {
         client,
@@ -188,10 +218,13 @@ pub async fn run_with(
         name,
         ips,
         facts,
+        pressure,
         heard: parking_lot::Mutex::default(),
     };
     tasks.spawn(task.run(daemon.health.readiness("node-registered"), shutdown.clone()));
-    tasks.spawn(local_storage::watch(agent.clone(), directory.clone(), shutdown.clone()));
+    if agent.config.kubelet.local_storage_capacity_isolation {
+        tasks.spawn(local_storage::watch(agent.clone(), directory.clone(), shutdown.clone()));
+    }
     let inputs = Inputs {
         sources,
         updates: received,
@@ -214,17 +247,6 @@ fn make_dir(path: &Path) -> Result<(), Error> {
         path: path.into(),
         source,
     })
-}
-
-fn open_cgroups(config: &Config) -> Result<Cgroups, Error> {
-    let driver = if config.kubelet.cgroup_driver == "systemd" {
-        Driver::Systemd
-    } else {
-        Driver::Cgroupfs
-    };
-    let opened: Result<Cgroups, cgroups::Error> =
-        Cgroups::open(Path::new(CGROUP_MOUNT), &config.kubelet.cgroup_root, driver);
-    opened.map_err(|error| Error::Cgroups(Box::new(error)))
 }
 
 /// Asks the runtime for its name; waits for it to come up, since nothing can run without it.

@@ -31,7 +31,7 @@ use machine::Interface;
 
 pub(crate) use cadvisor::cadvisor;
 pub(crate) use resource::resource;
-pub(crate) use summary::summary;
+pub(crate) use summary::{ephemeral, summary};
 
 /// How old a look may be that is shown again.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -164,16 +164,16 @@ impl Stats {
         }
     }
 
-    /// What a pod has on the disk; takes as long as walking its directories.
-    pub(crate) async fn disk_of(self: &Arc<Self>, pod: &Arc<Pod>) -> PodDisk {
+    /// What a pod has on the disk, as of `max_age` ago at most; takes as long as walking its directories.
+    pub(crate) async fn disk_of(self: &Arc<Self>, pod: &Arc<Pod>, max_age: Duration) -> PodDisk {
         let (stats, pod) = (self.clone(), pod.clone());
-        let walk = tokio::task::spawn_blocking(move || stats.walk(&pod));
+        let walk = tokio::task::spawn_blocking(move || stats.walk(&pod, max_age));
         walk.await.unwrap_or_default()
     }
 
-    fn walk(&self, pod: &Pod) -> PodDisk {
+    fn walk(&self, pod: &Pod, max_age: Duration) -> PodDisk {
         let logs = self.agent.log_dir(pod);
-        let contents = |path: &Path| self.directories.contents(path);
+        let contents = |path: &Path| self.directories.contents(path, max_age);
         let volumes = pod::spec(pod).volumes.iter().flatten().filter(|volume| kept(volume));
         PodDisk {
             logs: pod::containers(pod)

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use skiff_api::quantity::Quantity;
 
 use super::{Error, GoDuration};
 
@@ -58,13 +57,33 @@ pub struct KubeletConfiguration {
     pub node_status_max_images: i32,
     pub serialize_image_pulls: bool,
     pub max_parallel_image_pulls: Option<i32>,
+    #[serde(rename = "imageMinimumGCAge")]
+    pub image_minimum_gc_age: GoDuration,
+    #[serde(rename = "imageMaximumGCAge")]
+    pub image_maximum_gc_age: GoDuration,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    pub image_gc_high_threshold_percent: i32,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    pub image_gc_low_threshold_percent: i32,
     pub eviction_hard: BTreeMap<String, String>,
+    pub eviction_soft: BTreeMap<String, String>,
+    pub eviction_soft_grace_period: BTreeMap<String, GoDuration>,
+    pub eviction_minimum_reclaim: BTreeMap<String, String>,
+    pub eviction_pressure_transition_period: GoDuration,
+    pub eviction_max_pod_grace_period: i32,
+    pub merge_default_eviction_settings: bool,
+    pub local_storage_capacity_isolation: bool,
     pub system_reserved: BTreeMap<String, String>,
     pub kube_reserved: BTreeMap<String, String>,
+    pub system_reserved_cgroup: String,
+    pub kube_reserved_cgroup: String,
     pub enforce_node_allocatable: Vec<String>,
+    pub oom_score_adj: i32,
     pub fail_swap_on: bool,
     pub container_log_max_size: String,
     pub container_log_max_files: i32,
+    pub container_log_max_workers: i32,
+    pub container_log_monitor_interval: GoDuration,
     pub register_with_taints: Vec<Taint>,
     pub register_node: bool,
     pub container_runtime_endpoint: String,
@@ -185,21 +204,29 @@ impl Default for KubeletConfiguration {
             node_status_max_images: 50,
             serialize_image_pulls: true,
             max_parallel_image_pulls: None,
-            eviction_hard: [
-                ("memory.available", "100Mi"),
-                ("nodefs.available", "10%"),
-                ("nodefs.inodesFree", "5%"),
-                ("imagefs.available", "15%"),
-                ("imagefs.inodesFree", "5%"),
-            ]
-            .map(|(signal, threshold)| (signal.to_owned(), threshold.to_owned()))
-            .into(),
+            image_minimum_gc_age: GoDuration::seconds(120),
+            image_maximum_gc_age: GoDuration::seconds(0),
+            image_gc_high_threshold_percent: 85,
+            image_gc_low_threshold_percent: 80,
+            eviction_hard: eviction_hard(),
+            eviction_soft: BTreeMap::new(),
+            eviction_soft_grace_period: BTreeMap::new(),
+            eviction_minimum_reclaim: BTreeMap::new(),
+            eviction_pressure_transition_period: GoDuration::seconds(300),
+            eviction_max_pod_grace_period: 0,
+            merge_default_eviction_settings: false,
+            local_storage_capacity_isolation: true,
             system_reserved: BTreeMap::new(),
             kube_reserved: BTreeMap::new(),
+            system_reserved_cgroup: String::new(),
+            kube_reserved_cgroup: String::new(),
+            oom_score_adj: -999,
             enforce_node_allocatable: vec!["pods".into()],
             fail_swap_on: true,
             container_log_max_size: "10Mi".into(),
             container_log_max_files: 5,
+            container_log_max_workers: 1,
+            container_log_monitor_interval: GoDuration::seconds(10),
             register_with_taints: Vec::new(),
             register_node: true,
             container_runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
@@ -252,23 +279,30 @@ impl KubeletConfiguration {
                 "tlsCertFile and tlsPrivateKeyFile go together; set both".into(),
             );
         }
-        for (field, thresholds) in [
-            ("evictionHard", &self.eviction_hard),
-            ("kubeReserved", &self.kube_reserved),
-            ("systemReserved", &self.system_reserved),
-        ] {
-            for (name, value) in thresholds {
-                let percent = value.strip_suffix('%').and_then(|p| p.parse::<f64>().ok());
-                if percent.is_none() && value.parse::<Quantity>().is_err() {
-                    return invalid(
-                        field,
-                        format!("{name}: {value:?} is neither a quantity nor a percentage"),
-                    );
-                }
+        super::checks::check(self)
+    }
+
+    /// What follows from other fields.
+    pub(super) fn complete(&mut self) {
+        if self.merge_default_eviction_settings {
+            for (signal, threshold) in eviction_hard() {
+                self.eviction_hard.entry(signal).or_insert(threshold);
             }
         }
-        Ok(())
     }
+}
+
+/// Upstream's hard thresholds.
+fn eviction_hard() -> BTreeMap<String, String> {
+    [
+        ("memory.available", "100Mi"),
+        ("nodefs.available", "10%"),
+        ("nodefs.inodesFree", "5%"),
+        ("imagefs.available", "15%"),
+        ("imagefs.inodesFree", "5%"),
+    ]
+    .map(|(signal, threshold)| (signal.to_owned(), threshold.to_owned()))
+    .into()
 }
 
 impl Default for Webhook {
@@ -303,8 +337,6 @@ impl Default for WebhookAuthorization {
 pub(super) fn known_elsewhere(field: &str) -> bool {
     const KNOWN: &[&str] = &[
         "configMapAndSecretChangeDetectionStrategy",
-        "containerLogMaxWorkers",
-        "containerLogMonitorInterval",
         "contentType",
         "cpuManagerPolicy",
         "cpuManagerPolicyOptions",
@@ -316,37 +348,23 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "enableSystemLogQuery",
         "eventBurst",
         "eventRecordQPS",
-        "evictionMaxPodGracePeriod",
-        "evictionMinimumReclaim",
-        "evictionPressureTransitionPeriod",
-        "evictionSoft",
-        "evictionSoftGracePeriod",
         "featureGates",
         "failCgroupV1",
         "hairpinMode",
         "httpCheckFrequency",
-        "imageGCHighThresholdPercent",
-        "imageGCLowThresholdPercent",
-        "imageMaximumGCAge",
-        "imageMinimumGCAge",
         "imagePullCredentialsVerificationPolicy",
         "iptablesDropBit",
         "iptablesMasqueradeBit",
         "kernelMemcgNotification",
         "kubeAPIBurst",
         "kubeAPIQPS",
-        "kubeReservedCgroup",
         "kubeletCgroups",
-        "localStorageCapacityIsolation",
         "logging",
         "makeIPTablesUtilChains",
         "maxOpenFiles",
         "memoryManagerPolicy",
         "memorySwap",
         "memoryThrottlingFactor",
-        "mergeDefaultEvictionSettings",
-        "nodeLeaseDurationSeconds",
-        "oomScoreAdj",
         "podsPerCore",
         "preloadedImagesVerificationAllowlist",
         "protectKernelDefaults",
@@ -368,7 +386,6 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "staticPodURL",
         "staticPodURLHeader",
         "systemCgroups",
-        "systemReservedCgroup",
         "tlsCipherSuites",
         "tlsMinVersion",
         "topologyManagerPolicy",

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use skiff_api::quantity::Quantity;
-
-use crate::config::Config;
+use crate::stats::disk;
 
 /// Facts that do not change while the kubelet runs.
 #[derive(Clone, Debug, Default)]
@@ -22,14 +20,6 @@ pub(crate) struct Facts {
     pub(crate) boot_id: String,
     pub(crate) kernel: String,
     pub(crate) os_image: String,
-}
-
-/// Which thresholds of `evictionHard` are crossed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Pressure {
-    pub(crate) memory: bool,
-    pub(crate) disk: bool,
-    pub(crate) pids: bool,
 }
 
 /// `amd64`, `arm64`: Go's names.
@@ -51,7 +41,7 @@ pub(crate) fn read(root: &Path) -> Facts {
     Facts {
         cpus: i64::try_from(cpus).unwrap_or(1).max(1),
         memory: meminfo("MemTotal"),
-        storage: disk(root).map_or(0, |disk| disk.total),
+        storage: disk::file_system(root).map_or(0, |system| i64::try_from(system.capacity).unwrap_or(i64::MAX)),
         hugepages: hugepages(Path::new("/sys/kernel/mm/hugepages")),
         system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
         machine_id,
@@ -98,64 +88,6 @@ fn hugepages(dir: &Path) -> BTreeMap<String, i64> {
     pages
 }
 
-struct Disk {
-    total: i64,
-    available: i64,
-    inodes: i64,
-    inodes_free: i64,
-}
-
-fn disk(path: &Path) -> Option<Disk> {
-    let existing = path.ancestors().find(|path| path.exists())?;
-    let stat = nix::sys::statvfs::statvfs(existing).ok()?;
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    let size = number(stat.fragment_size());
-    Some(Disk {
-        total: number(stat.blocks()).saturating_mul(size),
-        available: number(stat.blocks_available()).saturating_mul(size),
-        inodes: number(stat.files()),
-        inodes_free: number(stat.files_free()),
-    })
-}
-
-/// Bytes that a threshold of `evictionHard` keeps free.
-pub(crate) fn threshold(config: &Config, signal: &str, capacity: i64) -> i64 {
-    let Some(text) = config.kubelet.eviction_hard.get(signal) else {
-        return 0;
-    };
-    match text.strip_suffix('%').and_then(|percent| percent.parse::<f64>().ok()) {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
-        // a share of a capacity stays far below i64's limits
-        Some(percent) => (capacity as f64 * percent / 100.0) as i64,
-        None => text
-            .parse::<Quantity>()
-            .ok()
-            .and_then(|quantity| i64::try_from(quantity.value()).ok())
-            .unwrap_or(0),
-    }
-}
-
-/// Looks at what is left.
-pub(crate) fn pressure(config: &Config) -> Pressure {
-    let memory = meminfo("MemAvailable");
-    let mut pressure = Pressure {
-        memory: memory > 0 && memory < threshold(config, "memory.available", meminfo("MemTotal")),
-        ..Pressure::default()
-    };
-    if let Some(disk) = disk(&config.flags.root_dir) {
-        for signal in ["nodefs.available", "imagefs.available"] {
-            pressure.disk |= disk.available < threshold(config, signal, disk.total);
-        }
-        for signal in ["nodefs.inodesFree", "imagefs.inodesFree"] {
-            pressure.disk |= disk.inodes > 0 && disk.inodes_free < threshold(config, signal, disk.inodes);
-        }
-    }
-    if let Some((used, limit)) = pids() {
-        pressure.pids = limit - used < threshold(config, "pid.available", limit);
-    }
-    pressure
-}
-
 /// Processes that run, and how many may.
 pub(crate) fn pids() -> Option<(i64, i64)> {
     let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max")
@@ -183,15 +115,6 @@ pub(crate) fn default_ip() -> Option<std::net::IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thresholds() {
-        let mut config = Config::default();
-        assert_eq!(threshold(&config, "memory.available", 1 << 30), 100 << 20);
-        assert_eq!(threshold(&config, "nodefs.available", 1000), 100);
-        config.kubelet.eviction_hard.clear();
-        assert_eq!(threshold(&config, "nodefs.available", 1000), 0);
-    }
 
     #[test]
     fn names() {

@@ -13,8 +13,9 @@ use skiff_api::k8s_openapi::jiff::Timestamp;
 use skiff_api::quantity::Quantity;
 use skiff_cri::{Image, RuntimeStatus, RuntimeVersion};
 
-use super::facts::{self, Facts, Pressure};
+use super::facts::{self, Facts};
 use crate::config::Config;
+use crate::eviction::{Amount, Pressure};
 
 /// Names shown of one image.
 const NAMES: usize = 5;
@@ -146,13 +147,20 @@ pub(crate) fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Qu
             take(reserved.get(resource).and_then(|text| text.parse().ok()));
         }
         let kept = match resource.as_str() {
-            "memory" => facts::threshold(config, "memory.available", facts.memory),
-            "ephemeral-storage" => facts::threshold(config, "nodefs.available", facts.storage),
+            "memory" => kept_free(config, "memory.available", facts.memory),
+            "ephemeral-storage" => kept_free(config, "nodefs.available", facts.storage),
             _ => 0,
         };
         take((kept > 0).then(|| kibi(kept)));
     }
     allocatable
+}
+
+/// What a hard threshold keeps free.
+fn kept_free(config: &Config, signal: &str, capacity: i64) -> i64 {
+    let text = config.kubelet.eviction_hard.get(signal);
+    text.and_then(|text| Amount::parse(text))
+        .map_or(0, |amount| amount.of(capacity))
 }
 
 fn raw(list: &BTreeMap<String, Quantity>) -> BTreeMap<String, RawQuantity> {

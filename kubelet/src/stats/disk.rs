@@ -9,8 +9,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How long a directory's figure holds: walking one is costly.
-const MAX_AGE: Duration = Duration::from_secs(60);
+/// How long a directory's figure is remembered.
+const REMEMBERED: Duration = Duration::from_secs(60);
 /// Blocks of `st_blocks`.
 const BLOCK: u64 = 512;
 
@@ -90,17 +90,17 @@ pub(crate) fn contents(path: &Path) -> Contents {
 }
 
 impl Directories {
-    /// As [`contents`], from memory where that is not too old.
-    pub(crate) fn contents(&self, path: &Path) -> Contents {
+    /// As [`contents`], from memory where that is younger than `max_age`.
+    pub(crate) fn contents(&self, path: &Path, max_age: Duration) -> Contents {
         let now = Instant::now();
         if let Some((at, known)) = self.known.lock().get(path)
-            && now.duration_since(*at) < MAX_AGE
+            && now.duration_since(*at) < max_age
         {
             return *known;
         }
         let found = contents(path);
         let mut known = self.known.lock();
-        known.retain(|_, (at, _)| now.duration_since(*at) < MAX_AGE);
+        known.retain(|_, (at, _)| now.duration_since(*at) < REMEMBERED);
         known.insert(path.to_owned(), (now, found));
         found
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -11,6 +12,9 @@ use super::disk::{self, Contents, FileSystem};
 use super::machine::{self, Interface};
 use super::{ContainerFigures, Measured, PodDisk, PodFigures, Snapshot, Stats};
 use crate::pod;
+
+/// How old a figure of the disk may be: walking directories is costly.
+const WALK: Duration = Duration::from_secs(60);
 
 /// The summary; with `only_cpu_and_memory` without all that needs a disk.
 pub(crate) async fn summary(stats: &Arc<Stats>, only_cpu_and_memory: bool) -> Value {
@@ -22,7 +26,7 @@ pub(crate) async fn summary(stats: &Arc<Stats>, only_cpu_and_memory: bool) -> Va
     let node_fs = stats.node_fs();
     let mut pods = Vec::new();
     for pod in &snapshot.pods {
-        let disk = stats.disk_of(&pod.pod).await;
+        let disk = stats.disk_of(&pod.pod, WALK).await;
         pods.push(pod_summary(pod, snapshot.at, Some((&disk, node_fs))));
     }
     let mut node = node(stats.node_name(), &snapshot);

@@ -8,6 +8,9 @@ mod api;
 #[path = "../pods/kubelet.rs"]
 mod kubelet;
 mod node;
+mod pulls;
+mod resources;
+mod runtime_away;
 
 use std::time::Duration;
 

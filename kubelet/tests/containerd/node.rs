@@ -43,6 +43,13 @@ impl DerefMut for Node {
 
 impl Node {
     pub(crate) async fn start() -> Self {
+        let mut node = Self::without_kubelet().await;
+        node.start_kubelet();
+        node
+    }
+
+    /// A containerd with its images; the kubelet may be configured before it starts.
+    pub(crate) async fn without_kubelet() -> Self {
         skiff_daemon::install_crypto();
         let directory = tempfile::Builder::new()
             .prefix("skiff-kubelet-")
@@ -60,6 +67,9 @@ impl Node {
             restrict_oom_score: containerd::must_restrict_oom_score(),
         };
         fs::create_dir_all(&containerd.cni_conf_dir).expect("a directory");
+        // Never used, since pods share the node's network; but without one the runtime's network is not ready.
+        let network = json!({"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "loopback"}]});
+        fs::write(containerd.cni_conf_dir.join("10-test.conflist"), network.to_string()).expect("a file");
         let process = spawn(directory.path(), &containerd);
         let socket = containerd.socket.to_string_lossy().into_owned();
         let client = Client::new(&socket);
@@ -69,7 +79,7 @@ impl Node {
         );
         // Pods on the node's network need no CNI plugin.
         let base = json!({"hostNetwork": true, "terminationGracePeriodSeconds": 1});
-        let mut node = Self {
+        let node = Self {
             kubelet: Kubelet::new(directory.path(), &cgroup, base),
             directory,
             containerd,
@@ -84,29 +94,63 @@ impl Node {
             );
         }
         node.import().await;
-        node.start_kubelet();
         node
     }
 
     async fn import(&self) {
-        let busybox = Builder::new(IMAGE)
+        let path = self.directory.path().join("pause.tar");
+        pause::write_archive(File::create(&path).expect("a file")).expect("an archive");
+        self.import_archive(&path, true).await;
+        self.add_image(IMAGE, "", true).await;
+    }
+
+    async fn import_archive(&self, path: &Path, pinned: bool) -> String {
+        let file = File::open(path).expect("a file");
+        let imported = images::import(&self.client, file, Options { pinned }).await;
+        let mut imported = imported.expect("an import");
+        imported.pop().expect("one image").digest
+    }
+
+    /// Imports an image with busybox in it; another `content` makes it another image. Returns its digest.
+    pub(crate) async fn add_image(&self, name: &str, content: &str, pinned: bool) -> String {
+        let path = self.directory.path().join("image.tar");
+        Builder::new(name)
             .file("/bin/busybox", 0o755, "/bin/busybox")
-            .directory("/tmp", 0o777);
-        let (pause_path, path) = (
-            self.directory.path().join("pause.tar"),
-            self.directory.path().join("busybox.tar"),
-        );
-        pause::write_archive(File::create(&pause_path).expect("a file")).expect("an archive");
-        busybox
+            .directory("/tmp", 0o777)
             .link("/bin/sh", "busybox")
+            .bytes("/content", 0o644, content.as_bytes())
             .write(File::create(&path).expect("a file"))
             .expect("an archive; is busybox-static installed?");
-        for archive in [pause_path, path] {
-            let file = File::open(archive).expect("a file");
-            images::import(&self.client, file, Options { pinned: true })
-                .await
-                .expect("an import");
-        }
+        self.import_archive(&path, pinned).await
+    }
+
+    pub(crate) fn runtime(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What containerd names its socket.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.containerd.socket
+    }
+
+    /// SIGSTOP, SIGCONT and the like for containerd.
+    pub(crate) fn signal_containerd(&self, signal: nix::sys::signal::Signal) {
+        let pid = i32::try_from(self.process.id()).expect("a process id");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("a process of ours");
+    }
+
+    /// Ends containerd with SIGKILL; its shims and their containers go on.
+    pub(crate) fn stop_containerd(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+
+    pub(crate) fn start_containerd(&mut self) {
+        self.process = spawn(self.directory.path(), &self.containerd);
     }
 
     pub(crate) fn start_kubelet(&mut self) {

@@ -36,6 +36,9 @@ impl Kubelet {
         config.kubelet.cgroup_root = cgroup.to_owned();
         config.kubelet.enable_server = false;
         config.kubelet.healthz_port = 0;
+        // The disk of the machine is not the test's affair.
+        config.kubelet.eviction_hard.clear();
+        config.kubelet.image_gc_high_threshold_percent = 100;
         Self {
             api: Api::new(),
             config,

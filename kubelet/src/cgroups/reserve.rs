@@ -1,0 +1,193 @@
+//! What the node keeps for itself: limits of the cgroup of all pods, and of the daemons' own.
+
+use std::collections::BTreeMap;
+
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_api::quantity::Quantity;
+
+use super::{Cgroups, Driver, Error, Hierarchy, Limits, below, shares};
+use crate::config::KubeletConfiguration;
+use crate::node::facts::{self, Facts};
+use crate::pod::{self, Qos};
+
+impl Cgroups {
+    /// Enforces what `enforceNodeAllocatable` names.
+    pub(crate) fn reserve(&self, config: &KubeletConfiguration, facts: &Facts) -> Result<(), Error> {
+        for what in &config.enforce_node_allocatable {
+            let (name, reserved) = match what.as_str() {
+                "pods" if self.driver == Driver::Cgroupfs => {
+                    let pids = facts::pids().map(|(_, limit)| limit);
+                    self.create(&self.class_path(Qos::Guaranteed), of_pods(config, facts, pids))?;
+                    continue;
+                }
+                "kube-reserved" | "kube-reserved-compressible" => (&config.kube_reserved_cgroup, &config.kube_reserved),
+                "system-reserved" | "system-reserved-compressible" => {
+                    (&config.system_reserved_cgroup, &config.system_reserved)
+                }
+                _ => continue,
+            };
+            let path = format!("/{}", name.trim_matches('/'));
+            if !self.is_there(&path) {
+                return Err(Error::Absent(path));
+            }
+            let mut limits = of_daemons(reserved);
+            if what.ends_with("-compressible") {
+                (limits.memory, limits.pids) = (None, None);
+            }
+            self.create(&path, limits)?;
+        }
+        Ok(())
+    }
+
+    fn is_there(&self, path: &str) -> bool {
+        match &self.hierarchy {
+            Hierarchy::V1 { mounts } => mounts.get("memory").is_some_and(|mount| below(mount, path).is_dir()),
+            Hierarchy::V2 { mount } => below(mount, path).is_dir(),
+        }
+    }
+
+    /// Gives burstable pods together the weight that they asked for; does nothing when that has not changed.
+    pub(crate) fn weigh_burstable<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Result<(), Error> {
+        if self.driver == Driver::Systemd {
+            return Ok(());
+        }
+        let milli: i128 = pods
+            .filter(|pod| pod::qos(pod) == Qos::Burstable)
+            .filter_map(|pod| Some(skiff_api::pods::requests(pod::spec(pod)).get("cpu")?.as_milli()))
+            .sum();
+        let shares = shares(i64::try_from(milli).unwrap_or(i64::MAX / 1024));
+        let mut told = self.burstable.lock();
+        if *told == Some(shares) {
+            return Ok(());
+        }
+        let limits = Limits {
+            shares: Some(shares),
+            ..Limits::default()
+        };
+        self.create(&self.class_path(Qos::Burstable), limits)?;
+        *told = Some(shares);
+        Ok(())
+    }
+}
+
+fn value(reserved: &BTreeMap<String, String>, resource: &str) -> Option<Quantity> {
+    reserved.get(resource)?.parse().ok()
+}
+
+/// What all pods together may have: the machine less what is reserved. (What eviction keeps free beyond that is not enforced by
+/// cgroups: the kernel would kill before eviction could choose.)
+fn of_pods(config: &KubeletConfiguration, facts: &Facts, pids: Option<i64>) -> Limits {
+    let reserved = |resource: &str| -> Vec<Quantity> {
+        [&config.kube_reserved, &config.system_reserved]
+            .into_iter()
+            .filter_map(|reserved| value(reserved, resource))
+            .collect()
+    };
+    let less = |capacity: i64, taken: i128| i64::try_from(i128::from(capacity) - taken).unwrap_or(0).max(1);
+    let cpu: i128 = reserved("cpu").iter().map(Quantity::as_milli).sum();
+    let memory: i128 = reserved("memory").iter().map(Quantity::value).sum();
+    let processes: i128 = reserved("pid").iter().map(Quantity::value).sum();
+    Limits {
+        shares: Some(shares(less(facts.cpus * 1000, cpu))),
+        memory: (facts.memory > 0).then(|| less(facts.memory, memory)),
+        pids: pids.filter(|_| processes > 0).map(|limit| less(limit, processes)),
+        ..Limits::default()
+    }
+}
+
+/// What daemons may have: what is reserved for them.
+fn of_daemons(reserved: &BTreeMap<String, String>) -> Limits {
+    let whole = |resource: &str| value(reserved, resource).and_then(|quantity| i64::try_from(quantity.value()).ok());
+    Limits {
+        shares: value(reserved, "cpu")
+            .and_then(|cpu| i64::try_from(cpu.as_milli()).ok())
+            .map(shares),
+        memory: whole("memory"),
+        pids: whole("pid"),
+        ..Limits::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(kube: &[(&str, &str)], enforce: &[&str]) -> KubeletConfiguration {
+        KubeletConfiguration {
+            kube_reserved: kube
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            kube_reserved_cgroup: "/daemons".into(),
+            enforce_node_allocatable: enforce.iter().map(|what| (*what).to_owned()).collect(),
+            ..KubeletConfiguration::default()
+        }
+    }
+
+    fn machine() -> Facts {
+        Facts {
+            cpus: 2,
+            memory: 4 << 30,
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn pods_get_what_is_not_reserved() {
+        let config = config(&[("cpu", "500m"), ("memory", "1Gi"), ("pid", "1000")], &["pods"]);
+        let limits = of_pods(&config, &machine(), Some(32_768));
+        assert_eq!(
+            (limits.shares, limits.memory, limits.pids),
+            (Some(1536), Some(3 << 30), Some(31_768))
+        );
+        let nothing = of_pods(&KubeletConfiguration::default(), &machine(), Some(32_768));
+        assert_eq!(
+            (nothing.shares, nothing.memory, nothing.pids),
+            (Some(2048), Some(4 << 30), None)
+        );
+    }
+
+    /// A v1 hierarchy of plain files.
+    fn tree(dir: &Path) -> Cgroups {
+        for controller in ["cpu", "memory", "pids"] {
+            fs::create_dir(dir.join(controller)).unwrap();
+            fs::write(dir.join(controller).join("cgroup.procs"), "").unwrap();
+        }
+        Cgroups::open(dir, "", Driver::Cgroupfs).unwrap()
+    }
+
+    #[test]
+    fn daemons_are_limited_where_their_cgroup_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroups = tree(dir.path());
+        let enforced = config(&[("memory", "1Gi")], &["pods", "kube-reserved"]);
+        let error = cgroups.reserve(&enforced, &machine()).unwrap_err();
+        assert!(error.to_string().contains("/daemons"), "{error}");
+        fs::create_dir(dir.path().join("memory/daemons")).unwrap();
+        cgroups.reserve(&enforced, &machine()).unwrap();
+        let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
+        assert_eq!(read("memory/daemons/memory.limit_in_bytes"), (1_i64 << 30).to_string());
+        assert_eq!(read("memory/kubepods/memory.limit_in_bytes"), (3_i64 << 30).to_string());
+    }
+
+    #[test]
+    fn burstable_pods_weigh_what_they_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroups = tree(dir.path());
+        let burstable =
+            crate::pod::tests::pod(&json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "500m"}}}]}));
+        let best_effort = crate::pod::tests::pod(&json!({"containers": [{"name": "c"}]}));
+        let read = || fs::read_to_string(dir.path().join("cpu/kubepods/burstable/cpu.shares")).unwrap_or_default();
+        cgroups
+            .weigh_burstable([&burstable, &burstable, &best_effort].into_iter())
+            .unwrap();
+        assert_eq!(read(), "1024");
+        cgroups.weigh_burstable([&best_effort].into_iter()).unwrap();
+        assert_eq!(read(), "2");
+    }
+}

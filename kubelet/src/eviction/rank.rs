@@ -1,0 +1,160 @@
+//! Which pod has to go first, as upstream ranks them.
+
+use std::cmp::{Ordering, Reverse};
+use std::sync::Arc;
+
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_api::quantity::Quantity;
+
+use super::signal::Signal;
+use crate::pod;
+
+/// Pods of this priority and above keep a node alive.
+const CRITICAL: i32 = 2_000_000_000;
+
+/// A pod and what it uses of the things that can run short.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Candidate {
+    pub(crate) pod: Arc<Pod>,
+    /// Bytes of memory that cannot be given back at once.
+    pub(crate) memory: i64,
+    /// Bytes on the disk.
+    pub(crate) disk: i64,
+    pub(crate) inodes: i64,
+    pub(crate) processes: i64,
+    /// What each container uses, by name: bytes of memory and of disk.
+    pub(crate) containers: Vec<(String, i64, i64)>,
+}
+
+/// Whether a pod is never evicted: static pods, their mirrors, and those of the system's priority.
+pub(crate) fn is_critical(pod: &Pod) -> bool {
+    let source = pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(pod::CONFIG_SOURCE));
+    let is_static = source.is_some_and(|source| source != "api");
+    is_static || pod::is_mirror(pod) || priority(pod) >= CRITICAL
+}
+
+fn priority(pod: &Pod) -> i32 {
+    pod::spec(pod).priority.unwrap_or(0)
+}
+
+/// What a pod asked for of a resource.
+fn request(pod: &Pod, resource: &str) -> i64 {
+    let requests = skiff_api::pods::requests(pod::spec(pod));
+    let value = requests.get(resource).map_or(0, Quantity::value);
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Sorts the first to go to the front: those above their request, of low priority, far above their request.
+pub(crate) fn rank(candidates: &mut [Candidate], signal: Signal) {
+    candidates.sort_by(|a, b| match signal.resource() {
+        "pids" => by_priority(a, b).then_with(|| b.processes.cmp(&a.processes)),
+        // Nobody requests inodes: all are above.
+        "inodes" => by_priority(a, b).then_with(|| b.inodes.cmp(&a.inodes)),
+        "memory" => above(a, b, "memory", |candidate| candidate.memory),
+        resource => above(a, b, resource, |candidate| candidate.disk),
+    });
+}
+
+fn by_priority(a: &Candidate, b: &Candidate) -> Ordering {
+    priority(&a.pod).cmp(&priority(&b.pod))
+}
+
+fn above(a: &Candidate, b: &Candidate, resource: &str, used: fn(&Candidate) -> i64) -> Ordering {
+    let excess = |candidate: &Candidate| used(candidate) - request(&candidate.pod, resource);
+    let (of_a, of_b) = (excess(a), excess(b));
+    Reverse(of_a > 0)
+        .cmp(&Reverse(of_b > 0))
+        .then_with(|| by_priority(a, b))
+        .then_with(|| of_b.cmp(&of_a))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn candidate(name: &str, priority: i32, request: &str, used: i64) -> Candidate {
+        let mut pod = crate::pod::tests::pod(&json!({
+            "priority": priority,
+            "containers": [{"name": "c", "resources": {"requests": {"memory": request, "ephemeral-storage": request}}}],
+        }));
+        pod.metadata.name = Some(name.into());
+        Candidate {
+            pod: Arc::new(pod),
+            memory: used,
+            disk: used,
+            inodes: used,
+            processes: used,
+            ..Candidate::default()
+        }
+    }
+
+    fn order(signal: Signal, mut candidates: Vec<Candidate>) -> Vec<String> {
+        rank(&mut candidates, signal);
+        let name = |candidate: &Candidate| candidate.pod.metadata.name.clone().unwrap_or_default();
+        candidates.iter().map(name).collect()
+    }
+
+    #[test]
+    fn those_above_their_request_go_first_then_low_priority_then_the_largest_excess() {
+        let candidates = vec![
+            candidate("within", 0, "100", 90),
+            candidate("important", 100, "10", 500),
+            candidate("a little above", 0, "100", 110),
+            candidate("far above", 0, "100", 300),
+            candidate("within, less important", -5, "100", 100),
+        ];
+        let wanted = [
+            "far above",
+            "a little above",
+            "important",
+            "within, less important",
+            "within",
+        ];
+        for signal in [
+            Signal::Memory,
+            Signal::AllocatableMemory,
+            Signal::NodeFs,
+            Signal::ImageFs,
+        ] {
+            assert_eq!(order(signal, candidates.clone()), wanted, "{signal:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_requests_processes_or_inodes() {
+        let candidates = vec![
+            candidate("few", 0, "1000", 10),
+            candidate("many", 0, "1000", 90),
+            candidate("important", 1, "0", 1000),
+        ];
+        for signal in [Signal::Pids, Signal::NodeFsInodes] {
+            assert_eq!(
+                order(signal, candidates.clone()),
+                ["many", "few", "important"],
+                "{signal:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn critical_pods() {
+        let mut p = crate::pod::tests::pod(&json!({"containers": [], "priority": 2_000_000_000}));
+        assert!(is_critical(&p));
+        p.spec.as_mut().unwrap().priority = Some(5);
+        assert!(!is_critical(&p));
+        for (annotation, value, critical) in [
+            ("kubernetes.io/config.source", "file", true),
+            ("kubernetes.io/config.source", "api", false),
+            ("kubernetes.io/config.mirror", "x", true),
+        ] {
+            p.metadata.annotations = Some([(annotation.to_owned(), value.to_owned())].into());
+            assert_eq!(is_critical(&p), critical, "{annotation}={value}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What a node does when its disk or memory runs short, and with logs that grow.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use skiff_cri::Runtime as _;
+use skiff_kubelet::config::GoDuration;
+use tokio::time::Instant;
+
+use crate::kubelet::Kubelet;
+use crate::node::Node;
+use crate::{container, is_ready};
+
+/// How long a thing may take on a machine that compiles beside it.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Looks until it holds: for what is told by nothing but the thing itself.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn logs_are_rotated_compressed_and_linked() {
+    let mut node = Node::without_kubelet().await;
+    let logs = node.path_of("var/pods");
+    let kubelet = &mut node.config.kubelet;
+    kubelet.pod_logs_dir.clone_from(&logs);
+    kubelet.container_log_max_size = "20Ki".into();
+    kubelet.container_log_max_files = 3;
+    kubelet.container_log_monitor_interval = GoDuration::seconds(3);
+    node.start_kubelet();
+    let write = "i=0; while true; do i=$((i+1)); echo line $i of a log that grows; /bin/busybox usleep 1000; done";
+    node.create("p", &json!({"containers": [container(write)]}));
+    let status = node.until_status("p", "ready pod", is_ready).await;
+    let dir = logs.join("ns_p_uid-p/c");
+    until("an open log, a rotated one and a compressed one", async || {
+        let names = names(&dir);
+        names.len() == 3
+            && names[0] == "0.log"
+            && names[1].starts_with("0.log.20")
+            && names[1].ends_with(".gz")
+            && !names[2].ends_with(".gz")
+    })
+    .await;
+    // The container goes on writing, into the new file.
+    let size = || std::fs::metadata(dir.join("0.log")).map_or(0, |metadata| metadata.len());
+    let before = size();
+    until("a log that grows", async || size() != before).await;
+    let id = status["containerStatuses"][0]["containerID"]
+        .as_str()
+        .unwrap_or_default();
+    let link = format!("p_ns_c-{}.log", id.trim_start_matches("containerd://"));
+    let links = node.path_of("var/containers");
+    until("a link", async || {
+        std::fs::read_link(links.join(&link)).is_ok_and(|to| to == dir.join("0.log"))
+    })
+    .await;
+    node.delete("p", 1);
+    node.until_gone("p").await;
+    until("no link", async || names(&links).is_empty()).await;
+}
+
+#[tokio::test]
+async fn images_that_nobody_uses_go_but_not_the_others() {
+    let mut node = Node::without_kubelet().await;
+    node.add_image("localhost/test/unused:1", "unused", false).await;
+    node.add_image("localhost/test/used:1", "used", false).await;
+    node.add_image("localhost/test/imported:1", "imported", true).await;
+    node.start_kubelet();
+    let mut used = container("/bin/busybox sleep 1000");
+    used["image"] = "localhost/test/used:1".into();
+    node.create("p", &json!({"containers": [used]}));
+    node.until_status("p", "ready pod", is_ready).await;
+    node.kill().await;
+    // Whatever the disk holds is too much now, and nothing is too young.
+    let kubelet = &mut node.config.kubelet;
+    kubelet.image_gc_high_threshold_percent = 1;
+    kubelet.image_gc_low_threshold_percent = 0;
+    kubelet.image_minimum_gc_age = GoDuration::seconds(0);
+    node.start_kubelet();
+    let present = async |name: &str| node.runtime().image_status(name).await.expect("an answer").is_some();
+    until("the unused image is gone", async || {
+        !present("localhost/test/unused:1").await
+    })
+    .await;
+    for name in [
+        "localhost/test/used:1",
+        "localhost/test/imported:1",
+        crate::IMAGE,
+        skiff_cri::pause::IMAGE,
+    ] {
+        assert!(present(name).await, "{name}");
+    }
+    let told = |event: &String| event.starts_with("FreeDiskSpaceFailed");
+    until("an event", async || node.api.events().iter().any(told)).await;
+}
+
+fn sleeper(requests: &Value) -> Value {
+    let mut spec = container("/bin/busybox sleep 1000");
+    spec["resources"] = json!({"requests": requests});
+    spec
+}
+
+fn condition(status: &Value, kind: &str) -> Value {
+    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    conditions
+        .into_iter()
+        .find(|condition| condition["type"] == kind)
+        .unwrap_or_default()
+}
+
+#[tokio::test]
+async fn pods_are_evicted_when_memory_runs_short_but_not_critical_ones() {
+    let mut node = Node::start().await;
+    node.create("greedy", &json!({"containers": [sleeper(&json!({}))]}));
+    node.create("modest", &json!({"containers": [sleeper(&json!({"memory": "64Mi"}))]}));
+    node.create(
+        "critical",
+        &json!({"priority": 2_000_001_000, "containers": [sleeper(&json!({}))]}),
+    );
+    for name in ["greedy", "modest", "critical"] {
+        node.until_status(name, "ready pod", is_ready).await;
+    }
+    node.kill().await;
+    // More than any machine has left.
+    let threshold = ("memory.available".to_owned(), "99%".to_owned());
+    node.config.kubelet.eviction_hard = [threshold].into();
+    node.start_kubelet();
+    let evicted = |status: &Value| status["reason"] == "Evicted" && status["phase"] == "Failed";
+    let greedy = node.until_status("greedy", "eviction", evicted).await;
+    let message = greedy["message"].as_str().unwrap_or_default();
+    assert!(
+        message.starts_with("The node was low on resource: memory. Threshold quantity: ")
+            && message.contains("Container c was using ")
+            && message.contains(", request is 0, has larger consumption of memory. "),
+        "{message}"
+    );
+    let target = condition(&greedy, "DisruptionTarget");
+    assert_eq!(
+        (&target["status"], &target["reason"]),
+        (&json!("True"), &json!("TerminationByKubelet")),
+        "{greedy}"
+    );
+    // The one within its request goes after it.
+    let modest = node.until_status("modest", "eviction", evicted).await;
+    let ended = |status: &Value| {
+        let state = &status["containerStatuses"][0]["state"]["terminated"]["finishedAt"];
+        state.as_str().unwrap_or_default().to_owned()
+    };
+    assert!(ended(&greedy) <= ended(&modest), "{greedy} {modest}");
+    assert!(
+        !modest["message"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("Container c was using"),
+        "{modest}"
+    );
+    let critical = node.api.get(&Kubelet::path("critical")).expect("the pod");
+    assert!(is_ready(&critical["status"]), "{critical}");
+    let conditions = node.api.get("/api/v1/nodes/node-1").expect("the node")["status"].clone();
+    assert_eq!(
+        condition(&conditions, "MemoryPressure")["status"],
+        "True",
+        "{conditions}"
+    );
+    // New pods are turned away, as upstream does it.
+    node.create("late", &json!({"containers": [sleeper(&json!({}))]}));
+    let late = node.until_status("late", "refusal", evicted).await;
+    assert_eq!(
+        late["message"],
+        "Pod was rejected: The node had condition: [MemoryPressure]. "
+    );
+    node.until_event("EvictionThresholdMet: Attempting to reclaim memory")
+        .await;
+}
+
+#[tokio::test]
+async fn a_pod_that_fills_its_volume_beyond_the_limit_is_evicted() {
+    let node = Node::start().await;
+    let mut spec = container("/bin/busybox dd if=/dev/zero of=/v/file bs=1M count=3; /bin/busybox sleep 1000");
+    spec["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]);
+    node.create("p", &json!({"containers": [spec], "volumes": volumes}));
+    let evicted = |status: &Value| status["reason"] == "Evicted";
+    let status = node.until_status("p", "eviction", evicted).await;
+    assert_eq!(
+        status["message"],
+        "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". "
+    );
+}
