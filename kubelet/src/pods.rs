@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_cri::events::{EventKind, Notice};
 use skiff_daemon::Shutdown;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::admission;
 use crate::agent::Agent;
@@ -31,6 +32,8 @@ const ENDED: usize = 4096;
 /// The pods as others may see them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Directory {
+    /// When the dispatcher last began a round.
+    beat: Arc<Mutex<Option<Instant>>>,
     handles: Arc<RwLock<HashMap<String, Handle>>>,
 }
 
@@ -44,6 +47,11 @@ pub(crate) struct Entry {
 }
 
 impl Directory {
+    /// How long ago the dispatcher last began a round; none before its first.
+    pub(crate) fn last_round(&self) -> Option<Duration> {
+        self.beat.lock().map(|at| at.elapsed())
+    }
+
     /// All pods.
     pub(crate) fn all(&self) -> Vec<Entry> {
         self.handles.read().values().map(entry).collect()
@@ -115,6 +123,7 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
     let mut relist = tokio::time::interval(RELIST);
     relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        *dispatcher.directory.beat.lock() = Some(Instant::now());
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
@@ -284,7 +293,7 @@ impl Dispatcher {
 
     /// Asks the runtime for everything: pods that changed unseen are looked at, pods that nobody wants are ended.
     async fn relist(&mut self) {
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let pods = match observed::pods(&self.agent.runtime).await {
             Ok(pods) => pods,
             Err(error) => {

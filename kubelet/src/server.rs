@@ -35,6 +35,9 @@ use auth::{Access, User};
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// How long the dispatcher may be busy with one round: a runtime that stalls holds it up for its timeout, twice a minute.
+const ROUND_WITHIN: Duration = Duration::from_secs(300);
+
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Why the server cannot be set up.
@@ -203,7 +206,8 @@ impl Server {
         let get = request.method() == Method::GET || request.method() == Method::HEAD;
         self.count(request.method(), parts.first().copied().unwrap_or_default(), &query);
         match parts.as_slice() {
-            ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] if get => Ok(text_response(StatusCode::OK, "ok")),
+            ["healthz", "ping" | "log"] if get => Ok(text_response(StatusCode::OK, "ok")),
+            ["healthz"] | ["healthz", "syncloop"] if get => self.healthz(flag(&query, &["verbose"])),
             ["pods"] if get => Ok(self.pods()),
             ["runningpods"] if get => Ok(self.running_pods()),
             ["metrics"] if get => Ok(open_metrics(&self.metrics)),
@@ -278,6 +282,21 @@ impl Server {
             StatusCode::OK,
             &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}),
         )
+    }
+
+    /// Whether the kubelet still looks after its pods.
+    fn healthz(&self, verbose: bool) -> Result<Response<Body>, Refusal> {
+        let late = self.directory.last_round().is_none_or(|ago| ago > ROUND_WITHIN);
+        match (late, verbose) {
+            (false, false) => Ok(text_response(StatusCode::OK, "ok")),
+            (false, true) => {
+                let text = "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n";
+                Ok(text_response(StatusCode::OK, text))
+            }
+            (true, _) => Err(Refusal::internal(
+                "[+]ping ok\n[+]log ok\n[-]syncloop failed: sync Loop took longer than expected\nhealthz check failed\n",
+            )),
+        }
     }
 
     /// The pods that the runtime knows, as far as it knows them.
