@@ -39,6 +39,7 @@ fmt: ## Format the code
 
 bench: deps-test build ## Measure against shared/TARGETS.md's figures
 	@bench/run.sh
+	@cargo bench -p skiff-proxy --bench services
 
 deps-up:
 	@packaging/deps.sh up

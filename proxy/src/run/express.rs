@@ -15,9 +15,9 @@ use crate::plan::{self, plan};
 /// With fewer rules than these, the kernel is quick enough to change them in place (10 ms).
 const MANY_RULES: usize = 10_000;
 /// Changes move in with the others when nothing has changed for this long …
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_secs(1);
 /// … but no later than this.
-const AGE: Duration = Duration::from_secs(2);
+const AGE: Duration = Duration::from_secs(10);
 
 impl Proxy {
     /// Puts Services into force by the small table, if all of them can be. What is there then moves in later.
