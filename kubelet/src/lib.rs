@@ -4,12 +4,15 @@
 //! serves after a restart.
 //!
 //! Tasks and what they own:
-//! - [`config::sources`] watches the API server's pods of this node and sends updates to the dispatcher;
-//! - the dispatcher ([`pods`]) owns the set of workers; it hands on updates, the runtime's events and changed objects,
+//! - [`config::sources`] watches the API server's pods of this node, and the manifests of static pods, and sends updates to
+//!   the dispatcher;
+//! - the dispatcher ([`pods`]) owns the set of workers and the mirrors of static pods; it asks [`admission`] (pure) about new
+//!   pods, hands on updates, the runtime's events and changed objects,
 //!   and asks the runtime for everything once a minute and after each lost connection;
 //! - one worker a pod ([`pod_worker`]) owns all memory of its pod: `observe` → [`plan`] (pure) → [`execute`] (alone touches
 //!   runtime, volumes, cgroups) → [`status`] (pure) → one patch; one task a probe ([`probes`]) reports to it;
 //! - one task a ConfigMap or Secret in use ([`objects`]), one for all Services ([`services`]);
+//! - [`local_storage`] measures pods that have a limit of their disk, and evicts those that exceed it;
 //! - [`stats`] looks at what pods use when somebody asks, [`metrics`] counts what the kubelet does;
 //! - [`eviction`] watches for what runs short, [`image_gc`] removes images, [`log_rotation`] rotates logs;
 //! - [`node`] registers the node, keeps its conditions and its lease; [`events`] writes events; [`server`] serves :10250.

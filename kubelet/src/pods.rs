@@ -102,6 +102,8 @@ struct Dispatcher {
     ended_order: VecDeque<String>,
     /// Sources that have not told all their pods yet: until then, a container without a pod is no orphan.
     awaited: HashSet<Source>,
+    /// Whether the runtime was asked since then.
+    looked: bool,
     statics: Statics,
     listed: HashMap<String, PodIds>,
 }
@@ -117,6 +119,7 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
         ended: HashSet::new(),
         ended_order: VecDeque::new(),
         awaited: inputs.sources,
+        looked: false,
         statics: Statics::default(),
         listed: HashMap::new(),
     };
@@ -253,9 +256,13 @@ impl Dispatcher {
         self.agent.objects.release(&uid);
         self.agent.measures.forget(&uid);
         self.weigh();
+        self.listed.remove(&uid);
         match handle.filter(Handle::is_static) {
             Some(handle) => self.static_ended(&handle),
-            None => self.remember(uid),
+            None => {
+                self.remember(uid);
+                self.sweep_mirrors();
+            }
         }
     }
 
@@ -313,7 +320,6 @@ impl Dispatcher {
             self.with(uid, Handle::look);
         }
         if self.awaited.is_empty() {
-            self.sweep_mirrors();
             for (uid, ids) in &pods {
                 if !self.directory.handles.read().contains_key(uid) {
                     self.end_orphan(uid, ids);
@@ -323,6 +329,8 @@ impl Dispatcher {
             garbage::orphans(&self.agent, &wanted);
         }
         self.listed = pods;
+        self.looked |= self.awaited.is_empty();
+        self.sweep_mirrors();
         self.agent.measures.relisted(begun);
     }
 

@@ -53,6 +53,8 @@ pub(crate) struct Probes {
 /// What one attempt found.
 enum Finding {
     Success,
+    /// It counts as success, but somebody should look.
+    Warning(String),
     Failure(String),
     /// Nothing can be said; it counts neither way.
     Unknown(String),
@@ -203,7 +205,7 @@ impl Prober {
             ticks.tick().await;
             let finding = self.probe_once(timeout).await;
             let result = match finding {
-                Finding::Success => "successful",
+                Finding::Success | Finding::Warning(_) => "successful",
                 Finding::Failure(_) => "failed",
                 Finding::Unknown(_) => "unknown",
             };
@@ -211,6 +213,11 @@ impl Prober {
             measures.probed(&self.pod, &self.container.name, self.kind.word(), result);
             let success = match finding {
                 Finding::Success => true,
+                Finding::Warning(output) => {
+                    let text = format!("{} probe warning: {output}", self.kind.word());
+                    self.tell("ProbeWarning", text);
+                    true
+                }
                 Finding::Failure(output) => {
                     self.warn(format!("{} probe failed: {output}", self.kind.word()));
                     false
@@ -248,11 +255,15 @@ impl Prober {
     }
 
     fn warn(&self, message: String) {
+        self.tell("Unhealthy", message);
+    }
+
+    fn tell(&self, reason: &'static str, message: String) {
         self.agent.events.container(
             &self.pod,
             (self.role, &self.container.name),
             Severity::Warning,
-            "Unhealthy",
+            reason,
             message,
         );
     }
@@ -317,7 +328,10 @@ impl Prober {
 
 async fn http_finding(target: &http::Target, timeout: Duration) -> Finding {
     match http::get(target, timeout).await {
-        Ok(answer) if (200..400).contains(&answer.status) => Finding::Success,
+        Ok(answer) if (300..400).contains(&answer.status) => {
+            Finding::Warning(format!("Probe terminated redirects, Response body: {}", answer.body))
+        }
+        Ok(answer) if (200..300).contains(&answer.status) => Finding::Success,
         Ok(answer) => Finding::Failure(format!("HTTP probe failed with statuscode: {}", answer.status)),
         Err(error) => Finding::Failure(error),
     }

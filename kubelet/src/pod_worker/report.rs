@@ -49,6 +49,11 @@ pub(super) struct Reporter {
     last: PodStatus,
     version: u64,
     wanted: Option<Value>,
+    /// What the call under way sends.
+    sent: Option<Value>,
+    /// What the API was last told, and the version that it answered with: an older API server drops fields that it does not
+    /// know, and telling it again would never end.
+    told: Option<(Value, u64)>,
     call: Option<JoinHandle<Answer>>,
     retry: Option<(Instant, Duration)>,
     missing: bool,
@@ -65,6 +70,8 @@ impl Reporter {
             last: PodStatus::default(),
             version: 0,
             wanted: None,
+            sent: None,
+            told: None,
             call: None,
             retry: None,
             missing: false,
@@ -140,12 +147,17 @@ impl Reporter {
         };
         let uid = pod::uid(&object);
         let outdated = self.mirror_change.is_some() && mirror::is_outdated(&object, pod);
+        let told = |wanted: &&Value| {
+            let told = self.told.as_ref();
+            told.is_some_and(|(told, version)| told == *wanted && *version == self.version)
+        };
         let change = self
             .wanted
             .as_ref()
-            .filter(|_| !outdated)
+            .filter(|wanted| !outdated && !told(wanted))
             .and_then(|wanted| patch::diff(uid, &patch::json(&self.last), wanted));
         if let Some(change) = change {
+            self.sent.clone_from(&self.wanted);
             self.call = Some(tokio::spawn(async move {
                 let begun = Instant::now();
                 let patch = Patch::Strategic(change);
@@ -194,6 +206,7 @@ impl Reporter {
             Answer::Patched(pod) => {
                 self.retry = None;
                 let version = version(&pod);
+                self.told = self.sent.take().map(|sent| (sent, version));
                 if version > self.version {
                     self.last = pod.status.unwrap_or_default();
                     self.version = version;

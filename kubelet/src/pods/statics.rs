@@ -8,7 +8,7 @@ use kube::api::{Api, DeleteParams, Preconditions};
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 
 use super::Dispatcher;
-use crate::pod::{self, Key};
+use crate::pod::{self, Key, MIRROR};
 use crate::pod_worker::{Handle, Mirror, Wish};
 
 /// What is known of static pods beside their workers.
@@ -127,11 +127,14 @@ impl Dispatcher {
 
     /// Deletes the mirrors of pods that no manifest asks for any more.
     pub(super) fn sweep_mirrors(&self) {
-        if !self.awaited.is_empty() {
+        if !self.looked {
             return;
         }
         for (key, pod) in &self.statics.mirrors {
-            if self.static_uid(key).is_some() || self.statics.waiting.contains_key(key) {
+            // A pod whose manifest went while no kubelet ran ends first: until then its mirror shows it.
+            let shown = pod::annotation(pod, MIRROR).unwrap_or_default();
+            let ends = self.listed.contains_key(shown) || self.directory.handles.read().contains_key(shown);
+            if ends || self.static_uid(key).is_some() || self.statics.waiting.contains_key(key) {
                 continue;
             }
             let (client, pod) = (self.agent.client.clone(), pod.clone());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Uri};
-use http_body_util::Empty;
+use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -16,6 +16,8 @@ use tokio::net::TcpStream;
 use super::{dial_error, port};
 
 const REDIRECTS: usize = 10;
+/// As much of an answer as upstream reads.
+const LONGEST_BODY: usize = 10 * 1024;
 
 /// What to ask.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Target {
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// Of a redirect: the beginning of its text.
+    pub(crate) body: String,
     location: Option<String>,
 }
 
@@ -181,17 +185,33 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         }
     }
     let response = sender.send_request(request).await;
+    let response = response.map_err(|error| skiff_daemon::error_chain(&error));
+    let answer = match response {
+        Ok(response) => Ok(answer(response).await),
+        Err(error) => Err(error),
+    };
     driver.abort();
-    let response = response.map_err(|error| skiff_daemon::error_chain(&error))?;
+    answer
+}
+
+async fn answer(response: hyper::Response<hyper::body::Incoming>) -> Answer {
+    let status = response.status();
     let location = response
         .headers()
         .get("location")
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
-    Ok(Answer {
-        status: response.status().as_u16(),
+    let mut body = String::new();
+    if status.is_redirection()
+        && let Ok(text) = Limited::new(response.into_body(), LONGEST_BODY).collect().await
+    {
+        body = String::from_utf8_lossy(&text.to_bytes()).into_owned();
+    }
+    Answer {
+        status: status.as_u16(),
+        body,
         location,
-    })
+    }
 }
 
 /// Accepts any certificate: upstream's probes do not verify either.
@@ -269,5 +289,38 @@ mod tests {
             "{seen:?}"
         );
         assert!(seen[1].starts_with("get /b "), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn a_redirect_to_another_host_is_an_answer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            let length = stream.read(&mut buffer).await.unwrap();
+            let text = "HTTP/1.1 302 Found\r\nLocation: http://elsewhere.invalid/\r\nContent-Length: 4\r\n\r\naway";
+            stream.write_all(text.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&buffer[..length]).to_lowercase()
+        });
+        let target = Target {
+            https: false,
+            host: "127.0.0.1".into(),
+            port,
+            path: "/".into(),
+            headers: vec![
+                ("Host".into(), "name".into()),
+                ("X-A".into(), "1".into()),
+                ("X-A".into(), "2".into()),
+            ],
+        };
+        let answer = get(&target, Duration::from_secs(5)).await.unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (302, "away"));
+        let seen = server.await.unwrap();
+        assert!(
+            seen.contains("host: name\r\n") && !seen.contains(&format!("host: 127.0.0.1:{port}")),
+            "{seen}"
+        );
+        assert!(seen.contains("x-a: 1\r\n") && seen.contains("x-a: 2\r\n"), "{seen}");
     }
 }

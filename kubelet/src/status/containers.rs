@@ -49,8 +49,10 @@ fn of_container(
     let (mut state, mut last) = (ContainerState::default(), previous);
     let mut started = false;
     let mut ready = false;
+    let mut resources = None;
     match &container.state {
         State::Running(since) => {
+            resources.clone_from(&spec.resources);
             state.running = Some(ContainerStateRunning {
                 started_at: Some(Time(*since)),
             });
@@ -83,6 +85,8 @@ fn of_container(
         ready,
         started: Some(started),
         restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
+        allocated_resources: resources.as_ref().and_then(|resources| resources.requests.clone()),
+        resources,
         state: Some(state),
         last_state: Some(ContainerState {
             terminated: last,

@@ -8,6 +8,7 @@ mod api;
 #[path = "../pods/kubelet.rs"]
 mod kubelet;
 mod node;
+mod pods;
 mod pulls;
 mod resources;
 mod runtime_away;
@@ -19,7 +20,7 @@ use node::{IMAGE, Node};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-fn container(script: &str) -> Value {
+pub(crate) fn container(script: &str) -> Value {
     json!({"name": "c", "image": IMAGE, "imagePullPolicy": "Never", "command": ["/bin/busybox", "sh", "-c", script]})
 }
 

@@ -162,6 +162,23 @@ impl Node {
         PathBuf::from(format!("/sys/fs/cgroup/{controller}{}", self.cgroup))
     }
 
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Takes all sandboxes with their containers away, as a reboot does where the runtime keeps no records.
+    pub(crate) async fn forget_pods(&self) {
+        let sandboxes = self
+            .client
+            .list_sandboxes(&skiff_cri::SandboxFilter::default())
+            .await
+            .expect("a list");
+        for sandbox in sandboxes {
+            self.client.stop_sandbox(&sandbox.id).await.expect("a stop");
+            self.client.remove_sandbox(&sandbox.id).await.expect("a removal");
+        }
+    }
+
     /// SIGKILL for the processes of one container.
     pub(crate) fn kill_container(&self, pod: &str, id: &str) {
         kill_all(&self.cgroup("memory").join(pod).join(id));

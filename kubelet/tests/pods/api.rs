@@ -36,6 +36,7 @@ struct State {
     log: Vec<(u64, &'static str, String, Value)>,
     away: bool,
     tokens: u32,
+    old: bool,
     steps: usize,
     freeze_at: Option<usize>,
     frozen: bool,
@@ -68,6 +69,16 @@ impl Api {
     /// While away, every request fails.
     pub(crate) fn set_away(&self, away: bool) {
         self.state.lock().away = away;
+    }
+
+    /// From now on drops what an API server of years ago did not know.
+    pub(crate) fn set_old(&self) {
+        self.state.lock().old = true;
+    }
+
+    /// Writes to pods so far, counted twice.
+    pub(crate) fn steps(&self) -> usize {
+        self.state.lock().steps
     }
 
     /// Answers no write to a pod after the next `steps` steps: each write is two, one before its effect and one after.
@@ -282,6 +293,12 @@ impl Api {
         } else {
             json_merge(&mut object, patch);
         }
+        if self.state.lock().old {
+            forget_new_fields(&mut object["status"]);
+        }
+        if self.get(item).is_some_and(|known| known == object) {
+            return answer(StatusCode::OK, &object);
+        }
         answer(StatusCode::OK, &self.put(item, object))
     }
 
@@ -335,6 +352,22 @@ impl Api {
             }
         });
         Response::new(StreamBody::new(stream.boxed()).boxed_unsync())
+    }
+}
+
+fn forget_new_fields(status: &mut Value) {
+    let Some(fields) = status.as_object_mut() else { return };
+    fields.remove("observedGeneration");
+    fields.remove("hostIPs");
+    for condition in fields
+        .get_mut("conditions")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        condition
+            .as_object_mut()
+            .map(|condition| condition.remove("observedGeneration"));
     }
 }
 

@@ -426,3 +426,15 @@ async fn a_runtime_that_forgot_everything_counts_as_a_restart() {
     let config = scene.runtime.container_config(&scene.running("c").await[0]).unwrap();
     assert_eq!(config.log_path, "c/1.log", "the log of the lost run is kept");
 }
+
+#[tokio::test]
+async fn an_api_server_that_drops_new_fields_is_told_once() {
+    let scene = Scene::new();
+    scene.api.set_old();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    scene.delete("p", 1);
+    scene.until_gone("p").await;
+    // Some statuses and the deletion: no endless repetition.
+    assert!(scene.api.steps() < 30, "{} steps", scene.api.steps());
+}
