@@ -162,10 +162,6 @@ impl Node {
         PathBuf::from(format!("/sys/fs/cgroup/{controller}{}", self.cgroup))
     }
 
-    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
     /// Takes all sandboxes with their containers away, as a reboot does where the runtime keeps no records.
     pub(crate) async fn forget_pods(&self) {
         let sandboxes = self
