@@ -74,6 +74,9 @@ pub struct DnsConfiguration {
     pub stub_domains: BTreeMap<String, Vec<String>>,
     /// Which server is asked first.
     pub policy: UpstreamPolicy,
+    /// Who may ask, besides pods and Services: nodes at public addresses must be named here. Others are refused, since a server
+    /// that answers everybody is one to attack third parties with.
+    pub allowed_clients: Vec<IpNet>,
     /// How long others' answers are kept at most, in seconds; 0 keeps none.
     pub cache_seconds: u32,
     /// Port of `/health`, as CoreDNS; 0 for none.
@@ -108,6 +111,7 @@ impl Default for DnsConfiguration {
             upstream_nameservers: Vec::new(),
             stub_domains: BTreeMap::new(),
             policy: UpstreamPolicy::Random,
+            allowed_clients: private_addresses(),
             cache_seconds: 30,
             health_port: 8080,
             ready_port: 8181,
@@ -137,6 +141,22 @@ impl ServerConfiguration {
             dns: DnsConfiguration::default(),
         }
     }
+}
+
+/// Addresses that nobody outside has: private, shared, loopback and link-local ones.
+fn private_addresses() -> Vec<IpNet> {
+    let v4 = [
+        ([10, 0, 0, 0], 8),
+        ([100, 64, 0, 0], 10),
+        ([127, 0, 0, 0], 8),
+        ([169, 254, 0, 0], 16),
+        ([172, 16, 0, 0], 12),
+        ([192, 168, 0, 0], 16),
+    ];
+    let v6 = [(1_u128, 128), (0xfc00 << 112, 7), (0xfe80 << 112, 10)];
+    let v4 = v4.map(|(bytes, length)| IpNet::new_assert(IpAddr::from(bytes), length));
+    let v6 = v6.map(|(bits, length)| IpNet::new_assert(IpAddr::V6(bits.into()), length));
+    v4.into_iter().chain(v6).collect()
 }
 
 fn any_address() -> IpAddr {

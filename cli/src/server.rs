@@ -58,7 +58,7 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
     }
     if config.dns.enabled {
         let client = server.client("system:skiff-dns", &["system:authenticated"]);
-        let dns = skiff_dns::Config::new(&config.dns, config.advertise_address, config.service_cluster_ip_range)?;
+        let dns = skiff_dns::Config::new(&config)?;
         let dns = skiff_dns::run(dns, client, daemon.clone());
         parts.spawn(async move { dns.await.context("run cluster DNS") });
     }

@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::io::BufRead as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use bytes::Bytes;
 use futures::stream;
@@ -19,7 +19,7 @@ use kube::client::Body;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use serde_json::{Value, json};
-use skiff_api::config::DnsConfiguration;
+use skiff_api::config::ServerConfiguration;
 use skiff_daemon::Context;
 
 fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -33,9 +33,8 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    let services = "10.0.0.0/8".parse().unwrap();
-    let mut config =
-        skiff_dns::Config::new(&DnsConfiguration::default(), IpAddr::V4(Ipv4Addr::LOCALHOST), services).unwrap();
+    let server = ServerConfiguration::new("/data".into(), "/pki".into(), Ipv4Addr::LOCALHOST.into());
+    let mut config = skiff_dns::Config::new(&server).unwrap();
     config.address.set_port(port);
     (config.health, config.ready, config.metrics) = (None, None, None);
     config.upstreams.resolv_conf = "/nonexistent".into();

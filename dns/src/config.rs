@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hickory_proto::rr::Name;
 use ipnet::IpNet;
-use skiff_api::config::DnsConfiguration;
+use skiff_api::config::ServerConfiguration;
 
 use crate::forward::{Limits, Upstreams, server};
 
@@ -56,6 +56,8 @@ pub struct Config {
     pub cache: Duration,
     /// The address that pods know.
     pub service_ip: IpAddr,
+    /// Who may ask.
+    pub clients: Vec<IpNet>,
     /// How long this server's address stays published when nothing is heard of it any more.
     pub lease: Duration,
     /// Where `/health` is.
@@ -67,11 +69,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a configuration for the server at `address`, in a cluster with this range of Services.
+    /// Reads the server's configuration.
     ///
     /// # Errors
     /// When a domain or an address is none.
-    pub fn new(file: &DnsConfiguration, address: IpAddr, services: IpNet) -> Result<Self, Error> {
+    pub fn new(server: &ServerConfiguration) -> Result<Self, Error> {
+        let (file, address) = (&server.dns, server.advertise_address);
+        let own = [server.cluster_cidr, server.service_cluster_ip_range, address.into()];
         let port = |port| (port != 0).then_some(SocketAddr::new(address, port));
         let stubs = file.stub_domains.iter().map(|(name, addresses)| {
             let servers = servers("stubDomains", addresses)?;
@@ -89,7 +93,8 @@ impl Config {
             },
             limits: Limits::default(),
             cache: Duration::from_secs(file.cache_seconds.into()),
-            service_ip: service_ip(services),
+            service_ip: service_ip(server.service_cluster_ip_range),
+            clients: file.allowed_clients.iter().copied().chain(own).collect(),
             lease: LEASE,
             health: port(file.health_port),
             ready: port(file.ready_port),
@@ -125,12 +130,14 @@ fn service_ip(services: IpNet) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use skiff_api::config::UpstreamPolicy;
+    use skiff_api::config::{DnsConfiguration, UpstreamPolicy};
 
     use super::*;
 
     fn read(file: &DnsConfiguration) -> Result<Config, Error> {
-        Config::new(file, [172, 30, 0, 11].into(), "10.96.0.0/12".parse().unwrap())
+        let mut server = ServerConfiguration::new("/data".into(), "/pki".into(), [172, 30, 0, 11].into());
+        server.dns = file.clone();
+        Config::new(&server)
     }
 
     #[test]
@@ -141,6 +148,16 @@ mod tests {
         assert_eq!(config.domain.to_string(), "cluster.local.");
         assert_eq!((config.ttl, config.cache.as_secs()), (30, 30));
         assert_eq!(config.metrics.unwrap().to_string(), "172.30.0.11:9153");
+        let allowed = |ip: &str| {
+            let ip: IpAddr = ip.parse().unwrap();
+            config.clients.iter().any(|net| net.contains(&ip))
+        };
+        for ip in ["10.244.1.2", "172.30.0.12", "192.168.1.1", "127.0.0.1", "fd00::1", "fe80::1", "::1"] {
+            assert!(allowed(ip), "{ip}");
+        }
+        for ip in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2001:db8::1"] {
+            assert!(!allowed(ip), "{ip}");
+        }
     }
 
     #[test]

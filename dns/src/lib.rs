@@ -126,7 +126,13 @@ fn resolver(config: &Config, registry: &skiff_daemon::Metrics, shutdown: &Shutdo
         shutdown.clone(),
     );
     forwarder.start();
-    Ok(Arc::new(Resolver::new(zone, cache, forwarder, metrics)))
+    Ok(Arc::new(Resolver::new(
+        zone,
+        cache,
+        forwarder,
+        metrics,
+        config.clients.clone(),
+    )))
 }
 
 /// Binds the port, however long that takes: the rest of the process is no worse without names.

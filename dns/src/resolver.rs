@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
+use ipnet::IpNet;
 use parking_lot::RwLock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -34,6 +35,8 @@ pub(crate) struct Resolver {
     forwarder: Arc<Forwarder>,
     pub(crate) metrics: Metrics,
     waiting: Arc<Semaphore>,
+    /// Who may ask.
+    clients: Vec<IpNet>,
 }
 
 /// What is done about a packet.
@@ -75,7 +78,13 @@ enum Step {
 // === impl Resolver ===
 
 impl Resolver {
-    pub(crate) fn new(zone: Zone, cache: Arc<Cache>, forwarder: Arc<Forwarder>, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        zone: Zone,
+        cache: Arc<Cache>,
+        forwarder: Arc<Forwarder>,
+        metrics: Metrics,
+        clients: Vec<IpNet>,
+    ) -> Self {
         Self {
             index: RwLock::default(),
             synced: AtomicBool::new(false),
@@ -84,6 +93,7 @@ impl Resolver {
             forwarder,
             metrics,
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            clients,
         }
     }
 
@@ -111,6 +121,10 @@ impl Resolver {
             Read::Request(request) => request,
         };
         asked(Some(request.query.query_type()));
+        if !self.clients.iter().any(|net| net.contains(&from.ip())) {
+            let answer = Answer::of(ResponseCode::Refused);
+            return Outcome::Answer(self.finish(&request, answer, false, "", since));
+        }
         match self.step(&request) {
             Step::Done {
                 answer,

@@ -13,7 +13,7 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
-use skiff_api::config::DnsConfiguration;
+use skiff_api::config::ServerConfiguration;
 use skiff_api::k8s_openapi::api::coordination::v1::Lease;
 use skiff_api::k8s_openapi::api::core::v1::Service;
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -105,14 +105,11 @@ impl Cluster {
 
     /// Starts a DNS server at an address, whose Lease lasts for `lease`.
     fn dns(&self, ip: [u8; 4], lease: Duration) -> Dns {
-        let file = DnsConfiguration {
-            resolv_conf: "/nonexistent".into(),
-            ..DnsConfiguration::default()
-        };
-        let services = "10.96.0.0/12".parse().unwrap();
+        let mut server = ServerConfiguration::new("/data".into(), "/pki".into(), ip.into());
+        server.dns.resolv_conf = "/nonexistent".into();
         let config = skiff_dns::Config {
             lease,
-            ..skiff_dns::Config::new(&file, IpAddr::from(ip), services).unwrap()
+            ..skiff_dns::Config::new(&server).unwrap()
         };
         let address = config.address;
         let client = self.server.client("system:skiff-dns", &["system:authenticated"]);

@@ -1,13 +1,15 @@
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicBool;
 
-use hickory_proto::op::Message;
+use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::rdata::{A, TXT};
 use hickory_proto::rr::{RData, Record};
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::*;
+use crate::message::{ClientEdns, Request, Transport};
 
 /// How a server of the test behaves.
 #[derive(Clone, Copy, Debug)]
@@ -310,4 +312,43 @@ fn the_own_address_is_no_server_and_a_known_server_keeps_its_health() {
     assert_eq!(order(UpstreamPolicy::Sequential), ["10.0.0.2", "10.0.0.1"]);
     first.set_looped(true);
     assert_eq!(order(UpstreamPolicy::Sequential), ["10.0.0.2"]);
+}
+
+proptest! {
+    /// What another server sends goes into the cache and out to clients: no damage to it may hurt.
+    #[test]
+    fn no_answer_of_another_server_panics(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        dnssec_ok: bool,
+    ) {
+        let key = key("a.test.");
+        let mut question = Message::new(1, hickory_proto::op::MessageType::Query, hickory_proto::op::OpCode::Query);
+        question.queries.push(Query::query(key.name.clone(), key.kind));
+        let mut answer = reply(&question, Manner::Says([1, 1, 1, 1]));
+        let text = TXT::new(vec!["x".repeat(50); 3]);
+        answer.authorities.push(Record::from_rdata(key.name.clone(), 60, RData::TXT(text)));
+        answer.additionals.push(Record::from_rdata(Name::root(), 60, RData::A(A([2, 2, 2, 2].into()))));
+        let mut bytes = answer.to_vec().unwrap();
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(message) = Message::from_vec(&bytes) {
+            let cache = Cache::new(Duration::from_secs(30));
+            let answer = answer_of(message);
+            cache.insert(key.clone(), &answer, bytes.len());
+            let answer = cache.get(&key).map_or(answer, |(_, kept)| kept);
+            let request = Request {
+                id: 1,
+                query: Query::query(key.name.clone(), key.kind),
+                recursion_desired: true,
+                checking_disabled: false,
+                edns: dnssec_ok.then_some(ClientEdns { payload: 1232, dnssec_ok }),
+                transport: Transport::Udp,
+            };
+            let written = request.write(answer, false);
+            prop_assert!(written.len() <= request.limit().into());
+            prop_assert!(Message::from_vec(&written).is_ok());
+        }
+    }
 }

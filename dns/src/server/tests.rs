@@ -30,6 +30,11 @@ impl Drop for Fixture {
     }
 }
 
+/// Who may ask: the first half of loopback.
+fn clients() -> Vec<ipnet::IpNet> {
+    vec!["127.0.0.0/9".parse().unwrap()]
+}
+
 fn start(upstream: Option<SocketAddr>) -> Fixture {
     let (registry, shutdown) = (skiff_daemon::Metrics::default(), Shutdown::new());
     let metrics = Metrics::register(&registry);
@@ -49,7 +54,7 @@ fn start(upstream: Option<SocketAddr>) -> Fixture {
         shutdown.clone(),
     );
     let zone = Zone::new(Name::from_ascii("cluster.local.").unwrap(), 30).unwrap();
-    let resolver = Arc::new(Resolver::new(zone, cache, forwarder, metrics));
+    let resolver = Arc::new(Resolver::new(zone, cache, forwarder, metrics, clients()));
     let set = |name: &str, kind| {
         let service = Service {
             kind,
@@ -224,13 +229,28 @@ async fn before_the_cluster_is_known_its_names_are_a_failure_not_a_denial() {
         metrics.clone(),
         shutdown.clone(),
     );
-    let resolver = Arc::new(Resolver::new(zone, cache, forwarder, metrics));
+    let resolver = Arc::new(Resolver::new(zone, cache, forwarder, metrics, clients()));
     let address = listener.address;
     tokio::spawn(listener.serve(resolver, shutdown));
     let own = ask_udp(address, &question(1, "web.ns.svc.other.local.", RecordType::A)).await;
     assert_eq!(own.metadata.response_code, ResponseCode::ServFail);
     let others = ask_udp(address, &question(1, "web.ns.svc.cluster.local.", RecordType::A)).await;
     assert_eq!(addresses(&others), ["10.96.0.5"]);
+}
+
+#[tokio::test]
+async fn strangers_are_refused() {
+    let server = start(None);
+    let code = async |from: [u8; 4]| {
+        let socket = UdpSocket::bind((Ipv4Addr::from(from), 0)).await.unwrap();
+        let packet = question(1, "web.ns.svc.cluster.local.", RecordType::A);
+        socket.send_to(&packet, server.address).await.unwrap();
+        let mut buffer = vec![0; 512];
+        let size = timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
+        Message::from_vec(&buffer[..size]).unwrap().metadata.response_code
+    };
+    assert_eq!(code([127, 0, 0, 2]).await, ResponseCode::NoError);
+    assert_eq!(code([127, 200, 0, 2]).await, ResponseCode::Refused);
 }
 
 #[tokio::test]
