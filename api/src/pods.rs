@@ -57,7 +57,17 @@ pub fn is_sidecar(init: &Container) -> bool {
 
 /// What the scheduler sets aside for the pod: the most that is needed at any time, with overhead.
 pub fn requests(spec: &PodSpec) -> Resources {
-    let mut total = peak(spec, |r| r.requests.as_ref());
+    requests_with(spec, container_requests)
+}
+
+/// What one container asks for.
+pub fn container_requests(container: &Container) -> Resources {
+    read(container.resources.as_ref().and_then(|r| r.requests.as_ref()))
+}
+
+/// As [`requests`], where each container asks for what `of` says.
+pub fn requests_with(spec: &PodSpec, of: impl Fn(&Container) -> Resources) -> Resources {
+    let mut total = peak(spec, of);
     override_with_pod_level(&mut total, spec, |r| r.requests.as_ref());
     add(&mut total, &read(spec.overhead.as_ref()));
     total
@@ -65,7 +75,7 @@ pub fn requests(spec: &PodSpec) -> Resources {
 
 /// The most that the pod may use; overhead counts only where there is a limit.
 pub fn limits(spec: &PodSpec) -> Resources {
-    let mut total = peak(spec, |r| r.limits.as_ref());
+    let mut total = peak(spec, |c| read(c.resources.as_ref().and_then(|r| r.limits.as_ref())));
     override_with_pod_level(&mut total, spec, |r| r.limits.as_ref());
     let mut overhead = read(spec.overhead.as_ref());
     overhead.retain(|name, _| total.get(name).is_some_and(|q| !q.is_zero()));
@@ -75,8 +85,7 @@ pub fn limits(spec: &PodSpec) -> Resources {
 
 type Side = for<'r> fn(&'r ResourceRequirements) -> Option<&'r BTreeMap<String, Text>>;
 
-fn peak(spec: &PodSpec, side: Side) -> Resources {
-    let of = |container: &Container| read(container.resources.as_ref().and_then(side));
+fn peak(spec: &PodSpec, of: impl Fn(&Container) -> Resources) -> Resources {
     let mut running = Resources::new();
     for container in &spec.containers {
         add(&mut running, &of(container));

@@ -46,6 +46,9 @@ pub(crate) struct KubeletArgs {
     /// The cgroup under which pods' cgroups are made
     #[arg(long, value_name = "CGROUP")]
     cgroup_root: Option<String>,
+    /// Where the local-path provisioner makes volumes; the root directory's local-path otherwise
+    #[arg(long, value_name = "DIR")]
+    local_path_dir: Option<PathBuf>,
     /// A directory of drop-ins (*.conf) that are laid over the file, in the order of their names
     #[arg(long, value_name = "DIR")]
     config_dir: Option<PathBuf>,
@@ -113,6 +116,7 @@ pub(crate) async fn run(args: KubeletArgs, shutdown: Shutdown) -> anyhow::Result
         cgroup_root: args.cgroup_root,
         config_dir: args.config_dir,
         overrides: args.overrides.0,
+        local_path_dir: args.local_path_dir,
     };
     let config = Config::load(args.config.as_deref(), flags).context("configure the kubelet")?;
     if let Some(directory) = &args.image_dir {

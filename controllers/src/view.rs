@@ -19,7 +19,7 @@ use skiff_api::k8s_openapi::api::core::v1::{
 use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, OwnerReference, Time};
 use skiff_api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use skiff_api::volumes;
+use skiff_api::{owners, volumes};
 
 /// Namespace and name; the namespace of a cluster-scoped object is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,15 +127,11 @@ pub(crate) trait View:
     }
 
     fn controller(&self) -> Option<&OwnerReference> {
-        self.meta()
-            .owner_references
-            .as_ref()?
-            .iter()
-            .find(|owner| owner.controller == Some(true))
+        owners::controller_of(self.meta())
     }
 
     fn is_controlled_by(&self, uid: &str) -> bool {
-        self.controller().is_some_and(|owner| owner.uid == uid)
+        owners::is_controlled_by(self.meta(), uid)
     }
 }
 

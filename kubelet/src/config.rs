@@ -105,6 +105,8 @@ pub struct Flags {
     pub node_labels: BTreeMap<String, String>,
     /// `--cgroup-root`: overrides the file's `cgroupRoot`.
     pub cgroup_root: Option<String>,
+    /// `--local-path-dir`: where the volumes of the local-path provisioner are; `local-path` in the root directory otherwise.
+    pub local_path_dir: Option<PathBuf>,
 }
 
 impl Default for Flags {
@@ -119,6 +121,7 @@ impl Default for Flags {
             overrides: Map::new(),
             node_labels: BTreeMap::new(),
             cgroup_root: None,
+            local_path_dir: None,
         }
     }
 }
@@ -174,6 +177,14 @@ impl Config {
         }
         kubelet.validate()?;
         Ok(Self { kubelet, flags })
+    }
+
+    /// Where the volumes of the local-path provisioner are.
+    pub fn local_path_dir(&self) -> PathBuf {
+        let dir = self.flags.local_path_dir.clone();
+        let dir = dir.unwrap_or_else(|| self.flags.root_dir.join("local-path"));
+        // Volumes name it for good: it must not depend on where this process was started.
+        std::path::absolute(&dir).unwrap_or(dir)
     }
 
     /// The node's name: the override, or the host's name in lower case.

@@ -139,6 +139,11 @@ impl Recorder {
         self.send(object, severity, reason.into(), message);
     }
 
+    /// An event about any other object.
+    pub(crate) fn object(&self, object: ObjectReference, severity: Severity, reason: &'static str, message: String) {
+        self.send(object, severity, reason.into(), message);
+    }
+
     fn send(&self, object: ObjectReference, severity: Severity, reason: Cow<'static, str>, message: String) {
         let note = Note {
             object,

@@ -14,6 +14,7 @@
 //! - one task a ConfigMap or Secret in use ([`objects`]), one for all Services ([`services`]);
 //! - [`local_storage`] measures pods that have a limit of their disk, and evicts those that exceed it;
 //! - [`stats`] looks at what pods use when somebody asks, [`metrics`] counts what the kubelet does;
+//! - [`local_path`] provisions volumes on this node: one task that watches, one for each directory in work;
 //! - [`eviction`] watches for what runs short, [`image_gc`] removes images, [`log_rotation`] rotates logs;
 //! - [`node`] registers the node, keeps its conditions and its lease; [`events`] writes events; [`server`] serves :10250.
 
@@ -34,6 +35,7 @@ mod image_gc;
 mod images;
 mod labels;
 mod local_storage;
+mod local_path;
 mod log_rotation;
 mod memory;
 mod metrics;

@@ -21,6 +21,7 @@ use crate::config::sources::{self, Source};
 use crate::eviction::{self, Pressure};
 use crate::image_gc::ImageGc;
 use crate::images::Images;
+use crate::local_path::Provisioner;
 use crate::metrics::{Measured, Measures, Running};
 use crate::node::{NodeTask, facts};
 use crate::objects::Objects;
@@ -210,6 +211,13 @@ pub async fn run_with(
     tasks.spawn(images.run(shutdown.clone()));
     tasks.spawn(log_rotation::run(agent.clone(), directory.clone(), shutdown.clone()));
     tasks.spawn(services.run(client.clone(), shutdown.clone()));
+    let provisioner = Provisioner {
+        client: client.clone(),
+        node: name.clone(),
+        root: config.local_path_dir(),
+        events: recorder.clone(),
+    };
+    tasks.spawn(provisioner.run(shutdown.clone()));
     let task = NodeTask {
         client,
         runtime,

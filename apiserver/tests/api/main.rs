@@ -7,5 +7,6 @@ mod kinds;
 mod kubectl;
 mod nodes;
 mod proxying;
+mod storage;
 mod watching;
 mod writing;

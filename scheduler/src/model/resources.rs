@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use skiff_api::k8s_openapi::api::core::v1::{Container, PodSpec};
+use skiff_api::k8s_openapi::api::core::v1::PodSpec;
 use skiff_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use skiff_api::pods;
 use skiff_api::quantity::Quantity;
 
 /// What a container counts as for scores when it asks for none, so that such pods do not pile up on one node.
-const DEFAULT_MILLI_CPU: i64 = 100;
-const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
+const DEFAULT_CPU: Quantity = Quantity::from_milli(100);
+const DEFAULT_MEMORY: Quantity = Quantity::from_bytes(200 << 20);
 
 /// Amounts: CPU in thousandths, everything else in whole units.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -29,8 +30,12 @@ impl Resources {
         self.each(less, i64::saturating_sub);
     }
 
-    fn max(&mut self, other: &Self) {
-        self.each(other, i64::max);
+    fn of(amounts: &pods::Resources) -> Self {
+        let mut resources = Self::default();
+        for (name, amount) in amounts {
+            resources.set(name, *amount);
+        }
+        resources
     }
 
     fn each(&mut self, other: &Self, combine: impl Fn(i64, i64) -> i64) {
@@ -43,10 +48,7 @@ impl Resources {
         }
     }
 
-    fn set(&mut self, name: &str, amount: &Text) {
-        let Ok(quantity) = amount.0.parse::<Quantity>() else {
-            return;
-        };
+    fn set(&mut self, name: &str, quantity: Quantity) {
         let whole = saturate(quantity.value());
         match name {
             "cpu" => self.milli_cpu = saturate(quantity.as_milli()),
@@ -64,78 +66,23 @@ impl Resources {
 pub(crate) fn parse_all(list: Option<&BTreeMap<String, Text>>) -> Resources {
     let mut resources = Resources::default();
     for (name, amount) in list.into_iter().flatten() {
-        resources.set(name, amount);
+        if let Ok(amount) = amount.0.parse() {
+            resources.set(name, amount);
+        }
     }
     resources
 }
 
 /// What a pod asks for, and what it counts as for scores.
-///
-/// Containers and restartable init containers run side by side; other init containers run one at a time before them,
-/// beside the restartable ones started so far. The larger of the two counts, plus the runtime's overhead.
 pub(crate) fn pod_requests(spec: &PodSpec) -> (Resources, Resources) {
-    let mut exact = total(spec, requests);
-    let mut scored = total(spec, |container| {
-        let mut amount = requests(container);
-        let asks = |name: &str| {
-            (container.resources.as_ref())
-                .and_then(|resources| resources.requests.as_ref())
-                .is_some_and(|requests| requests.contains_key(name))
-        };
-        if !asks("cpu") {
-            amount.milli_cpu = DEFAULT_MILLI_CPU;
+    let scored = pods::requests_with(spec, |container| {
+        let mut amounts = pods::container_requests(container);
+        for (name, least) in [("cpu", DEFAULT_CPU), ("memory", DEFAULT_MEMORY)] {
+            amounts.entry(name.to_owned()).or_insert(least);
         }
-        if !asks("memory") {
-            amount.memory = DEFAULT_MEMORY;
-        }
-        amount
+        amounts
     });
-    if let Some(whole_pod) = spec
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.requests.as_ref())
-    {
-        // Requests of the pod as a whole take the place of its containers' sum.
-        for (name, amount) in whole_pod {
-            exact.set(name, amount);
-            scored.set(name, amount);
-        }
-    }
-    let overhead = parse_all(spec.overhead.as_ref());
-    exact.add(&overhead);
-    scored.add(&overhead);
-    (exact, scored)
-}
-
-fn total(spec: &PodSpec, of: impl Fn(&Container) -> Resources) -> Resources {
-    let mut running = Resources::default();
-    for container in &spec.containers {
-        running.add(&of(container));
-    }
-    let mut restartable = Resources::default();
-    let mut starting = Resources::default();
-    for container in spec.init_containers.iter().flatten() {
-        let mut needs = of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            running.add(&needs);
-            restartable.add(&needs);
-            needs = restartable.clone();
-        } else {
-            needs.add(&restartable);
-        }
-        starting.max(&needs);
-    }
-    running.max(&starting);
-    running
-}
-
-fn requests(container: &Container) -> Resources {
-    parse_all(
-        container
-            .resources
-            .as_ref()
-            .and_then(|resources| resources.requests.as_ref()),
-    )
+    (Resources::of(&pods::requests(spec)), Resources::of(&scored))
 }
 
 fn saturate(amount: i128) -> i64 {
@@ -210,7 +157,7 @@ mod tests {
             (exact.milli_cpu, exact.memory, exact.other["example.com/gpu"]),
             (1250, 0, 2)
         );
-        assert_eq!((scored.milli_cpu, scored.memory), (1350, 2 * DEFAULT_MEMORY));
+        assert_eq!((scored.milli_cpu, scored.memory), (1350, 400 << 20));
         let (exact, _) = pod_requests(&spec(json!({
             "containers": [container("1", "1Ki")],
             "resources": {"requests": {"cpu": "4"}},
