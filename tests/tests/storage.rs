@@ -52,7 +52,9 @@ async fn wait_field(fixture: &Fixture, object: &[&str], path: &str, wanted: &str
 
 async fn wait_gone(path: &Path) -> anyhow::Result<()> {
     let what = format!("{} is gone", path.display());
-    until(&what, LIMIT, async || Ok(path.exists()), |exists| !exists).await.map(drop)
+    until(&what, LIMIT, async || Ok(path.exists()), |exists| !exists)
+        .await
+        .map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,19 +62,37 @@ async fn a_claim_of_the_default_class_keeps_its_data_and_its_node() -> anyhow::R
     on_cluster(2, async |fixture| {
         let kubectl = &fixture.kubectl;
         kubectl.apply(&claim("data", ""))?;
-        assert_eq!(kubectl.field(&["pvc", "data"], "{.spec.storageClassName}")?, "local-path");
+        assert_eq!(
+            kubectl.field(&["pvc", "data"], "{.spec.storageClassName}")?,
+            "local-path"
+        );
         kubectl.apply(&pod("writer", "data", "echo kept > /data/file"))?;
         kubectl.run(&["wait", "pod/writer", "--for=condition=Ready", "--timeout=30s"])?;
         let node = kubectl.field(&["pod", "writer"], "{.spec.nodeName}")?;
         let volume = kubectl.field(&["pvc", "data"], "{.spec.volumeName}")?;
-        let events = kubectl.run(&["get", "events", "--field-selector=involvedObject.name=data"])?;
-        assert!(events.contains("ProvisioningSucceeded"), "{events}");
+        // More than the claim asked for fits only where it was told that nobody counts.
+        let dd = [
+            "exec",
+            "writer",
+            "--",
+            "dd",
+            "if=/dev/zero",
+            "of=/data/large",
+            "bs=1M",
+            "count=4",
+        ];
+        let fits = kubectl.attempt(&dd, "")?.success;
+        let events = async || kubectl.run(&["get", "events", "--field-selector=involvedObject.name=data"]);
+        let told = |text: &String| text.contains("ProvisioningSucceeded") && text.contains("SizeNotEnforced") == fits;
+        until("the claim's events say what it got", LIMIT, events, told).await?;
         let directory = PathBuf::from(kubectl.field(&["pv", &volume], "{.spec.local.path}")?);
-        assert!(directory.starts_with(fixture.cluster.node(&node)?.directory()), "{directory:?}");
+        assert!(
+            directory.starts_with(fixture.cluster.node(&node)?.directory()),
+            "{directory:?}"
+        );
         let read = async || Ok(std::fs::read_to_string(directory.join("file")).unwrap_or_default());
         until("the pod's file is on the node", LIMIT, read, |text| text == "kept\n").await?;
 
-        // Deleted while it is used, the claim stays until its pod is gone.
         kubectl.run(&["delete", "pod", "writer"])?;
         // Round and round: it is never another node.
         for _ in 0..3 {
@@ -83,6 +103,7 @@ async fn a_claim_of_the_default_class_keeps_its_data_and_its_node() -> anyhow::R
             until("the data is there", LIMIT, said, |text| text == "kept\n").await?;
             kubectl.run(&["delete", "pod", "reader"])?;
         }
+        // Deleted while it is used, the claim stays until its pod is gone.
         kubectl.apply(&pod("last", "data", "true"))?;
         kubectl.run(&["wait", "pod/last", "--for=condition=Ready", "--timeout=30s"])?;
         kubectl.run(&["delete", "pvc", "data", "--wait=false"])?;
