@@ -1,4 +1,5 @@
-//! The local-path provisioner of this node: directories as persistent volumes (docs/decisions has why it runs here).
+//! The local-path provisioner of this node: directories as persistent volumes (docs/decisions/0011-local-volumes.md says why
+//! it runs here).
 //!
 //! A claim that the scheduler sent to this node gets a directory and then a volume object; a released volume with policy
 //! Delete loses its directory and then its object. Both begin from what the API server shows and can be cut off anywhere:
