@@ -90,6 +90,22 @@ pub enum StoreError {
         /// What SQLite said.
         source: rusqlite::Error,
     },
+    /// etcd is away, or refused.
+    #[error("cannot {step} in etcd: {message}{remedy}")]
+    Etcd {
+        /// What was being done.
+        step: &'static str,
+        /// What etcd, or the way to it, said.
+        message: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// What was given to reach a store cannot be used.
+    #[error("{message}")]
+    Configuration {
+        /// Which part of it, and why.
+        message: String,
+    },
     /// The store is shut down.
     #[error("the store is closed")]
     Closed,

@@ -1,6 +1,6 @@
-//! A revisioned key-value store behind one trait: SQLite (embedded) today, etcd next.
+//! A revisioned key-value store behind one trait: SQLite (embedded), or etcd for several servers.
 //!
-//! What every backend promises, and `tests/conformance.rs` checks:
+//! What every backend promises, and `tests/conformance` checks:
 //! - One global [`Revision`] that only grows, through restarts and compactions; every write has its own.
 //! - A write is durable when [`Store::write`] returns, and visible to every read that begins after.
 //! - A [`Watch`] delivers each change once, in order, from any revision that is not compacted, or fails with
@@ -11,11 +11,13 @@ mod error;
 mod prefix;
 mod types;
 
+pub mod etcd;
 pub mod sqlite;
 
 use async_trait::async_trait;
 
 pub use error::Error;
+pub use etcd::EtcdStore;
 pub use prefix::Prefix;
 pub use sqlite::SqliteStore;
 pub use types::{Entry, Event, Page, Revision, Watch, Write};
@@ -35,7 +37,7 @@ pub trait Store: Send + Sync + 'static {
     /// Applies one change if its condition holds, and says at which revision.
     ///
     /// [`Error::Conflict`] carries what is there instead. Any other error leaves the store unchanged, but for
-    /// [`Error::Closed`], after which the change may or may not have happened.
+    /// [`Error::Closed`] and [`Error::Etcd`], after which the change may or may not have happened.
     async fn write(&self, write: Write) -> Result<Revision, Error>;
 
     /// Every change under `prefix` after revision `from`, in batches.

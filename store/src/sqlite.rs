@@ -165,10 +165,7 @@ impl Store for SqliteStore {
     }
 
     async fn write(&self, write: Write) -> Result<Revision, Error> {
-        let key = write.key();
-        if !key.starts_with('/') || key.ends_with('/') {
-            return Err(Error::InvalidKey { key: key.to_string() });
-        }
+        write.check_key()?;
         self.command(|reply| Command::Write { write, reply }).await?
     }
 

@@ -102,6 +102,15 @@ impl Write {
         }
     }
 
+    /// Refuses a key that is none.
+    pub(crate) fn check_key(&self) -> Result<(), Error> {
+        let key = self.key();
+        if !key.starts_with('/') || key.ends_with('/') {
+            return Err(Error::InvalidKey { key: key.to_string() });
+        }
+        Ok(())
+    }
+
     /// The bytes that it stores.
     pub fn size(&self) -> usize {
         let value = match self {

@@ -1,7 +1,9 @@
-//! What every backend promises: the same suite for each. A second backend adds one `conformance!` line with its factory.
+//! What every backend promises: the same suite for each. Another backend adds a line to `backends!`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod etcd_server;
+mod only_etcd;
 mod suite;
 
 use std::path::PathBuf;
@@ -54,31 +56,37 @@ macro_rules! conformance {
     };
 }
 
-conformance!(
-    on_sqlite,
-    super::Sqlite,
-    [
-        an_empty_store,
-        create_get_update_delete,
-        conditions_that_do_not_hold,
-        keys_that_are_none,
-        prefixes_are_directories,
-        pages_stay_consistent,
-        the_past_can_be_listed,
-        a_watch_replays_then_follows,
-        a_watch_from_the_future_waits,
-        a_slow_watcher_misses_nothing,
-        watchers_under_churn_see_each_change_once,
-        list_then_watch_has_no_gap,
-        concurrent_updates_lose_nothing,
-        one_creator_wins,
-        compaction_keeps_the_newest,
-        compaction_ends_old_watches,
-        compaction_under_load,
-        revisions_survive_a_restart,
-        revisions_grow_past_compacted_deletions,
-    ]
-);
+/// The same cases for each.
+macro_rules! backends {
+    ($($backend:ident: $factory:ty),* $(,)?) => {
+        $(conformance!($backend, $factory, [
+            an_empty_store,
+            create_get_update_delete,
+            conditions_that_do_not_hold,
+            keys_that_are_none,
+            prefixes_are_directories,
+            pages_stay_consistent,
+            the_past_can_be_listed,
+            a_watch_replays_then_follows,
+            a_watch_from_the_future_waits,
+            a_slow_watcher_misses_nothing,
+            watchers_under_churn_see_each_change_once,
+            list_then_watch_has_no_gap,
+            concurrent_updates_lose_nothing,
+            one_creator_wins,
+            compaction_keeps_the_newest,
+            compaction_ends_old_watches,
+            compaction_under_load,
+            revisions_survive_a_restart,
+            revisions_grow_past_compacted_deletions,
+            ]);)*
+    };
+}
+
+backends! {
+    on_sqlite: super::Sqlite,
+    on_etcd: super::etcd_server::Etcd,
+}
 
 mod only_sqlite {
     use std::os::unix::fs::PermissionsExt as _;

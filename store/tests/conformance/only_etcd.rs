@@ -1,0 +1,147 @@
+//! What only a store of several members, reached over a network, has to stand.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use skiff_store::etcd::{self, Options};
+use skiff_store::{Error, Event, Revision, Store, Write};
+
+use super::etcd_server::Member;
+use super::suite::create;
+
+/// Writes until it is known to be there.
+async fn insist(store: &dyn Store, key: &str) {
+    let value = Bytes::from_static(b"v");
+    loop {
+        let write = Write::Create {
+            key: key.into(),
+            value: value.clone(),
+        };
+        match store.write(write).await {
+            // The second: an attempt whose answer was lost.
+            Ok(_) | Err(Error::Conflict { current: Some(_) }) => return,
+            Err(Error::Etcd { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_three_members_dies_and_nothing_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut members = ["a", "b", "c"].map(|name| Member::new(directory.path(), name));
+    let cluster: Vec<String> = members.iter().map(Member::introduction).collect();
+    for member in &mut members {
+        member.start(&cluster);
+    }
+    let options = Options::new(members.iter().map(Member::url));
+    let store: Arc<dyn Store> = Arc::new(etcd::connect(options).await.unwrap());
+    let start = store.revision().await.unwrap();
+    let mut watch = store.watch("/k", start).await.unwrap();
+    let writer = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            for number in 0..200 {
+                insist(&*store, &format!("/k/{number:03}")).await;
+            }
+        }
+    });
+    let mut seen = Vec::new();
+    let mut last = start;
+    while seen.len() < 200 {
+        let next = tokio::time::timeout(Duration::from_secs(40), watch.next());
+        for event in next.await.expect("changes go on").unwrap().unwrap() {
+            assert!(event.revision() > last, "in order, each once");
+            last = event.revision();
+            assert!(matches!(event, Event::Put { previous: None, .. }), "{event:?}");
+            seen.push(event.key().to_string());
+        }
+        if seen.len() > 50 {
+            // The one that everything goes through; later it is dead already.
+            members[0].kill();
+        }
+    }
+    writer.await.unwrap();
+    let page = store.list("/k", None, None, 0).await.unwrap();
+    let keys: Vec<String> = page.entries.iter().map(|entry| entry.key.to_string()).collect();
+    assert_eq!(keys, seen);
+}
+
+/// An authority, and a certificate of it for 127.0.0.1, written to files.
+fn certificates(directory: &Path) -> [std::path::PathBuf; 3] {
+    let authority = {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.pem(), rcgen::Issuer::new(params, key))
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.extended_key_usages = vec![
+        rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+        rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    let certificate = params.signed_by(&key, &authority.1).unwrap();
+    [
+        ("ca.crt", authority.0),
+        ("both.crt", certificate.pem()),
+        ("both.key", key.serialize_pem()),
+    ]
+    .map(|(name, pem)| {
+        let path = directory.join(name);
+        std::fs::write(&path, pem).unwrap();
+        path
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_let_us_in_and_others_not() {
+    skiff_daemon::install_crypto();
+    let directory = tempfile::tempdir().unwrap();
+    let [ca, certificate, key] = certificates(directory.path());
+    let mut member = Member::new(directory.path(), "tls").with_tls(&ca, &certificate, &key);
+    let cluster = [member.introduction()];
+    member.start(&cluster);
+    let nobody = Options {
+        ca_file: Some(ca),
+        ..Options::new([member.url()])
+    };
+    let known = Options {
+        cert_file: Some(certificate),
+        key_file: Some(key),
+        ..nobody.clone()
+    };
+    let (refused, store) = tokio::join!(etcd::connect(nobody), etcd::connect(known));
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("are its members running"), "{refused}");
+    let store = store.unwrap();
+    assert!(create(&store, "/k/a", "1").await > Revision(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_used_is_said() {
+    let file = |path: &str| Some(path.into());
+    let https = Options::new(["https://127.0.0.1:1"]);
+    for (options, expected) in [
+        (Options::new(Vec::<String>::new()), "no etcd servers are given"),
+        (
+            Options::new(["127.0.0.1:2379"]),
+            "the URL of an etcd server begins with",
+        ),
+        (https.clone(), "https needs --etcd-cafile"),
+        (
+            Options {
+                ca_file: file("/no/such/file"),
+                ..https
+            },
+            "cannot read the certificates in /no/such/file",
+        ),
+    ] {
+        let error = etcd::connect(options).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
