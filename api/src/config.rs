@@ -20,6 +20,9 @@ pub struct ServerConfiguration {
     pub kind: String,
     /// Where the SQLite file lies.
     pub data_dir: PathBuf,
+    /// The etcd cluster that keeps everything, instead of the SQLite file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdConfiguration>,
     /// Certificates and keys under kubeadm's names: `ca`, `apiserver`, `apiserver-kubelet-client` (`.crt`, `.key`), `sa.{pub,key}`.
     pub pki_dir: PathBuf,
     /// Where to listen.
@@ -120,6 +123,23 @@ impl Default for DnsConfiguration {
     }
 }
 
+/// How to reach an etcd cluster; the fields are kubeadm's `etcd.external`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EtcdConfiguration {
+    /// URLs of the members.
+    pub endpoints: Vec<String>,
+    /// The authority of the members' certificates, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// Our client certificate, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// Its key, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+}
+
 impl ServerConfiguration {
     /// A configuration with the defaults for everything that has one.
     pub fn new(data_dir: PathBuf, pki_dir: PathBuf, advertise_address: IpAddr) -> Self {
@@ -127,6 +147,7 @@ impl ServerConfiguration {
             api_version: API_VERSION.to_owned(),
             kind: "ServerConfiguration".to_owned(),
             data_dir,
+            etcd: None,
             pki_dir,
             bind_address: any_address(),
             secure_port: secure_port(),

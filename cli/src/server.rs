@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use skiff_api::config::{API_VERSION, ServerConfiguration};
+use skiff_api::config::{API_VERSION, EtcdConfiguration, ServerConfiguration};
 use skiff_apiserver::ApiServer;
 use skiff_daemon::{Context, Shutdown};
 use skiff_pki::{CertificateAuthority, Identity, ServiceAccountKey};
-use skiff_store::{Store, sqlite};
+use skiff_store::{Store, etcd, sqlite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -26,24 +26,58 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
+    #[command(flatten)]
+    etcd: EtcdArgs,
+
     /// Serve the API on standard input too, a listening socket that the parent process opened
     #[arg(long)]
     listen_stdin: bool,
 }
 
+/// Upstream's flags for etcd; they come before what the file says.
+#[derive(Args, Debug)]
+struct EtcdArgs {
+    /// Keep everything in this etcd cluster instead of a SQLite file: URLs of its members
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    etcd_servers: Vec<String>,
+
+    /// The authority of the members' certificates
+    #[arg(long, value_name = "FILE", requires = "etcd_servers")]
+    etcd_cafile: Option<PathBuf>,
+
+    /// Our client certificate
+    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
+    etcd_certfile: Option<PathBuf>,
+
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    etcd_keyfile: Option<PathBuf>,
+}
+
+impl From<EtcdArgs> for EtcdConfiguration {
+    fn from(args: EtcdArgs) -> Self {
+        Self {
+            endpoints: args.etcd_servers,
+            ca_file: args.etcd_cafile,
+            cert_file: args.etcd_certfile,
+            key_file: args.etcd_keyfile,
+        }
+    }
+}
+
 /// Runs until asked to stop, or until one of the parts fails.
 pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    let config = read(&args.config)?;
+    let mut config = read(&args.config)?;
+    if !args.etcd.etcd_servers.is_empty() {
+        config.etcd = Some(args.etcd.into());
+    }
     let listeners = listen(&config, args.listen_stdin).await?;
     let daemon = Context {
         shutdown: shutdown.clone(),
         ..Context::default()
     };
 
-    let database = config.data_dir.join("state.db");
-    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
-    let store = tokio::task::spawn_blocking(move || sqlite::open(database, sqlite::Options::default()));
-    let store: Arc<dyn Store> = Arc::new(store.await.context("open the store")?.context("open the store")?);
+    let store = open_store(&config).await.context("open the store")?;
     let server = ApiServer::start(api_config(&config)?, store, daemon.clone())
         .await
         .context("start the API server")?;
@@ -72,6 +106,23 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
         anyhow::ensure!(shutdown.is_cancelled(), "a part of the server has ended by itself");
     }
     Ok(())
+}
+
+/// etcd where it is configured, a SQLite file of our own otherwise.
+async fn open_store(config: &ServerConfiguration) -> anyhow::Result<Arc<dyn Store>> {
+    if let Some(etcd) = &config.etcd {
+        let options = etcd::Options {
+            ca_file: etcd.ca_file.clone(),
+            cert_file: etcd.cert_file.clone(),
+            key_file: etcd.key_file.clone(),
+            ..etcd::Options::new(&etcd.endpoints)
+        };
+        return Ok(Arc::new(etcd::connect(options).await?));
+    }
+    let database = config.data_dir.join("state.db");
+    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+    let store = tokio::task::spawn_blocking(move || sqlite::open(database, sqlite::Options::default()));
+    Ok(Arc::new(store.await??))
 }
 
 fn read(path: &std::path::Path) -> anyhow::Result<ServerConfiguration> {
