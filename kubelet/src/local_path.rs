@@ -1,4 +1,4 @@
-//! The local-path provisioner of this node: directories as persistent volumes (docs/decisions/0011-local-volumes.md says why
+//! The local-path provisioner of this node: directories as persistent volumes (docs/decisions/0014-local-volumes.md says why
 //! it runs here).
 //!
 //! A claim that the scheduler sent to this node gets a directory and then a volume object; a released volume with policy
