@@ -17,7 +17,7 @@ mod base;
 mod express;
 
 pub use base::{Base, Jump, base};
-pub(crate) use base::{CANARY, CANARY_TABLES};
+pub(crate) use base::{CANARY, CANARY_TABLES, NEVER_EMPTY};
 pub use express::{Way, express};
 
 /// How this node treats Services, whatever they are.

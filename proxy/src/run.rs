@@ -355,10 +355,17 @@ impl Proxy {
         self.count_invalid().await;
         let iptables = self.iptables.clone();
         let found = blocking(move || {
-            let mut tables = plan::CANARY_TABLES.iter();
-            tables.try_fold(true, |all, table| {
-                Ok(all && iptables.rules(table, plan::CANARY)?.is_some())
-            })
+            for table in plan::CANARY_TABLES {
+                if iptables.rules(table, plan::CANARY)?.is_none() {
+                    return Ok(false);
+                }
+            }
+            for (table, chain) in plan::NEVER_EMPTY {
+                if iptables.rules(table, chain)?.is_none_or(|rules| rules.is_empty()) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         });
         match found.await {
             Ok(true) => {}

@@ -63,7 +63,7 @@ fn prepare(directory: &Path, port: u16) -> anyhow::Result<Kubectl> {
     let config = serde_json::json!({
         "apiVersion": "config.skiff/v1alpha1", "kind": "ServerConfiguration",
         "dataDir": directory.join("data"), "pkiDir": pki,
-        "bindAddress": "127.0.0.1", "advertiseAddress": "127.0.0.1", "securePort": port,
+        "bindAddress": "127.0.0.1", "advertiseAddress": "192.0.2.1", "securePort": port,
         "dns": {"enabled": false},
     });
     std::fs::write(directory.join("server.yaml"), config.to_string())?;

@@ -32,6 +32,8 @@ pub struct Base {
 pub(crate) const CANARY: &str = "KUBE-PROXY-CANARY";
 /// The tables that the canary sits in.
 pub(crate) const CANARY_TABLES: [&str; 3] = ["mangle", "nat", "filter"];
+/// Chains that are never empty: a flush that leaves the chains, or that comes while all is being written, shows in them.
+pub(crate) const NEVER_EMPTY: [(&str, &str); 2] = [("nat", "KUBE-POSTROUTING"), ("filter", "KUBE-FORWARD")];
 
 /// Decides the rules that do not depend on any Service.
 pub fn base(settings: &Settings) -> Base {

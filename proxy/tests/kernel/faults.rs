@@ -135,6 +135,11 @@ fn a_flush_of_one_table_by_another_is_repaired() {
         world.shell(&format!("iptables -t {table} -F; iptables -t {table} -X || true"));
         until(table, || (settled(&world.rules()) == before).then_some(()));
     }
+    for table in ["filter", "nat"] {
+        // The chains stay, empty.
+        world.shell(&format!("iptables -t {table} -F"));
+        until(table, || (settled(&world.rules()) == before).then_some(()));
+    }
     assert!(ask(&world.node, SERVICE).is_ok());
     let never_again = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1\n";
     assert!(!proxy.metrics.encode().contains(never_again));

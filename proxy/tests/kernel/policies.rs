@@ -338,12 +338,17 @@ fn ports_are_found_by_name_in_all_slices() {
 #[test]
 fn affinity_ends_with_its_time() {
     let world = World::new();
-    let (_a, _b) = (world.pod("a", "10.244.0.2"), world.pod("b", "10.244.0.3"));
+    // Many, so that chance seldom chooses the same twice.
+    let addresses = ["10.244.0.2", "10.244.0.3", "10.244.0.4", "10.244.0.5", "10.244.0.6"];
+    let names = ["a", "b", "c", "d", "e"];
+    let _pods: Vec<_> = names
+        .iter()
+        .zip(addresses)
+        .map(|(name, ip)| world.pod(name, ip))
+        .collect();
     let spec = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 1}}});
     world.api.put("services", service("web", "10.96.0.10", spec));
-    world
-        .api
-        .put("endpointslices", slice("web", "TCP", &["10.244.0.2", "10.244.0.3"]));
+    world.api.put("endpointslices", slice("web", "TCP", &addresses));
     let _proxy = world.start(CONFIG);
     until("answers", || ask(&world.node, SERVICE).ok());
     assert_eq!(who(&world.node, SERVICE).len(), 1);
