@@ -154,6 +154,10 @@ async fn scale(fixture: &Fixture, service: SocketAddr) -> anyhow::Result<()> {
     rollout(kubectl)?;
     distinct_answers(fixture, "node-2", service, 5).await?;
     kubectl.run(&["scale", "deployment/hello", "--replicas=2"])?;
+    two_are_left(kubectl).await
+}
+
+async fn two_are_left(kubectl: &Kubectl) -> anyhow::Result<()> {
     let pods = async || kubectl.field(&["pods", "-l", "app=hello"], "{.items[*].metadata.name}");
     until("two pods are left", LIMIT, pods, |names| {
         names.split_whitespace().count() == 2
@@ -168,6 +172,8 @@ async fn roll_without_losing_a_request(fixture: &Fixture, service: SocketAddr) -
     let patience = r#"{"spec":{"template":{"spec":{"containers":[{"name":"web","lifecycle":{"preStop":{"sleep":{"seconds":2}}}}]}}}}"#;
     kubectl.run(&["patch", "deployment/hello", "-p", patience])?;
     rollout(kubectl)?;
+    // Those without the pause must be gone: they may be asked until every proxy knows of their end.
+    two_are_left(kubectl).await?;
 
     let traffic = Traffic::start(fixture.cluster.namespace("node-1")?, service)?;
     kubectl.run(&["set", "image", "deployment/hello", "web=skiff.local/hello:2"])?;
