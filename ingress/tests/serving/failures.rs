@@ -12,7 +12,22 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::world::{HTTP, ask, code, connect, get, in_world};
+use crate::world::{HTTP, World, ask, code, connect, get, in_world};
+
+/// The first endpoint says when it was asked, and answers when it is told to.
+fn hold(world: &mut World, answer: &'static str) -> (Arc<Semaphore>, Arc<Notify>) {
+    let (arrived, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let (told, wait) = (Arc::clone(&arrived), Arc::clone(&go));
+    world.handle(1, move |_: Request<Incoming>| {
+        let (told, wait) = (Arc::clone(&told), Arc::clone(&wait));
+        async move {
+            told.add_permits(1);
+            wait.notified().await;
+            Response::new(Full::<bytes::Bytes>::new(answer.into()))
+        }
+    });
+    (arrived, go)
+}
 
 fn post(host: &str, body: &str) -> String {
     let length = body.len();
@@ -144,16 +159,7 @@ fn an_endpoint_that_leaves_ends_its_requests_in_peace() {
     in_world(
         |_| {},
         async |world| {
-            let (arrived, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
-            let (told, wait) = (Arc::clone(&arrived), Arc::clone(&go));
-            world.handle(1, move |_: Request<Incoming>| {
-                let (told, wait) = (Arc::clone(&told), Arc::clone(&wait));
-                async move {
-                    told.add_permits(1);
-                    wait.notified().await;
-                    Response::new(Full::<bytes::Bytes>::new("from the one that left".into()))
-                }
-            });
+            let (arrived, go) = hold(world, "from the one that left");
             world.echo(2);
             world.service("a", None, &[1]);
             world.ingress("web", &[("one.test", "/", "a")], json!({}));
@@ -218,16 +224,7 @@ fn at_shutdown_open_requests_end_and_new_ones_are_refused() {
     in_world(
         |_| {},
         async |world| {
-            let (arrived, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
-            let (told, wait) = (Arc::clone(&arrived), Arc::clone(&go));
-            world.handle(1, move |_: Request<Incoming>| {
-                let (told, wait) = (Arc::clone(&told), Arc::clone(&wait));
-                async move {
-                    told.add_permits(1);
-                    wait.notified().await;
-                    Response::new(Full::<bytes::Bytes>::new("at last".into()))
-                }
-            });
+            let (arrived, go) = hold(world, "at last");
             world.service("a", None, &[1]);
             world.service("none", None, &[]);
             world.ingress("web", &[("one.test", "/", "a"), ("none.test", "/", "none")], json!({}));

@@ -7,21 +7,10 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 
 use crate::api::{service, slice};
-use crate::world::{World, ask, until};
+use crate::world::{World, ask, settled, until};
 
 const SERVICE: &str = "10.96.0.10:80";
 const CONFIG: &str = "metricsBindAddress: \":0\"\n";
-
-/// The rules without counters and comments of the program, in an order of their own.
-fn settled(rules: &str) -> Vec<String> {
-    let mut lines: Vec<_> = rules
-        .lines()
-        .filter(|line| line.starts_with("-A") || line.starts_with(":KUBE"))
-        .map(str::to_owned)
-        .collect();
-    lines.sort();
-    lines
-}
 
 #[test]
 fn cleaning_up_leaves_what_was_there_before() {

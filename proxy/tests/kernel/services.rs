@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::api::{service, slice};
-use crate::world::{NODE, OUTSIDE, World, ask, ask_udp, connect, udp_client, until};
+use crate::world::{NODE, OUTSIDE, World, ask, ask_udp, connect, settled, udp_client, until};
 
 const SERVICE: &str = "10.96.0.10:80";
 /// Ports are left to the system: tests run side by side, but each node has its own anyway.
@@ -171,16 +171,7 @@ fn endpoints_come_and_go_and_removal_leaves_nothing() {
     world.shell("iptables -t nat -N FOREIGN; iptables -t nat -A PREROUTING -j FOREIGN; iptables -A FORWARD -s 192.0.2.1 -j DROP");
     let _proxy = world.start(CONFIG);
     until("rules", || world.rules().contains("KUBE-MARK-MASQ").then_some(()));
-    let rules = || {
-        let saved = world.rules();
-        let mut lines: Vec<_> = saved
-            .lines()
-            .filter(|line| line.starts_with("-A") || line.starts_with(":KUBE"))
-            .map(str::to_owned)
-            .collect();
-        lines.sort();
-        lines
-    };
+    let rules = || settled(&world.rules());
     let before = rules();
     world.api.put(
         "services",

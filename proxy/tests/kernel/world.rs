@@ -279,3 +279,14 @@ pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> 
     }
     panic!("never: {what}");
 }
+
+/// The rules without counters and comments of the program, in an order of their own.
+pub(crate) fn settled(rules: &str) -> Vec<String> {
+    let mut lines: Vec<_> = rules
+        .lines()
+        .filter(|line| line.starts_with("-A") || line.starts_with(":KUBE"))
+        .map(str::to_owned)
+        .collect();
+    lines.sort();
+    lines
+}
