@@ -1,7 +1,8 @@
 //! What every long-running process shares: logging, metrics, health endpoints, shutdown, sd_notify.
 //!
 //! A process calls [`run`] once; it hands a [`Shutdown`] to its main future, and each component gets a [`Context`]
-//! made from it. No task is spawned here but the signal listener and, on request, [`health::serve`].
+//! made from it. No task is spawned here but the signal listener, one that gives memory back once, and, on
+//! request, [`health::serve`].
 
 pub mod health;
 pub mod logging;
@@ -9,6 +10,7 @@ pub mod metrics;
 pub mod process;
 
 mod error;
+mod memory;
 mod runtime;
 
 pub use error::error_chain;

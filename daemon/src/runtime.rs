@@ -1,10 +1,14 @@
 //! The life of a process: runtime, signals, readiness, exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{LogOptions, Shutdown, error_chain};
+use crate::{LogOptions, Shutdown, error_chain, memory};
+
+/// After this a process does what it does all its life.
+const STARTUP: Duration = Duration::from_secs(3);
 
 /// Runs a process: starts logging, the async runtime and the TLS provider, then `main` until it returns.
 ///
@@ -30,6 +34,10 @@ where
     let result = runtime.block_on(async {
         let shutdown = Shutdown::new();
         tokio::spawn(cancel_on_signal(shutdown.clone()));
+        tokio::spawn(async {
+            tokio::time::sleep(STARTUP).await;
+            memory::give_back_startup();
+        });
         main(shutdown).await
     });
     // Blocking threads (a log being followed, a file being read) must not hold the process back.
