@@ -209,10 +209,11 @@ impl Publisher {
 
     async fn remove(&self, name: &str) -> Result<(), Error> {
         let params = DeleteParams::default();
-        let slice = self.slices.delete(name, &params).await.map(drop);
-        absent_is_fine(slice).map_err(self.failed("delete EndpointSlice", name))?;
+        // The Lease first: a slice that outlives it is found and swept by others, a Lease alone by nobody.
         let lease = self.leases.delete(name, &params).await.map(drop);
-        absent_is_fine(lease).map_err(self.failed("delete Lease", name))
+        absent_is_fine(lease).map_err(self.failed("delete Lease", name))?;
+        let slice = self.slices.delete(name, &params).await.map(drop);
+        absent_is_fine(slice).map_err(self.failed("delete EndpointSlice", name))
     }
 
     fn failed(&self, what: &'static str, name: &str) -> impl FnOnce(kube::Error) -> Error + use<> {
