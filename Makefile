@@ -5,9 +5,16 @@ SHELL := /bin/bash
 
 NODES ?= 1
 NAME ?= skiff
+# The profile of the package's binaries; dev is what the tests have built anyhow.
+PROFILE ?= release
+DESTDIR ?=
+TARGET := $${CARGO_TARGET_DIR:-target}
+# The tests' own selection: another one would have other features, and build all dependencies again.
+PACKAGES := $(if $(filter dev,$(PROFILE)),--workspace --all-targets,--package skiff-cli --package skiff-cni)
+BUILT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 SKIFF := target/release/skiff
 
-.PHONY: help up down build test lint fmt bench deps-up deps-test
+.PHONY: help up down build test lint fmt bench deps-up deps-test install deb deb-package vm-test vm-test-short vm-image vagrant-test
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,7 +34,7 @@ test: lint ## Everything: format, clippy, deny, unit, integration, end-to-end
 
 lint: deps-test ## Format check, clippy, licences and bans, the house's own rules; builds everything
 	@cargo fmt --all --check
-	@shellcheck packaging/*.sh tests/images/*.sh bench/*.sh .ci/run
+	@shellcheck packaging/*.sh packaging/debian/p* vagrant/*.sh vagrant/box/*.sh tests/images/*.sh bench/*.sh .ci/run
 	@cargo deny --log-level error check bans licenses sources
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
 	@# One selection of packages for everything: another one would have other features, and build all dependencies again.
@@ -40,6 +47,28 @@ fmt: ## Format the code
 bench: deps-test build ## Measure against shared/TARGETS.md's figures
 	@bench/run.sh
 	@cargo bench -p skiff-proxy --bench services
+
+install: ## Install the binaries, units, man pages and completions below DESTDIR= (PROFILE=release)
+	@cargo build --profile $(PROFILE) --locked $(PACKAGES)
+	@packaging/install.sh $(BUILT) "$(DESTDIR)"
+
+deb: deb-package ## Build the Debian package, target/debian/skiff_*.deb, and ask lintian (PROFILE=release)
+	@lintian --fail-on error,warning target/debian/skiff_*.deb
+
+deb-package:
+	@packaging/deps.sh deb
+	@rm -rf target/package target/debian
+	@$(MAKE) --no-print-directory install DESTDIR=target/package/root
+	@cargo deb --quiet --no-build --no-strip --package skiff-cli --output target/debian/
+
+vm-test: ## Test in virtual machines: one master, two workers, their failures (PROFILE=release)
+	@packaging/vm-test.sh full $(PROFILE)
+
+vm-test-short: ## The same with one worker, without failures: what CI runs
+	@packaging/vm-test.sh short dev
+
+vagrant-test: ## Run `vagrant up` for real: libvirt with emulated machines, in a network of their own
+	@vagrant/test.sh
 
 deps-up:
 	@packaging/deps.sh up

@@ -1,17 +1,24 @@
 #!/usr/bin/env bash
-# Installs what is missing from Debian: for running a cluster (up), and for building and testing skiff (test).
-# usage: packaging/deps.sh up|test
+# Installs what is missing from Debian: for running a cluster (up), for building and testing skiff (test), for making the package
+# (deb), for the VM suite (vm) and for Vagrant on this machine (vagrant).
+# usage: packaging/deps.sh up|test|deb|vm|vagrant
 set -euo pipefail
 
 run=(containerd runc iptables conntrack iproute2 busybox-static ca-certificates)
 build=(gcc libc6-dev make git)
-test=(bind9-dnsutils dnsmasq-base dnsperf etcd-server etcd-client containernetworking-plugins nghttp2-client hyperfine shellcheck jq curl procps docker-registry)
+test=(bind9-dnsutils dnsmasq-base dnsperf etcd-server etcd-client containernetworking-plugins nghttp2-client hyperfine shellcheck jq curl procps docker-registry systemd)
+deb=(binutils dpkg-dev lintian)
+vm=(debootstrap qemu-system-x86 qemu-utils e2fsprogs)
+vagrant=(vagrant vagrant-libvirt libvirt-daemon-system dnsmasq-base openssh-client)
 
 case "${1:-}" in
 up) wanted=("${run[@]}" "${build[@]}") ;;
 test) wanted=("${run[@]}" "${build[@]}" "${test[@]}") ;;
+deb) wanted=("${build[@]}" "${deb[@]}") ;;
+vm) wanted=("${build[@]}" "${deb[@]}" "${vm[@]}" busybox-static) ;;
+vagrant) wanted=("${build[@]}" "${deb[@]}" "${vm[@]}" "${vagrant[@]}" busybox-static) ;;
 *)
-    echo "usage: packaging/deps.sh up|test" >&2
+    echo "usage: packaging/deps.sh up|test|deb|vm|vagrant" >&2
     exit 2
     ;;
 esac
@@ -30,7 +37,15 @@ if [ ${#missing[@]} -gt 0 ]; then
     RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-[ "$1" = test ] || exit 0
+case "$1" in
+test) ;;
+deb | vm | vagrant)
+    # Built without optimisation: it packs one file a run.
+    command -v cargo-deb >/dev/null || CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug cargo-deb
+    exit
+    ;;
+*) exit ;;
+esac
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 # Built without optimisation: half the time to build, and still quick enough to run once.
 command -v cargo-deny >/dev/null || CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug cargo-deny

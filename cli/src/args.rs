@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use skiff_daemon::{LogFormat, LogOptions};
 
-use crate::{cluster, completion, image, ingress, kubelet, proxy, server};
+use crate::{cluster, completion, image, ingress, kubelet, package, proxy, server};
 
 /// Kubernetes, complete and small.
 #[derive(Debug, Parser)]
@@ -50,6 +50,9 @@ pub(crate) enum Command {
     Version(OutputArgs),
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
+    /// Write what a package holds beside the binary
+    #[command(hide = true)]
+    Package(package::PackageArgs),
 }
 
 /// How a process logs.

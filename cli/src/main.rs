@@ -9,6 +9,7 @@ mod completion;
 mod image;
 mod ingress;
 mod kubelet;
+mod package;
 mod proxy;
 mod server;
 mod showcase;
@@ -47,5 +48,6 @@ fn main() -> ExitCode {
         Command::Image(args) => skiff_daemon::run("skiff", logs, |_| image::run(args)),
         Command::Version(args) => args::version(&args),
         Command::Completion(args) => completion::print(&args),
+        Command::Package(args) => skiff_daemon::run("skiff", logs, |_| async move { package::write(&args) }),
     }
 }

@@ -11,7 +11,7 @@ const MAX_LINES: usize = 800;
 
 /// Who may depend on whom, top to bottom. Crates of one layer do not depend on each other.
 const LAYERS: &[&[&str]] = &[
-    &["xtask", "tests"],
+    &["xtask", "tests", "tests/vm"],
     &["cli"],
     &["cluster"],
     &[

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Builds what the VM suite needs, as far as it is missing, and runs it.
+# usage: packaging/vm-test.sh short|full PROFILE
+set -euo pipefail
+form=${1:?usage: packaging/vm-test.sh short|full PROFILE} profile=${2:?usage: packaging/vm-test.sh short|full PROFILE}
+cd "$(dirname "$0")/.."
+
+packaging/deps.sh vm
+packaging/image.sh vm target/vm/image
+make --no-print-directory deb-package PROFILE="$profile"
+# Of the tests' profile the package's build has just made it.
+[ "$profile" = dev ] || cargo build --locked --package skiff-vm
+package=$(echo target/debian/skiff_*.deb)
+exec timeout --kill-after=10 2400 "${CARGO_TARGET_DIR:-target}/debug/skiff-vm" "$form" --package "$package"

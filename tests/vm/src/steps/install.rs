@@ -1,0 +1,53 @@
+//! The README's path, word for word.
+
+use anyhow::Context as _;
+
+use crate::cluster::Cluster;
+use crate::readme::has_shape;
+use crate::steps::reset;
+
+const UNITS: &str = "skiff-server skiff-kubelet skiff-proxy skiff-ingress";
+
+pub(crate) fn package(cluster: &mut Cluster) -> anyhow::Result<()> {
+    for machine in &cluster.lab.machines {
+        machine.put("/root/skiff_0_amd64.deb", &cluster.lab.package)?;
+    }
+    Cluster::on_each(&cluster.lab.machines, cluster.readme.block("every machine")?)?;
+    Cluster::on_each(&cluster.lab.machines, cluster.readme.block("images")?)?;
+    for machine in &cluster.lab.machines {
+        let states = machine
+            .shell(&format!("systemctl is-active {UNITS}"), "", crate::machine::COMMAND)?
+            .stdout;
+        anyhow::ensure!(
+            !states.contains("\nactive") && !states.starts_with("active"),
+            "{}: a unit runs:\n{states}",
+            machine.name
+        );
+        let before = reset::snapshot(machine)?;
+        cluster.before.insert(machine.name.clone(), before);
+    }
+    Ok(())
+}
+
+pub(crate) fn init(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let printed = cluster.master().run(cluster.readme.block("first machine")?)?;
+    // People know the line with a backslash in the middle.
+    let lines = printed.replace("\\\n", " ");
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let shown = cluster.readme.block("further machines")?.to_owned();
+    let line = lines.lines().map(words).find(|line| has_shape(line, &shown));
+    cluster.join_line = line.with_context(|| format!("no line such as {shown:?} was printed:\n{printed}"))?;
+    Ok(())
+}
+
+pub(crate) fn join(cluster: &mut Cluster) -> anyhow::Result<()> {
+    Cluster::on_each(cluster.workers(), &cluster.join_line)?;
+    cluster.wait_until_ready()?;
+    let shown = cluster.master().run(cluster.readme.block("nodes")?)?;
+    let ready = shown
+        .lines()
+        .filter(|line| line.split_whitespace().nth(1) == Some("Ready"))
+        .count();
+    anyhow::ensure!(ready == cluster.lab.machines.len(), "kubectl get nodes shows:\n{shown}");
+    Ok(())
+}

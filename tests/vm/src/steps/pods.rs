@@ -1,0 +1,78 @@
+//! Pods, as a person runs them.
+
+use std::collections::BTreeSet;
+
+use crate::cluster::{Cluster, LIMIT};
+use crate::wait::until;
+
+/// Takes a hundred megabytes where it may have 32.
+const GREEDY: &str = "---
+apiVersion: v1
+kind: Pod
+metadata: {name: greedy}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: docker.io/library/busybox:1.36
+    imagePullPolicy: Never
+    command: [sh, -c, 'cat /sys/fs/cgroup/memory.max; exec dd if=/dev/zero of=/dev/null bs=100M count=1']
+    resources: {limits: {memory: 32Mi}}
+";
+
+pub(crate) fn deployment(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.master().run(cluster.readme.block("try it")?)?;
+    let places = cluster.places("app=hello")?;
+    anyhow::ensure!(places.len() == 2, "ready pods run on {places:?}");
+    anyhow::ensure!(
+        !places.contains(&"master".to_owned()),
+        "a pod runs on the tainted master: {places:?}"
+    );
+    Ok(())
+}
+
+pub(crate) fn spread(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.kubectl("scale deployment/hello --replicas 4")?;
+    let spread = |places: &Vec<String>| places.len() == 4 && places.iter().collect::<BTreeSet<_>>().len() == 2;
+    until(
+        "four pods on two workers",
+        LIMIT,
+        || cluster.places("app=hello"),
+        spread,
+    )
+    .map(|_| ())
+}
+
+pub(crate) fn exec_and_logs(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let said = cluster.kubectl("exec client -- sh -c 'echo in the pod; cat /proc/1/comm >&2; exit 0'")?;
+    anyhow::ensure!(said == "in the pod", "exec printed {said:?}");
+    let typed = cluster.master().run("echo typed | kubectl exec -i client -- cat")?;
+    anyhow::ensure!(typed == "typed", "exec with an input printed {typed:?}");
+    let refused = cluster.master().run("kubectl exec client -- sh -c 'exit 7'; echo $?")?;
+    anyhow::ensure!(refused.ends_with('7'), "exec hides the exit code: {refused:?}");
+    Ok(())
+}
+
+pub(crate) fn memory_limit(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.apply(GREEDY)?;
+    let reason = "get pod greedy --output jsonpath={.status.containerStatuses[0].state.terminated.reason}";
+    until(
+        "the end of who takes too much",
+        LIMIT,
+        || cluster.kubectl(reason),
+        |reason| reason == "OOMKilled",
+    )?;
+    let log = cluster.kubectl("logs greedy")?;
+    anyhow::ensure!(log.starts_with("33554432"), "the container's memory.max: {log:?}");
+    for machine in cluster.workers() {
+        let found = machine.run(
+            "stat --file-system --format %T /sys/fs/cgroup; systemctl show --property ControlGroup kubepods.slice",
+        )?;
+        anyhow::ensure!(
+            found.contains("cgroup2fs") && found.contains("=/kubepods.slice"),
+            "{}: {found}",
+            machine.name
+        );
+    }
+    cluster.kubectl("delete pod greedy").map(|_| ())
+}
