@@ -14,7 +14,7 @@ PACKAGES := $(if $(filter dev,$(PROFILE)),--workspace --all-targets,--package sk
 BUILT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 SKIFF := target/release/skiff
 
-.PHONY: help up down build test lint fmt bench deps-up deps-test install deb deb-package vm-test vm-test-short vm-image vagrant-test
+.PHONY: help up down build test lint fmt bench deps-up deps-test install deb deb-package vm-test vm-test-short vm-image vagrant-test peer-test
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,7 +34,7 @@ test: lint ## Everything: format, clippy, deny, unit, integration, end-to-end
 
 lint: deps-test ## Format check, clippy, licences and bans, the house's own rules; builds everything
 	@cargo fmt --all --check
-	@shellcheck packaging/*.sh packaging/debian/p* vagrant/*.sh vagrant/box/*.sh tests/images/*.sh bench/*.sh .ci/run
+	@shellcheck packaging/*.sh packaging/debian/p* vagrant/*.sh vagrant/box/*.sh tests/images/*.sh tests/peers/*.sh bench/*.sh .ci/run
 	@cargo deny --log-level error check bans licenses sources
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
 	@# One selection of packages for everything: another one would have other features, and build all dependencies again.
@@ -46,7 +46,11 @@ fmt: ## Format the code
 
 bench: deps-test build ## Measure against shared/TARGETS.md's figures
 	@bench/run.sh
+	@tests/peers/kubelet.sh bench $(SKIFF)
 	@cargo bench -p skiff-proxy --bench services
+
+peer-test: deps-test build ## Run the kubelet on upstream's control plane, built from Debian's sources (8 minutes, once)
+	@tests/peers/kubelet.sh test $(SKIFF)
 
 install: ## Install the binaries, units, man pages and completions below DESTDIR= (PROFILE=release)
 	@cargo build --profile $(PROFILE) --locked $(PACKAGES)
