@@ -26,6 +26,7 @@ pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], binary: &Path) -> Res
             node.cni_data(),
             node.kubelet_root(),
             node.pod_logs(),
+            node.manifests(),
         ] {
             fs::create_dir_all(&directory).map_err(Error::file("create", &directory))?;
         }
@@ -81,6 +82,7 @@ fn kubelet(layout: &Layout, node: &NodeLayout) -> Value {
         "failSwapOn": false,
         "podLogsDir": node.pod_logs(),
         "serializeImagePulls": false,
+        "staticPodPath": node.manifests(),
         "tlsCertFile": pki.join(format!("{serving}.crt")),
         "tlsPrivateKeyFile": pki.join(format!("{serving}.key")),
     })

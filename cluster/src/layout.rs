@@ -297,6 +297,11 @@ impl NodeLayout {
         self.directory.join("proxy.conf")
     }
 
+    /// Manifests of static pods: whoever puts one there has it run on this node.
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.join("manifests")
+    }
+
     /// Containers' logs.
     pub fn pod_logs(&self) -> PathBuf {
         self.directory.join("logs/pods")

@@ -127,6 +127,8 @@ impl From<&SandboxConfig> for wire::PodSandboxConfig {
                 cgroup_parent: from.cgroup_parent.clone(),
                 security_context: Some((&from.security).into()),
                 sysctls: from.sysctls.clone(),
+                overhead: from.overhead.as_ref().map(Into::into),
+                resources: from.resources.as_ref().map(Into::into),
             }),
         }
     }

@@ -218,6 +218,10 @@ pub struct SandboxConfig {
     pub security: SandboxSecurity,
     /// Namespaced sysctls.
     pub sysctls: BTreeMap<String, String>,
+    /// What the pod costs beside its containers, as its RuntimeClass says: runtimes with machines of their own size these by it.
+    pub overhead: Option<LinuxResources>,
+    /// What the containers get together.
+    pub resources: Option<LinuxResources>,
 }
 
 /// Whether a sandbox works.

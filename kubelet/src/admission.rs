@@ -2,6 +2,7 @@
 //! controller makes another. Pods that this node took before are never asked again: what runs keeps running.
 
 mod affinity;
+pub(crate) mod preemption;
 mod security;
 
 use std::collections::BTreeMap;
@@ -57,7 +58,9 @@ pub(crate) fn check<'a>(
     host: &Host,
 ) -> Result<(), Refusal> {
     security::check(pod, host)?;
-    fits(pod, others.clone(), allocatable)?;
+    if let Some(short) = shortages(pod, others.clone(), allocatable).first() {
+        return Err(short.refusal());
+    }
     let taken = |port: &HostPort| {
         others
             .clone()
@@ -72,12 +75,22 @@ pub(crate) fn check<'a>(
     Ok(())
 }
 
-/// Whether what the pod requests is still free.
-fn fits<'a>(
+/// Something that a pod requests and that is not free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shortage {
+    pub(crate) resource: String,
+    requested: i128,
+    used: i128,
+    capacity: i128,
+}
+
+/// What the pod requests and is not free.
+pub(crate) fn shortages<'a>(
     pod: &Pod,
     others: impl Iterator<Item = &'a Pod>,
     allocatable: &BTreeMap<String, Quantity>,
-) -> Result<(), Refusal> {
+) -> Vec<Shortage> {
+    let mut found = Vec::new();
     let mut used = Resources::new();
     let mut count = 0;
     for other in others {
@@ -89,7 +102,12 @@ fn fits<'a>(
     }
     let most = allocatable.get("pods").map_or(i128::MAX, Quantity::value);
     if count + 1 > most {
-        return Err(lacks("pods", 1, count, most));
+        found.push(Shortage {
+            resource: "pods".into(),
+            requested: 1,
+            used: count,
+            capacity: most,
+        });
     }
     for (name, wanted) in pods::requests(pod::spec(pod)) {
         // An extended resource that the node has not heard of is the scheduler's business.
@@ -99,26 +117,41 @@ fn fits<'a>(
         let in_use = used.get(&name).copied().unwrap_or(Quantity::ZERO);
         let sum = in_use.checked_add(wanted).unwrap_or(wanted);
         if sum > *capacity {
-            let amount = |quantity: Quantity| {
-                if name == "cpu" {
-                    quantity.as_milli()
-                } else {
-                    quantity.value()
-                }
-            };
-            return Err(lacks(&name, amount(wanted), amount(in_use), amount(*capacity)));
+            found.push(Shortage {
+                requested: amount(&name, wanted),
+                used: amount(&name, in_use),
+                capacity: amount(&name, *capacity),
+                resource: name,
+            });
         }
     }
-    Ok(())
+    found
 }
 
-fn lacks(resource: &str, requested: i128, used: i128, capacity: i128) -> Refusal {
-    Refusal::new(
-        format!("OutOf{resource}"),
-        format!(
-            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
-        ),
-    )
+/// CPU counts in thousandths.
+fn amount(resource: &str, quantity: Quantity) -> i128 {
+    if resource == "cpu" {
+        quantity.as_milli()
+    } else {
+        quantity.value()
+    }
+}
+
+impl Shortage {
+    fn refusal(&self) -> Refusal {
+        let Self {
+            resource,
+            requested,
+            used,
+            capacity,
+        } = self;
+        Refusal::new(
+            format!("OutOf{resource}"),
+            format!(
+                "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+            ),
+        )
+    }
 }
 
 /// A port of the node that a pod takes.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::clock;
+
 const INITIAL: Duration = Duration::from_secs(10);
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -41,6 +43,14 @@ impl Backoff {
 
     pub(crate) fn delay(self) -> Duration {
         self.delay
+    }
+
+    /// The same after the wall clock was set.
+    pub(crate) fn moved(self, step: SignedDuration) -> Self {
+        Self {
+            updated: clock::moved(self.updated, step),
+            ..self
+        }
     }
 
     fn expired(self, at: Timestamp) -> bool {

@@ -1,10 +1,12 @@
 //! The cgroups above pods' containers: `kubepods`, one for each QoS class but Guaranteed, one for each pod.
 //!
 //! Written by hand and not with cgroups-rs: that crate keeps whole controllers of a subsystem in hand, drags in a second
-//! version of nix, and a second of zbus, for what here are a few small files. The systemd driver gets the names right
-//! already; making its slices over D-Bus is left for later, so with it only the runtime makes cgroups.
+//! version of nix, and a second of zbus, for what here are a few small files. With the systemd driver the same tree is made of
+//! slices, by [`systemd`] over D-Bus.
 
+mod files;
 mod reserve;
+mod systemd;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,7 @@ use skiff_cri::LinuxResources;
 
 use crate::pod::{self, Qos};
 
+use systemd::Systemd;
 pub(crate) use usage::Usage;
 
 /// Controllers whose files are written on cgroup v1.
@@ -66,6 +69,9 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// systemd does not do what it is asked.
+    #[error("cannot keep the slices of pods")]
+    Systemd(#[from] systemd::Error),
 }
 
 /// Limits of a pod's cgroup.
@@ -94,15 +100,27 @@ pub(crate) struct Rules {
     pub(crate) pids: i64,
     /// The node's memory, for `oom_score_adj`.
     pub(crate) memory_capacity: i64,
+    /// Whether all processes of a container die when one runs out of memory (version 2 without `singleProcessOOMKill`).
+    pub(crate) oom_group: bool,
 }
 
-/// Which driver names cgroups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who makes cgroups.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Driver {
-    /// Directories.
+    /// This process: directories.
     Cgroupfs,
-    /// Slices of systemd.
-    Systemd,
+    /// systemd, as slices.
+    Systemd {
+        /// Its bus; the system's when there is none.
+        bus: Option<String>,
+    },
+}
+
+/// The driver at work.
+#[derive(Clone, Debug)]
+enum Maker {
+    Directories,
+    Slices(Systemd),
 }
 
 #[derive(Clone, Debug)]
@@ -115,17 +133,20 @@ enum Hierarchy {
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroups {
     hierarchy: Hierarchy,
-    driver: Driver,
-    root: String,
+    maker: Maker,
+    /// The parts of `cgroupRoot`.
+    root: Vec<String>,
     /// The weight that all burstable pods together were last given.
     burstable: Arc<Mutex<Option<i64>>>,
+    /// Held while systemd is told that weight.
+    weighing: Arc<tokio::sync::Mutex<()>>,
 }
 
 // === impl Cgroups ===
 
 impl Cgroups {
     /// Finds the hierarchy below `mount` (`/sys/fs/cgroup`) and makes the tree of QoS classes.
-    pub(crate) fn open(mount: &Path, root: &str, driver: Driver) -> Result<Self, Error> {
+    pub(crate) async fn open(mount: &Path, root: &str, driver: Driver) -> Result<Self, Error> {
         let hierarchy = if mount.join("cgroup.controllers").exists() {
             Hierarchy::V2 { mount: mount.into() }
         } else {
@@ -140,69 +161,94 @@ impl Cgroups {
             }
             Hierarchy::V1 { mounts }
         };
-        let root = format!("/{}", root.trim_matches('/'));
         let cgroups = Self {
             hierarchy,
-            driver,
-            root: if root == "/" { String::new() } else { root },
+            maker: match driver {
+                Driver::Cgroupfs => Maker::Directories,
+                Driver::Systemd { bus } => Maker::Slices(Systemd::new(bus)),
+            },
+            root: parts(root).map(str::to_owned).collect(),
             burstable: Arc::default(),
+            weighing: Arc::default(),
         };
-        if driver == Driver::Cgroupfs {
-            for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-                let shares = (qos == Qos::BestEffort).then_some(MIN_SHARES);
-                cgroups.create(
-                    &cgroups.class_path(qos),
-                    Limits {
-                        shares,
-                        ..Limits::default()
-                    },
-                )?;
-            }
+        for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+            let limits = Limits {
+                shares: (qos == Qos::BestEffort).then_some(MIN_SHARES),
+                ..Limits::default()
+            };
+            cgroups.create(&cgroups.class_path(qos), limits).await?;
         }
         Ok(cgroups)
     }
 
-    fn class_path(&self, qos: Qos) -> String {
-        let class = match qos {
-            Qos::Guaranteed => "",
-            Qos::Burstable => "/burstable",
-            Qos::BestEffort => "/besteffort",
-        };
-        format!("{}/kubepods{class}", self.root)
+    /// Whether this machine has version 2 alone.
+    pub(crate) fn is_unified(&self) -> bool {
+        matches!(self.hierarchy, Hierarchy::V2 { .. })
     }
 
-    /// The parent cgroup to name to the runtime.
-    pub(crate) fn parent(&self, pod: &Pod) -> String {
-        let qos = pod::qos(pod);
-        match self.driver {
-            Driver::Cgroupfs => format!("{}/pod{}", self.class_path(qos), pod::uid(pod)),
-            Driver::Systemd => {
-                let class = match qos {
-                    Qos::Guaranteed => "kubepods",
-                    Qos::Burstable => "kubepods-burstable",
-                    Qos::BestEffort => "kubepods-besteffort",
-                };
-                format!("{class}-pod{}.slice", pod::uid(pod).replace('-', "_"))
+    /// Where a cgroup is whose name has these parts, as the driver writes it: `/a/b`, or `/a.slice/a-b.slice`.
+    fn path_of<'a>(&self, parts: impl Iterator<Item = &'a str>) -> String {
+        match self.maker {
+            Maker::Directories => parts.flat_map(|part| ["/", part]).collect(),
+            Maker::Slices(_) => {
+                let (mut path, mut name) = (String::new(), String::new());
+                for part in parts {
+                    if !name.is_empty() {
+                        name.push('-');
+                    }
+                    // A dash tells parent from child.
+                    name.push_str(&part.replace('-', "_"));
+                    path.push_str(&format!("/{name}.slice"));
+                }
+                path
             }
         }
     }
 
-    /// Makes the pod's cgroup with its limits.
-    pub(crate) fn create_pod(&self, pod: &Pod, rules: &Rules) -> Result<(), Error> {
-        if self.driver == Driver::Systemd {
-            return Ok(());
+    fn class_path(&self, qos: Qos) -> String {
+        self.path_in_class(qos, None)
+    }
+
+    fn path_in_class(&self, qos: Qos, pod: Option<&str>) -> String {
+        let class = match qos {
+            Qos::Guaranteed => None,
+            Qos::Burstable => Some("burstable"),
+            Qos::BestEffort => Some("besteffort"),
+        };
+        let root = self.root.iter().map(String::as_str);
+        self.path_of(root.chain(["kubepods"]).chain(class).chain(pod))
+    }
+
+    /// Where a pod's cgroup is in the file system.
+    pub(crate) fn pod_path(&self, pod: &Pod) -> String {
+        self.path_in_class(pod::qos(pod), Some(&format!("pod{}", pod::uid(pod))))
+    }
+
+    /// The parent cgroup to name to the runtime: a path, or the name of a slice.
+    pub(crate) fn parent(&self, pod: &Pod) -> String {
+        let path = self.pod_path(pod);
+        match self.maker {
+            Maker::Directories => path,
+            Maker::Slices(_) => unit(&path).to_owned(),
         }
-        self.create(&self.parent(pod), pod_limits(pod, rules))
+    }
+
+    /// Makes the pod's cgroup with its limits.
+    pub(crate) async fn create_pod(&self, pod: &Pod, rules: &Rules) -> Result<(), Error> {
+        self.create(&self.pod_path(pod), pod_limits(pod, rules)).await
     }
 
     /// Removes a pod's cgroup, whatever class it was in; succeeds when there is none.
-    pub(crate) fn remove_pod(&self, uid: &str) -> Result<(), Error> {
-        if self.driver == Driver::Systemd {
-            return Ok(());
-        }
+    pub(crate) async fn remove_pod(&self, uid: &str) -> Result<(), Error> {
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+            let path = self.path_in_class(qos, Some(&format!("pod{uid}")));
+            if let Maker::Slices(systemd) = &self.maker
+                && self.mounts().iter().any(|base| below(base, &path).is_dir())
+            {
+                systemd.stop(unit(&path)).await?;
+            }
             for base in self.mounts() {
-                remove_tree(&below(base, &format!("{}/pod{uid}", self.class_path(qos))))?;
+                remove_tree(&below(base, &path))?;
             }
         }
         Ok(())
@@ -212,17 +258,26 @@ impl Cgroups {
     pub(crate) fn pods(&self) -> Vec<String> {
         let mut uids = std::collections::BTreeSet::new();
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+            let class = self.class_path(qos);
             for base in self.mounts() {
-                let entries = std::fs::read_dir(below(base, &self.class_path(qos)))
-                    .into_iter()
-                    .flatten();
-                uids.extend(
-                    entries
-                        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("pod").map(str::to_owned)),
-                );
+                let entries = std::fs::read_dir(below(base, &class)).into_iter().flatten();
+                let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+                uids.extend(names.filter_map(|name| self.uid_of(&class, &name)));
             }
         }
         uids.into_iter().collect()
+    }
+
+    /// The pod whose cgroup has this name in its class.
+    fn uid_of(&self, class: &str, name: &str) -> Option<String> {
+        match self.maker {
+            Maker::Directories => name.strip_prefix("pod").map(str::to_owned),
+            Maker::Slices(_) => {
+                let class = unit(class).strip_suffix(".slice")?;
+                let rest = name.strip_suffix(".slice")?.strip_prefix(class)?;
+                Some(rest.strip_prefix("-pod")?.replace('_', "-"))
+            }
+        }
     }
 
     fn mounts(&self) -> Vec<&Path> {
@@ -232,14 +287,24 @@ impl Cgroups {
         }
     }
 
-    fn create(&self, path: &str, limits: Limits) -> Result<(), Error> {
+    async fn create(&self, path: &str, limits: Limits) -> Result<(), Error> {
+        match &self.maker {
+            Maker::Directories => self.write(path, limits),
+            Maker::Slices(systemd) => {
+                let properties = systemd::limits(limits, self.is_unified());
+                Ok(systemd.start(unit(path), &properties).await?)
+            }
+        }
+    }
+
+    fn write(&self, path: &str, limits: Limits) -> Result<(), Error> {
         match &self.hierarchy {
             Hierarchy::V1 { mounts } => {
                 for controller in V1_CONTROLLERS {
                     let Some(base) = mounts.get(*controller) else { continue };
                     let dir = below(base, path);
                     make(&dir)?;
-                    for (file, value) in v1_files(controller, limits) {
+                    for (file, value) in files::v1(controller, limits) {
                         write(&dir.join(file), &value)?;
                     }
                 }
@@ -248,7 +313,7 @@ impl Cgroups {
                 let dir = below(mount, path);
                 make(&dir)?;
                 delegate(mount, path)?;
-                for (file, value) in v2_files(limits) {
+                for (file, value) in files::v2(limits) {
                     write(&dir.join(file), &value)?;
                 }
             }
@@ -257,39 +322,16 @@ impl Cgroups {
     }
 }
 
-fn v1_files(controller: &str, limits: Limits) -> Vec<(&'static str, String)> {
-    let files = match controller {
-        "cpu" => vec![
-            ("cpu.shares", limits.shares),
-            ("cpu.cfs_period_us", limits.period),
-            ("cpu.cfs_quota_us", limits.quota),
-        ],
-        "memory" => vec![("memory.limit_in_bytes", limits.memory)],
-        "pids" => vec![("pids.max", limits.pids)],
-        _ => Vec::new(),
-    };
-    files
-        .into_iter()
-        .filter_map(|(file, value)| Some((file, value?.to_string())))
-        .collect()
+/// The parts of a name as people write it: `/a/b`, or `a.slice`.
+fn parts(name: &str) -> impl Iterator<Item = &str> {
+    name.trim_end_matches(".slice")
+        .split('/')
+        .filter(|part| !part.is_empty())
 }
 
-fn v2_files(limits: Limits) -> Vec<(&'static str, String)> {
-    let mut files = Vec::new();
-    if let Some(shares) = limits.shares {
-        files.push(("cpu.weight", weight(shares).to_string()));
-    }
-    if let (Some(quota), Some(period)) = (limits.quota, limits.period) {
-        files.push(("cpu.max", format!("{quota} {period}")));
-    }
-    files.extend(limits.memory.map(|memory| ("memory.max", memory.to_string())));
-    files.extend(limits.pids.map(|pids| ("pids.max", pids.to_string())));
-    files
-}
-
-/// v1's shares (2 to 262144) as v2's weight (1 to 10000).
-fn weight(shares: i64) -> i64 {
-    1 + (shares - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
+/// The unit at the end of a path of slices.
+fn unit(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// v2: a cgroup has only the controllers that all its ancestors pass on.
@@ -390,8 +432,45 @@ fn clamp(value: i128) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// A pod's limits: sums over its containers, where every container has one.
+/// A pod's limits: sums over its containers, where every container has one, and its overhead.
 fn pod_limits(pod: &Pod, rules: &Rules) -> Limits {
+    let overhead = |resource: &str| pod::quantity(pod::spec(pod).overhead.as_ref(), resource);
+    let cpu = overhead("cpu").map_or(0, |cpu| clamp(cpu.as_milli()));
+    let memory = overhead("memory").map_or(0, |memory| clamp(memory.value()));
+    limits_of(pod, rules, cpu, memory)
+}
+
+/// What the containers of a pod get together.
+pub(crate) fn containers_resources(pod: &Pod, rules: &Rules) -> LinuxResources {
+    resources(limits_of(pod, rules, 0, 0))
+}
+
+/// What a pod costs beside its containers, where its RuntimeClass says so.
+pub(crate) fn overhead(pod: &Pod, rules: &Rules) -> Option<LinuxResources> {
+    let list = pod::spec(pod).overhead.as_ref()?;
+    let cpu = pod::quantity(Some(list), "cpu").map_or(0, |cpu| clamp(cpu.as_milli()));
+    let limit = quota(cpu, rules.period).filter(|_| rules.quota);
+    Some(resources(Limits {
+        shares: Some(shares(cpu)),
+        quota: limit,
+        period: limit.and_then(|_| i64::try_from(rules.period.as_micros()).ok()),
+        memory: pod::quantity(Some(list), "memory").map(|memory| clamp(memory.value())),
+        pids: None,
+    }))
+}
+
+fn resources(limits: Limits) -> LinuxResources {
+    LinuxResources {
+        cpu_shares: limits.shares.unwrap_or(0),
+        cpu_quota: limits.quota.unwrap_or(0),
+        cpu_period: limits.period.unwrap_or(0),
+        memory_limit: limits.memory.unwrap_or(0),
+        ..LinuxResources::default()
+    }
+}
+
+/// Sums over a pod's containers, with so much more CPU and memory.
+fn limits_of(pod: &Pod, rules: &Rules, more_cpu: i64, more_memory: i64) -> Limits {
     let main = pod::main_containers(pod);
     let init = pod::init_containers(pod);
     let sidecars = || init.iter().filter(|container| pod::is_sidecar(container));
@@ -408,16 +487,18 @@ fn pod_limits(pod: &Pod, rules: &Rules) -> Limits {
     let cpu_limit = |container: &Container| milli(container, "cpu", pod::limit);
     let memory_limit = |container: &Container| bytes(container, pod::limit);
     let mut limits = Limits {
-        shares: Some(shares(total(&|container| milli(container, "cpu", pod::request)))),
+        shares: Some(shares(
+            total(&|container| milli(container, "cpu", pod::request)) + more_cpu,
+        )),
         pids: (rules.pids > 0).then_some(rules.pids),
         ..Limits::default()
     };
     if rules.quota && all(&cpu_limit) {
-        limits.quota = quota(total(&cpu_limit), rules.period);
+        limits.quota = quota(total(&cpu_limit) + more_cpu, rules.period);
         limits.period = limits.quota.and_then(|_| i64::try_from(rules.period.as_micros()).ok());
     }
     if all(&memory_limit) {
-        limits.memory = Some(total(&memory_limit));
+        limits.memory = Some(total(&memory_limit) + more_memory);
     }
     limits
 }
@@ -437,8 +518,28 @@ pub(crate) fn container_resources(pod: &Pod, container: &Container, rules: &Rule
             .unwrap_or(0),
         memory_limit: bytes(container, pod::limit),
         oom_score_adj: oom_score(pod, container, rules.memory_capacity),
+        hugepages: hugepages(container),
+        unified: rules
+            .oom_group
+            .then(|| ("memory.oom.group".to_owned(), "1".to_owned()))
+            .into_iter()
+            .collect(),
         ..LinuxResources::default()
     }
+}
+
+/// Limits of huge pages as the runtime wants them: `hugepages-2Mi` is `2MB` there.
+fn hugepages(container: &Container) -> BTreeMap<String, u64> {
+    let limits = container
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.limits.as_ref());
+    let sizes = limits.into_iter().flatten().filter_map(|(name, limit)| {
+        let size = name.strip_prefix("hugepages-")?.strip_suffix('i')?;
+        let bytes: skiff_api::quantity::Quantity = limit.0.parse().ok()?;
+        Some((format!("{size}B"), u64::try_from(bytes.value()).ok()?))
+    });
+    sizes.collect()
 }
 
 /// Who dies first when memory is short: the more a burstable container asked for, the later.
@@ -466,6 +567,7 @@ mod tests {
         period: Duration::from_millis(100),
         pids: 64,
         memory_capacity: 1 << 30,
+        oom_group: false,
     };
 
     fn with(resources: &[Value]) -> Pod {
@@ -496,6 +598,28 @@ mod tests {
     }
 
     #[test]
+    fn overhead_is_the_pods_alone() {
+        let mut p = with(&[json!({"limits": {"cpu": "500m", "memory": "64Mi"}})]);
+        assert_eq!(overhead(&p, &RULES), None);
+        p.spec.as_mut().unwrap().overhead = serde_json::from_value(json!({"cpu": "250m", "memory": "1Mi"})).ok();
+        let limits = pod_limits(&p, &RULES);
+        assert_eq!(
+            (limits.shares, limits.quota, limits.memory),
+            (Some(768), Some(75_000), Some(65 << 20))
+        );
+        let own = containers_resources(&p, &RULES);
+        assert_eq!(
+            (own.cpu_shares, own.cpu_quota, own.memory_limit),
+            (512, 50_000, 64 << 20)
+        );
+        let overhead = overhead(&p, &RULES).unwrap();
+        assert_eq!(
+            (overhead.cpu_shares, overhead.cpu_quota, overhead.memory_limit),
+            (256, 25_000, 1 << 20)
+        );
+    }
+
+    #[test]
     fn resources_of_a_container() {
         let p = with(&[json!({"limits": {"cpu": "10m", "memory": "128Mi"}, "requests": {"memory": "512Mi"}})]);
         let resources = container_resources(&p, &p.spec.as_ref().unwrap().containers[0], &RULES);
@@ -508,33 +632,57 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_v2() {
-        assert_eq!([2, 1024, 262_144].map(weight), [1, 39, 10_000]);
+    fn huge_pages_and_groups_that_die_together() {
+        let p = with(&[json!({"limits": {"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi", "memory": "1Gi"}})]);
+        let container = &p.spec.as_ref().unwrap().containers[0];
+        let rules = Rules {
+            oom_group: true,
+            ..RULES
+        };
+        let resources = container_resources(&p, container, &rules);
+        let pages = [("1GB".to_owned(), 1 << 30), ("2MB".to_owned(), 4 << 20)];
+        assert_eq!(resources.hugepages, pages.into());
+        assert_eq!(
+            resources.unified,
+            [("memory.oom.group".to_owned(), "1".to_owned())].into()
+        );
+        assert!(container_resources(&p, container, &RULES).unified.is_empty());
     }
 
-    #[test]
-    fn a_tree_of_v1_files() {
+    #[tokio::test]
+    async fn a_tree_of_v1_files() {
         let dir = tempfile::tempdir().unwrap();
         for controller in ["cpu", "memory", "pids", "freezer"] {
             std::fs::create_dir(dir.path().join(controller)).unwrap();
             std::fs::write(dir.path().join(controller).join("cgroup.procs"), "").unwrap();
         }
-        let cgroups = Cgroups::open(dir.path(), "/skiff/a", Driver::Cgroupfs).unwrap();
+        let cgroups = Cgroups::open(dir.path(), "/skiff/a", Driver::Cgroupfs).await.unwrap();
+        assert!(!cgroups.is_unified());
         let p = with(&[json!({"requests": {"cpu": "1"}})]);
-        cgroups.create_pod(&p, &RULES).unwrap();
+        cgroups.create_pod(&p, &RULES).await.unwrap();
         assert_eq!(cgroups.parent(&p), "/skiff/a/kubepods/burstable/podu1");
         let cpu = dir.path().join("cpu/skiff/a/kubepods/burstable/podu1/cpu.shares");
         assert_eq!(std::fs::read_to_string(&cpu).unwrap(), "1024");
         assert_eq!(cgroups.pods(), ["u1"]);
     }
 
-    #[test]
-    fn names_for_systemd() {
+    #[tokio::test]
+    async fn a_tree_of_v2_files() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
-        let cgroups = Cgroups::open(dir.path(), "", Driver::Systemd).unwrap();
-        let mut p = with(&[json!({})]);
-        p.metadata.uid = Some("a-b".into());
-        assert_eq!(cgroups.parent(&p), "kubepods-besteffort-poda_b.slice");
+        let cgroups = Cgroups::open(dir.path(), "", Driver::Cgroupfs).await.unwrap();
+        assert!(cgroups.is_unified());
+        let p = with(&[json!({"limits": {"cpu": "500m", "memory": "64Mi"}})]);
+        cgroups.create_pod(&p, &RULES).await.unwrap();
+        assert_eq!(cgroups.parent(&p), "/kubepods/burstable/podu1");
+        let read = |file: &str| std::fs::read_to_string(dir.path().join(file)).unwrap_or_default();
+        assert_eq!(read("kubepods/besteffort/cpu.weight"), "1");
+        assert_eq!(read("kubepods/burstable/podu1/cpu.weight"), "59");
+        assert_eq!(read("kubepods/burstable/podu1/cpu.max"), "50000 100000");
+        assert_eq!(read("kubepods/burstable/podu1/memory.max"), (64 << 20).to_string());
+        assert_eq!(read("kubepods/burstable/podu1/pids.max"), "64");
+        // What was written last to a plain file; the kernel takes them one by one.
+        assert_eq!(read("kubepods/cgroup.subtree_control"), "+pids");
+        assert_eq!(cgroups.pods(), ["u1"]);
     }
 }

@@ -31,6 +31,7 @@ use rank::Candidate;
 use signal::{Observation, Observations, Threshold};
 use state::State;
 
+pub(crate) use rank::is_critical;
 pub(crate) use signal::{Amount, Signal};
 pub(crate) use state::Pressure;
 

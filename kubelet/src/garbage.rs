@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use crate::agent::Agent;
 
 /// Removes what belongs to no wanted pod.
-pub(crate) fn orphans(agent: &Agent, wanted: &HashSet<String>) {
+pub(crate) async fn orphans(agent: &Agent, wanted: &HashSet<String>) {
     for uid in agent.volumes.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
         match agent.volumes.remove_pod(&uid) {
             Ok(()) => tracing::info!(uid, "removed the directory of a pod that is gone"),
@@ -20,7 +20,7 @@ pub(crate) fn orphans(agent: &Agent, wanted: &HashSet<String>) {
         }
     }
     for uid in agent.cgroups.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
-        if let Err(error) = agent.cgroups.remove_pod(&uid) {
+        if let Err(error) = agent.cgroups.remove_pod(&uid).await {
             tracing::warn!(
                 uid,
                 error = skiff_daemon::error_chain(&error),

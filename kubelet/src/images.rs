@@ -1,5 +1,7 @@
 //! Getting an image onto the node, as the pull policy says, with upstream's reasons and messages.
 
+mod pace;
+
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -9,9 +11,12 @@ use skiff_cri::{Image, PullAuth, Runtime};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::config::KubeletConfiguration;
 use crate::events::{Recorder, Severity};
+use crate::metrics::Measures;
 use crate::objects::{Kind, Objects};
 use crate::pod::{self, Role};
+use pace::Pace;
 
 /// Why there is no image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +34,9 @@ pub(crate) struct ImageError {
 pub(crate) struct Images {
     runtime: Arc<dyn Runtime>,
     events: Recorder,
+    measures: Arc<Measures>,
     slots: Arc<Semaphore>,
+    pace: Option<Pace>,
 }
 
 impl std::fmt::Debug for Images {
@@ -41,16 +48,21 @@ impl std::fmt::Debug for Images {
 }
 
 impl Images {
-    pub(crate) fn new(runtime: Arc<dyn Runtime>, events: Recorder, serialize: bool, parallel: Option<i32>) -> Self {
-        let slots = match (serialize, parallel.and_then(|n| usize::try_from(n).ok())) {
-            (true, _) => 1,
-            (false, Some(limit)) => limit.max(1),
-            (false, None) => Semaphore::MAX_PERMITS,
-        };
+    pub(crate) fn new(
+        runtime: Arc<dyn Runtime>,
+        events: Recorder,
+        measures: Arc<Measures>,
+        config: &KubeletConfiguration,
+    ) -> Self {
         Self {
             runtime,
             events,
-            slots: Arc::new(Semaphore::new(slots)),
+            measures,
+            slots: Arc::new(Semaphore::new(slots(
+                config.serialize_image_pulls,
+                config.max_parallel_image_pulls,
+            ))),
+            pace: Pace::new(config.registry_pull_qps, config.registry_burst),
         }
     }
 
@@ -113,6 +125,9 @@ impl Images {
     ) -> Result<Image, ImageError> {
         let asked = Instant::now();
         let slot = self.slots.acquire().await;
+        if let Some(pace) = &self.pace {
+            pace.turn().await;
+        }
         let begun = Instant::now();
         self.events.container(
             pod,
@@ -125,6 +140,7 @@ impl Images {
         drop(slot);
         match pulled {
             Ok(found) => {
+                self.measures.lives.pulled(pod::uid(pod), begun, found.size);
                 let message = format!(
                     "Successfully pulled image {wanted:?} in {} ({} including waiting). Image size: {} bytes.",
                     millis(begun.elapsed()),
@@ -176,6 +192,15 @@ impl Images {
     fn warn(&self, pod: &Pod, who: (Role, &str), reason: &'static str, message: &str) {
         self.events
             .container(pod, who, Severity::Warning, reason, message.to_owned());
+    }
+}
+
+/// How many pulls may be under way at once.
+fn slots(serialize: bool, parallel: Option<i32>) -> usize {
+    match (serialize, parallel.and_then(|n| usize::try_from(n).ok())) {
+        (true, _) => 1,
+        (false, Some(limit)) => limit.max(1),
+        (false, None) => Semaphore::MAX_PERMITS,
     }
 }
 
@@ -363,6 +388,14 @@ mod tests {
         for (image, tagged) in cases {
             assert_eq!(with_tag(image).as_deref(), tagged, "{image}");
         }
+    }
+
+    #[test]
+    fn pulls_at_once() {
+        assert_eq!(slots(true, None), 1);
+        assert_eq!(slots(true, Some(5)), 1);
+        assert_eq!(slots(false, Some(5)), 5);
+        assert_eq!(slots(false, None), Semaphore::MAX_PERMITS);
     }
 
     #[test]

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use skiff_api::k8s_openapi::api::core::v1::PodStatus;
 
 use crate::backoff::{self, Backoff};
+use crate::clock;
 
 /// A pod's memory.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub(crate) struct Memory {
     pub(crate) sandbox: Option<Failure>,
     /// Why a container could not be started, by name.
     pub(crate) starts: BTreeMap<String, Failure>,
+    /// When the worker first saw that a container had ended, by id: what the runtime says may be by another clock.
+    pub(crate) ends: BTreeMap<String, Timestamp>,
     /// Restart back-off, by container name.
     pub(crate) restarts: BTreeMap<String, Backoff>,
     /// Containers that must die, by id: a probe failed.
@@ -103,6 +106,34 @@ pub(crate) struct Finish {
 
 /// How long a failed pull shows as `ErrImagePull` before it shows as `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
+
+// === impl Memory ===
+
+impl Memory {
+    /// Moves every time along with the wall clock, which somebody has set.
+    pub(crate) fn shift(&mut self, step: SignedDuration) {
+        let move_failure = |failure: &mut Failure| failure.since = clock::moved(failure.since, step);
+        for at in self.seen.iter_mut().chain(self.ends.values_mut()) {
+            *at = clock::moved(*at, step);
+        }
+        for backoff in self.restarts.values_mut() {
+            *backoff = backoff.moved(step);
+        }
+        self.sandbox.iter_mut().for_each(move_failure);
+        self.cleanup.iter_mut().for_each(move_failure);
+        self.starts.values_mut().for_each(move_failure);
+        match &mut self.volumes {
+            Volumes::Ready { refresh: Some(at) } => *at = clock::moved(*at, step),
+            Volumes::Failed(failure) => move_failure(failure),
+            Volumes::Ready { refresh: None } | Volumes::Pending => {}
+        }
+    }
+
+    /// When a container ended: as the runtime says, but not after the worker saw it.
+    pub(crate) fn ended(&self, id: &str, finished: Timestamp) -> Timestamp {
+        self.ends.get(id).map_or(finished, |seen| finished.min(*seen))
+    }
+}
 
 // === impl Failure ===
 

@@ -1,5 +1,6 @@
 //! What the kubelet measures of itself, under upstream's names: `/metrics`, and `/metrics/probes`.
 
+mod lives;
 mod runtime;
 
 use std::collections::HashMap;
@@ -21,8 +22,9 @@ use tokio::time::Instant;
 
 use crate::observed::State;
 use crate::pod;
-use crate::pods::Directory;
+use crate::pods::{Directory, Entry};
 
+pub(crate) use lives::Lives;
 pub(crate) use runtime::Measured;
 
 /// Prometheus' default buckets, in seconds.
@@ -44,6 +46,16 @@ struct Served {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Signal {
     eviction_signal: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Preempted {
+    preemption_signal: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Handler {
+    runtime_handler: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,7 +87,12 @@ pub(crate) struct Measures {
     requests: Family<Served, Counter>,
     // Upstream's counter has no `_total` in its name, which this library gives to every counter.
     evictions: Family<Signal, Gauge>,
+    preemptions: Family<Preempted, Gauge>,
     collected_images: Family<Reason, Counter>,
+    sandboxes: Family<Handler, Histogram>,
+    sandbox_errors: Family<Handler, Counter>,
+    /// Starts of pods and the work of their workers.
+    pub(crate) lives: Lives,
     probes: Family<Probed, Counter>,
     /// Label sets of each pod, to be forgotten with it.
     probed: Mutex<HashMap<String, Vec<Probed>>>,
@@ -95,7 +112,11 @@ impl Measures {
             relisted: Mutex::default(),
             requests: Family::default(),
             evictions: Family::default(),
+            preemptions: Family::default(),
             collected_images: Family::default(),
+            sandboxes: Family::new_with_constructor(operation_histogram),
+            sandbox_errors: Family::default(),
+            lives: Lives::new(process),
             probes: Family::default(),
             probed: Mutex::default(),
         });
@@ -149,6 +170,12 @@ impl Measures {
             registry.register("kubelet_http_requests", help, self.requests.clone());
             let help = "Cumulative number of pod evictions by eviction signal";
             registry.register("kubelet_evictions", help, self.evictions.clone());
+            let help = "Cumulative number of pod preemptions by preemption resource";
+            registry.register("kubelet_preemptions", help, self.preemptions.clone());
+            let help = "Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler";
+            registry.register("kubelet_run_podsandbox_duration_seconds", help, self.sandboxes.clone());
+            let help = "Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler";
+            registry.register("kubelet_run_podsandbox_errors", help, self.sandbox_errors.clone());
             let help = "Total number of images garbage collected by the kubelet, by the reason";
             registry.register("kubelet_image_garbage_collected", help, self.collected_images.clone());
         });
@@ -164,11 +191,18 @@ impl Measures {
         if failed {
             self.operation_errors.get_or_create(&operation).inc();
         }
-        match (operation_type, failed) {
-            ("run_podsandbox", false) => self.started_pods.inc(),
-            ("run_podsandbox", true) => self.started_pod_errors.inc(),
-            _ => 0,
-        };
+    }
+
+    /// A sandbox was made, or not: upstream counts the attempt as a start, too.
+    fn sandbox_run(&self, handler: &str, took: Duration, failed: bool) {
+        let runtime_handler = handler.to_owned();
+        let handler = Handler { runtime_handler };
+        self.sandboxes.get_or_create(&handler).observe(took.as_secs_f64());
+        self.started_pods.inc();
+        if failed {
+            self.sandbox_errors.get_or_create(&handler).inc();
+            self.started_pod_errors.inc();
+        }
     }
 
     /// All pods of the runtime were listed.
@@ -193,6 +227,12 @@ impl Measures {
     /// A pod was evicted.
     pub(crate) fn evicted(&self, eviction_signal: &'static str) {
         self.evictions.get_or_create(&Signal { eviction_signal }).inc();
+    }
+
+    /// A pod had to make room for a critical one; `resource` was short.
+    pub(crate) fn preempted(&self, resource: &str) {
+        let preemption_signal = resource.to_owned();
+        self.preemptions.get_or_create(&Preempted { preemption_signal }).inc();
     }
 
     /// An image was removed, for `space` or for its `age`.
@@ -223,6 +263,7 @@ impl Measures {
         for labels in self.probed.lock().remove(uid).unwrap_or_default() {
             self.probes.remove(&labels);
         }
+        self.lives.forget(uid);
     }
 }
 
@@ -267,6 +308,7 @@ impl Collector for Running {
             MetricType::Gauge,
         )?;
         gauge(pods).encode(metric)?;
+        desired(&entries, &mut encoder)?;
         let mut states = [("created", 0), ("running", 0), ("exited", 0), ("unknown", 0)];
         for container in entries.iter().flat_map(|entry| &entry.observed.containers) {
             let index = match container.state {
@@ -291,6 +333,38 @@ impl Collector for Running {
     }
 }
 
+/// `kubelet_desired_pods`, `kubelet_active_pods` (those that have not ended), `kubelet_mirror_pods`.
+fn desired(entries: &[Entry], encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let statics = |is_static: bool| {
+        entries
+            .iter()
+            .filter(move |entry| pod::is_static(&entry.pod) == is_static)
+    };
+    let active = |is_static: bool| statics(is_static).filter(|entry| !pod::is_terminal(&entry.pod)).count();
+    for (name, help, counts) in [
+        (
+            "kubelet_desired_pods",
+            "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver",
+            [statics(false).count(), statics(true).count()],
+        ),
+        (
+            "kubelet_active_pods",
+            "The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true \
+             if the pod is not from the apiserver",
+            [active(false), active(true)],
+        ),
+    ] {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (label, count) in ["", "true"].into_iter().zip(counts) {
+            let labels = [("static", label)];
+            gauge(count).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    let help = "The number of mirror pods the kubelet will try to create (one per admitted static pod)";
+    let metric = encoder.encode_descriptor("kubelet_mirror_pods", help, None, MetricType::Gauge)?;
+    gauge(statics(true).count()).encode(metric)
+}
+
 fn gauge(count: usize) -> ConstGauge<f64> {
     ConstGauge::new(f64::from(u32::try_from(count).unwrap_or(u32::MAX)))
 }
@@ -307,6 +381,9 @@ mod tests {
         let (process, probes) = (Metrics::default(), Metrics::default());
         let measures = Measures::new(&process, &probes, "node-1");
         measures.operated("run_podsandbox", Duration::from_millis(3), false);
+        measures.sandbox_run("", Duration::from_millis(3), false);
+        measures.sandbox_run("gvisor", Duration::from_millis(3), true);
+        measures.preempted("memory");
         measures.operated("pull_image", Duration::from_secs(1), true);
         measures.evicted("memory.available");
         let text = process.encode();
@@ -316,7 +393,10 @@ mod tests {
             "kubelet_runtime_operations_total{operation_type=\"pull_image\"} 1",
             "kubelet_runtime_operations_errors_total{operation_type=\"pull_image\"} 1",
             "kubelet_runtime_operations_duration_seconds_bucket{le=\"0.005\",operation_type=\"run_podsandbox\"} 1",
-            "kubelet_started_pods_total 1",
+            "kubelet_started_pods_total 2",
+            "kubelet_started_pods_errors_total 1",
+            "kubelet_run_podsandbox_errors_total{runtime_handler=\"gvisor\"} 1",
+            "kubelet_preemptions{preemption_signal=\"memory\"} 1",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }

@@ -8,6 +8,7 @@ mod earlier;
 mod mirror;
 mod outcomes;
 mod report;
+mod start;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -25,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{self, Refusal};
 use crate::agent::Agent;
 use crate::backoff::Backoff;
+use crate::clock::{self, Clock};
 use crate::events::Severity;
 use crate::execute::{self, Outcome};
+use crate::hop::hop;
 use crate::memory::{Finish, Health, Memory, Volumes};
 use crate::observed::{self, Observed, State};
 use crate::plan::{self, Action, Goal, Plan, Task};
@@ -34,6 +37,7 @@ use crate::pod;
 use crate::probes::{Probes, Report};
 pub(crate) use earlier::counted;
 use report::Reporter;
+use start::Start;
 
 /// What the API wants of a pod.
 #[derive(Clone, Debug)]
@@ -62,6 +66,15 @@ impl Wish {
             mirror: None,
         }
     }
+}
+
+/// What was found when the pod came.
+#[derive(Debug, Default)]
+pub(crate) struct Admission {
+    /// Why it is not taken.
+    pub(crate) refusal: Option<Refusal>,
+    /// The views of pods that must have ended before it begins.
+    pub(crate) after: Vec<watch::Receiver<Arc<Observed>>>,
 }
 
 /// How others reach a worker.
@@ -145,6 +158,8 @@ struct Worker {
     /// The status is final: what the runtime forgets now must not change it.
     frozen: bool,
     adopted: bool,
+    start: Start,
+    clock: Clock,
 }
 
 /// An action under way.
@@ -157,7 +172,7 @@ struct Busy {
 pub(crate) fn spawn(
     agent: Arc<Agent>,
     wish: Wish,
-    refusal: Option<Refusal>,
+    admission: Admission,
     done: mpsc::UnboundedSender<String>,
 ) -> Handle {
     let pod = wish.pod.clone();
@@ -166,7 +181,8 @@ pub(crate) fn spawn(
     let (view, seen) = watch::channel(Arc::default());
     let wake = Arc::new(Wake::default());
     let (report_sender, reports) = mpsc::unbounded_channel();
-    let refused = refusal.is_some();
+    let refused = admission.refusal.is_some();
+    let start = Start::of(&pod);
     let mut worker = Worker {
         reporter: Reporter::new(agent.clone()),
         agent,
@@ -185,9 +201,12 @@ pub(crate) fn spawn(
         settle: None,
         frozen: false,
         adopted: false,
+        start,
+        clock: Clock::read(),
     };
     tokio::spawn(async move {
-        worker.admit(refusal).await;
+        worker.admit(admission.refusal).await;
+        room(&worker.pod, admission.after).await;
         worker.run().await;
         done.send(uid).ok();
     });
@@ -196,6 +215,15 @@ pub(crate) fn spawn(
         wake,
         refused,
         view: seen,
+    }
+}
+
+/// Waits until pods that make room have ended, however slowly: their grace periods are the bound.
+async fn room(pod: &Pod, after: Vec<watch::Receiver<Arc<Observed>>>) {
+    for mut view in after {
+        // Its worker may have ended with it.
+        view.wait_for(|observed| observed.running().next().is_none()).await.ok();
+        hop(pod, "room made");
     }
 }
 
@@ -217,7 +245,13 @@ impl Worker {
 
     async fn run(mut self) {
         self.memory.seen = Some(Timestamp::now());
+        hop(&self.pod, "worker begun");
+        let containers = pod::containers(&self.pod).count();
+        self.agent.measures.lives.begun(containers, self.start.age());
         loop {
+            let begun = Instant::now();
+            let operation = self.operation();
+            self.follow_clock();
             self.take_wish();
             let looked = !self.dirty || self.look().await;
             let mut next = None;
@@ -240,9 +274,34 @@ impl Worker {
                 self.report(&plan);
                 next = plan.wake;
             }
+            self.agent.measures.lives.worked(operation, begun.elapsed());
             if !self.wait(looked, next).await {
                 return;
             }
+        }
+    }
+
+    /// Keeps delays what they are when somebody sets the wall clock.
+    fn follow_clock(&mut self) {
+        let Some(step) = self.clock.step(Clock::read()) else {
+            return;
+        };
+        self.memory.shift(step);
+        if let Some((_, since)) = &mut self.stop {
+            *since = clock::moved(*since, step);
+        }
+    }
+
+    /// What a round is for, as upstream's metric calls it.
+    fn operation(&self) -> &'static str {
+        if !self.adopted {
+            "create"
+        } else if self.stop.is_some() {
+            "kill"
+        } else if self.wish.has_changed().unwrap_or(false) {
+            "update"
+        } else {
+            "sync"
         }
     }
 
@@ -349,8 +408,13 @@ impl Worker {
             .collect();
         self.memory.health.retain(|id, _| known.contains(id));
         self.memory.doomed.retain(|id, _| known.contains(id));
+        self.memory.ends.retain(|id, _| known.contains(id));
         self.memory.stopped_once.retain(|id| known.contains(id));
+        let now = Timestamp::now();
         for container in &self.observed.containers {
+            if container.exit().is_some() {
+                self.memory.ends.entry(container.id.clone()).or_insert(now);
+            }
             if !matches!(container.state, State::Running(_)) || self.memory.health.contains_key(&container.id) {
                 continue;
             }
@@ -450,6 +514,9 @@ impl Worker {
             self.reporter.update(&self.pod, &self.observed, &self.memory, plan);
             self.frozen = self.stop.is_some() && self.busy.contains_key(&Task::Cleanup);
         }
+        let (wanted, told) = self.reporter.shown();
+        let lives = &self.agent.measures.lives;
+        self.start.look(&self.pod, &self.observed, wanted, told, lives);
         self.reporter.send(&self.pod, wish.gone, self.memory.cleaned);
     }
 

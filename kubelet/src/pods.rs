@@ -21,7 +21,7 @@ use crate::garbage;
 use crate::memory::Finish;
 use crate::observed::{self, Observed, PodIds};
 use crate::pod;
-use crate::pod_worker::{self, Handle, Wish};
+use crate::pod_worker::{self, Admission, Handle, Wish};
 use statics::Statics;
 
 /// How often the runtime is asked for everything, in case an event was missed.
@@ -213,8 +213,12 @@ impl Dispatcher {
     fn spawn(&mut self, wish: Wish) {
         let uid = pod::uid(&wish.pod).to_owned();
         let taken = admission::is_known(&wish.pod) || self.listed.contains_key(&uid) || wish.gone;
-        let refusal = if taken { None } else { self.refusal(&wish.pod) };
-        let handle = pod_worker::spawn(self.agent.clone(), wish, refusal, self.done.clone());
+        let admission = if taken {
+            Admission::default()
+        } else {
+            self.admit(&wish.pod)
+        };
+        let handle = pod_worker::spawn(self.agent.clone(), wish, admission, self.done.clone());
         self.directory.handles.write().insert(uid, handle);
         self.weigh();
     }
@@ -235,10 +239,15 @@ impl Dispatcher {
         }
     }
 
-    fn refusal(&self, pod: &Pod) -> Option<admission::Refusal> {
+    /// Whether this node takes a new pod; a critical one may make others end, and begins when they have.
+    fn admit(&self, pod: &Pod) -> Admission {
+        let refused = |refusal| Admission {
+            refusal: Some(refusal),
+            after: Vec::new(),
+        };
         if let Some(message) = self.agent.pressure.borrow().refuses(pod) {
             let reason = "Evicted".into();
-            return Some(admission::Refusal { reason, message });
+            return refused(admission::Refusal { reason, message });
         }
         let handles = self.directory.handles.read();
         let others: Vec<_> = handles
@@ -247,7 +256,34 @@ impl Dispatcher {
             .map(|handle| handle.wish.borrow().pod.clone())
             .collect();
         let others = others.iter().map(Arc::as_ref).filter(|pod| !pod::is_terminal(pod));
-        admission::check(pod, others, &self.agent.allocatable, &self.agent.host).err()
+        let allocatable = &self.agent.allocatable;
+        let Err(refusal) = admission::check(pod, others.clone(), allocatable, &self.agent.host) else {
+            return Admission::default();
+        };
+        let shortages = admission::shortages(pod, others.clone(), allocatable);
+        let Some(victims) = admission::preemption::victims(pod, &shortages, others.clone()) else {
+            return refused(refusal);
+        };
+        let left = others.filter(|other| !victims.iter().any(|victim| std::ptr::eq(*victim, *other)));
+        if let Err(refusal) = admission::check(pod, left, allocatable, &self.agent.host) {
+            return refused(refusal);
+        }
+        let mut after = Vec::new();
+        for victim in victims {
+            tracing::info!(
+                pod = pod::full_name(victim),
+                by = pod::full_name(pod),
+                "preempting a pod"
+            );
+            if let Some(handle) = handles.get(pod::uid(victim)) {
+                handle.end(admission::preemption::finish(victim));
+                after.push(handle.view.clone());
+            }
+        }
+        for short in shortages {
+            self.agent.measures.preempted(&short.resource);
+        }
+        Admission { refusal: None, after }
     }
 
     fn finished(&mut self, uid: String) {
@@ -285,6 +321,7 @@ impl Dispatcher {
                 tracing::warn!(reason, "the runtime's events are lost; they are asked for again")
             }
             Notice::Event(event) => {
+                tracing::debug!(id = event.id, kind = ?event.kind, "the runtime tells");
                 let Some(uid) = self.agent.ids.pod(&event.id) else {
                     return;
                 };
@@ -326,7 +363,7 @@ impl Dispatcher {
                 }
             }
             let wanted: HashSet<String> = self.directory.handles.read().keys().cloned().collect();
-            garbage::orphans(&self.agent, &wanted);
+            garbage::orphans(&self.agent, &wanted).await;
         }
         self.listed = pods;
         self.looked |= self.awaited.is_empty();
@@ -352,7 +389,7 @@ impl Dispatcher {
             gone: true,
             ..Wish::of(Arc::new(pod))
         };
-        let handle = pod_worker::spawn(self.agent.clone(), wish, None, self.done.clone());
+        let handle = pod_worker::spawn(self.agent.clone(), wish, Admission::default(), self.done.clone());
         self.directory.handles.write().insert(uid.to_owned(), handle);
     }
 }

@@ -118,6 +118,7 @@ pub async fn run_with(
         return Ok(());
     }
     let cgroups = machine::open_cgroups(&config, &facts, &runtime).await?;
+    let unified = cgroups.is_unified();
     let shutdown = daemon.shutdown.clone();
     let (recorder, writer) = events::recorder(&name);
     let (told, pressure) = watch::channel(Pressure::default());
@@ -125,12 +126,7 @@ pub async fn run_with(
     let objects = Objects::new(client.clone(), object_sender);
     let services = Services::new();
     let kubelet = &config.kubelet;
-    let images = Images::new(
-        runtime.clone(),
-        recorder.clone(),
-        kubelet.serialize_image_pulls,
-        kubelet.max_parallel_image_pulls,
-    );
+    let images = Images::new(runtime.clone(), recorder.clone(), measures.clone(), kubelet);
     let agent = Arc::new(Agent {
         node_name: name.clone(),
         node_ips: ips.clone(),
@@ -149,7 +145,7 @@ pub async fn run_with(
         objects,
         services: services.clone(),
         cgroups,
-        rules: rules(&config, &facts),
+        rules: rules(&config, &facts, unified),
         dns: dns_node(&config),
         allocatable: node::allocatable(&config, &facts),
         host: admission::Host::read(config.kubelet.allowed_unsafe_sysctls.clone()),
@@ -281,12 +277,13 @@ async fn runtime_name(runtime: &Arc<dyn Runtime>, daemon: &Context) -> String {
     }
 }
 
-fn rules(config: &Config, facts: &facts::Facts) -> Rules {
+fn rules(config: &Config, facts: &facts::Facts, unified: bool) -> Rules {
     Rules {
         quota: config.kubelet.cpu_cfs_quota,
         period: config.kubelet.cpu_cfs_quota_period.0,
         pids: config.kubelet.pod_pids_limit,
         memory_capacity: facts.memory,
+        oom_group: unified && !config.kubelet.single_process_oom_kill.unwrap_or(false),
     }
 }
 

@@ -75,6 +75,7 @@ pub(crate) struct PodFigures {
     pub(crate) pod: Arc<Pod>,
     pub(crate) started: Option<Timestamp>,
     pub(crate) measured: Option<Measured>,
+    pub(crate) cgroup: String,
     pub(crate) containers: Vec<ContainerFigures>,
     /// Its own interfaces; none with the node's network.
     pub(crate) interfaces: Vec<Interface>,
@@ -272,6 +273,7 @@ fn look_at_pod(
             .cgroups
             .usage_of_pod(pod)
             .map(|usage| measured(pod::uid(pod), usage)),
+        cgroup: agent.cgroups.pod_path(pod),
         pod: pod.clone(),
         containers,
         interfaces,
@@ -356,6 +358,7 @@ pub(crate) mod tests {
                 pod: Arc::new(pod(&json!({"containers": [{"name": "c"}]}))),
                 started: Timestamp::from_second(1).ok(),
                 measured: Some(measured),
+                cgroup: "/kubepods/podu1".into(),
                 containers: vec![ContainerFigures {
                     name: "c".into(),
                     id: "id1".into(),

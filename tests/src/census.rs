@@ -4,8 +4,8 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::Context as _;
-use skiff_cluster::NodeLayout;
 use skiff_cluster::testing::TestCluster;
+use skiff_cluster::{NodeLayout, Role};
 use skiff_cri::{Client, ContainerFilter, Runtime as _, SandboxFilter};
 use skiff_net::netlink::Netlink;
 
@@ -30,6 +30,10 @@ pub struct Census {
     pub pod_directories: usize,
     /// Directories of logs.
     pub log_directories: usize,
+    /// Log files of containers.
+    pub log_files: usize,
+    /// Bundles of the runtime's containers.
+    pub bundles: usize,
 }
 
 impl Census {
@@ -60,6 +64,8 @@ impl Census {
             mounts: mounts.lines().filter(|line| line.contains(directory)).count(),
             pod_directories: entries(&layout.kubelet_root().join("pods")),
             log_directories: entries(&layout.pod_logs()),
+            log_files: files(&layout.pod_logs()),
+            bundles: entries(&layout.containerd_state().join("io.containerd.runtime.v2.task/k8s.io")),
         })
     }
 }
@@ -79,4 +85,54 @@ fn leases(node: &NodeLayout) -> usize {
 
 fn entries(directory: &std::path::Path) -> usize {
     fs::read_dir(directory).map_or(0, Iterator::count)
+}
+
+fn files(directory: &std::path::Path) -> usize {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let count = |entry: fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files(&entry.path()),
+        _ => 1,
+    };
+    entries.map(count).sum()
+}
+
+/// What one process holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Holdings {
+    /// Resident memory in bytes.
+    pub memory: usize,
+    /// Of it, memory of its own: neither code nor files.
+    pub private: usize,
+    /// Open files.
+    pub files: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Holdings {
+    /// What a process of a node holds now.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn of(cluster: &TestCluster, role: Role, node: &str) -> anyhow::Result<Self> {
+        let process = cluster
+            .record()
+            .process(role, node)
+            .context("a process that was started")?;
+        let proc = std::path::PathBuf::from(format!("/proc/{}", process.pid));
+        let status = fs::read_to_string(proc.join("status")).context("a process that runs")?;
+        let number = |name: &str| -> anyhow::Result<usize> {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let word = line.and_then(|rest| rest.split_whitespace().next());
+            word.and_then(|word| word.parse().ok()).context(name.to_owned())
+        };
+        Ok(Self {
+            memory: number("VmRSS")? << 10,
+            private: number("RssAnon")? << 10,
+            files: entries(&proc.join("fd")),
+            threads: number("Threads")?,
+        })
+    }
 }

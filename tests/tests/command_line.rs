@@ -1,68 +1,11 @@
 //! `skiff up` and its companions, as a person types them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use anyhow::Context as _;
+use skiff_tests::home::Home;
 use skiff_tests::{Kubectl, binary, build_images};
-
-/// A home of its own for the clusters of one test; takes down what the test left.
-struct Home {
-    directory: tempfile::TempDir,
-    names: Vec<String>,
-}
-
-impl Home {
-    fn new(names: &[&str]) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("skiff-").tempdir()?;
-        let names = names
-            .iter()
-            .map(|name| format!("{name}{}", std::process::id()))
-            .collect();
-        Ok(Self { directory, names })
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn skiff(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        Command::new(binary()?)
-            .env("SKIFF_HOME", self.path())
-            .args(arguments)
-            .output()
-            .context("run skiff")
-    }
-
-    fn ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = self.skiff(arguments)?;
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "skiff {}: {stderr}", arguments.join(" "));
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn refused(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = self.skiff(arguments)?;
-        anyhow::ensure!(
-            !output.status.success(),
-            "skiff {} should have failed",
-            arguments.join(" ")
-        );
-        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-}
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        for name in &self.names {
-            if let Ok(output) = self.skiff(&["down", "--name", name, "--purge"])
-                && !output.status.success()
-            {
-                eprintln!("{}", String::from_utf8_lossy(&output.stderr));
-            }
-        }
-    }
-}
 
 #[test]
 fn a_cluster_comes_up_stays_and_goes() -> anyhow::Result<()> {

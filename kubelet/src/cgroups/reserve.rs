@@ -5,19 +5,20 @@ use std::collections::BTreeMap;
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_api::quantity::Quantity;
 
-use super::{Cgroups, Driver, Error, Hierarchy, Limits, below, shares};
+use super::{Cgroups, Error, Hierarchy, Limits, Maker, below, parts, shares, systemd, unit};
 use crate::config::KubeletConfiguration;
 use crate::node::facts::{self, Facts};
 use crate::pod::{self, Qos};
 
 impl Cgroups {
     /// Enforces what `enforceNodeAllocatable` names.
-    pub(crate) fn reserve(&self, config: &KubeletConfiguration, facts: &Facts) -> Result<(), Error> {
+    pub(crate) async fn reserve(&self, config: &KubeletConfiguration, facts: &Facts) -> Result<(), Error> {
         for what in &config.enforce_node_allocatable {
             let (name, reserved) = match what.as_str() {
-                "pods" if self.driver == Driver::Cgroupfs => {
+                "pods" => {
                     let pids = facts::pids().map(|(_, limit)| limit);
-                    self.create(&self.class_path(Qos::Guaranteed), of_pods(config, facts, pids))?;
+                    let limits = of_pods(config, facts, pids);
+                    self.create(&self.class_path(Qos::Guaranteed), limits).await?;
                     continue;
                 }
                 "kube-reserved" | "kube-reserved-compressible" => (&config.kube_reserved_cgroup, &config.kube_reserved),
@@ -26,7 +27,7 @@ impl Cgroups {
                 }
                 _ => continue,
             };
-            let path = format!("/{}", name.trim_matches('/'));
+            let path = self.path_of(parts(name));
             if !self.is_there(&path) {
                 return Err(Error::Absent(path));
             }
@@ -34,7 +35,13 @@ impl Cgroups {
             if what.ends_with("-compressible") {
                 (limits.memory, limits.pids) = (None, None);
             }
-            self.create(&path, limits)?;
+            match &self.maker {
+                Maker::Directories => self.write(&path, limits)?,
+                Maker::Slices(systemd) => {
+                    let properties = systemd::limits(limits, self.is_unified());
+                    systemd.set(unit(&path), &properties).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -48,25 +55,47 @@ impl Cgroups {
 
     /// Gives burstable pods together the weight that they asked for; does nothing when that has not changed.
     pub(crate) fn weigh_burstable<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Result<(), Error> {
-        if self.driver == Driver::Systemd {
-            return Ok(());
-        }
         let milli: i128 = pods
             .filter(|pod| pod::qos(pod) == Qos::Burstable)
             .filter_map(|pod| Some(skiff_api::pods::requests(pod::spec(pod)).get("cpu")?.as_milli()))
             .sum();
         let shares = shares(i64::try_from(milli).unwrap_or(i64::MAX / 1024));
-        let mut told = self.burstable.lock();
-        if *told == Some(shares) {
+        if self.burstable.lock().replace(shares) == Some(shares) {
             return Ok(());
         }
-        let limits = Limits {
-            shares: Some(shares),
-            ..Limits::default()
+        let written = match self.maker {
+            Maker::Directories => self.write(&self.class_path(Qos::Burstable), weighing(shares)),
+            Maker::Slices(_) => {
+                let cgroups = self.clone();
+                tokio::spawn(async move { cgroups.tell_weight().await });
+                Ok(())
+            }
         };
-        self.create(&self.class_path(Qos::Burstable), limits)?;
-        *told = Some(shares);
-        Ok(())
+        written.inspect_err(|_| *self.burstable.lock() = None)
+    }
+
+    /// Tells systemd the weight as it is by then: of several changes at once the last one wins.
+    async fn tell_weight(&self) {
+        let _turn = self.weighing.lock().await;
+        let shares = *self.burstable.lock();
+        let (Some(shares), Maker::Slices(systemd)) = (shares, &self.maker) else {
+            return;
+        };
+        let properties = systemd::limits(weighing(shares), self.is_unified());
+        if let Err(error) = systemd.set(unit(&self.class_path(Qos::Burstable)), &properties).await {
+            *self.burstable.lock() = None;
+            tracing::warn!(
+                error = skiff_daemon::error_chain(&error),
+                "cannot weigh the slice of burstable pods"
+            );
+        }
+    }
+}
+
+fn weighing(shares: i64) -> Limits {
+    Limits {
+        shares: Some(shares),
+        ..Limits::default()
     }
 }
 
@@ -115,6 +144,7 @@ mod tests {
 
     use serde_json::json;
 
+    use super::super::Driver;
     use super::*;
 
     fn config(kube: &[(&str, &str)], enforce: &[&str]) -> KubeletConfiguration {
@@ -153,32 +183,32 @@ mod tests {
     }
 
     /// A v1 hierarchy of plain files.
-    fn tree(dir: &Path) -> Cgroups {
+    async fn tree(dir: &Path) -> Cgroups {
         for controller in ["cpu", "memory", "pids"] {
             fs::create_dir(dir.join(controller)).unwrap();
             fs::write(dir.join(controller).join("cgroup.procs"), "").unwrap();
         }
-        Cgroups::open(dir, "", Driver::Cgroupfs).unwrap()
+        Cgroups::open(dir, "", Driver::Cgroupfs).await.unwrap()
     }
 
-    #[test]
-    fn daemons_are_limited_where_their_cgroup_is_there() {
+    #[tokio::test]
+    async fn daemons_are_limited_where_their_cgroup_is_there() {
         let dir = tempfile::tempdir().unwrap();
-        let cgroups = tree(dir.path());
+        let cgroups = tree(dir.path()).await;
         let enforced = config(&[("memory", "1Gi")], &["pods", "kube-reserved"]);
-        let error = cgroups.reserve(&enforced, &machine()).unwrap_err();
+        let error = cgroups.reserve(&enforced, &machine()).await.unwrap_err();
         assert!(error.to_string().contains("/daemons"), "{error}");
         fs::create_dir(dir.path().join("memory/daemons")).unwrap();
-        cgroups.reserve(&enforced, &machine()).unwrap();
+        cgroups.reserve(&enforced, &machine()).await.unwrap();
         let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
         assert_eq!(read("memory/daemons/memory.limit_in_bytes"), (1_i64 << 30).to_string());
         assert_eq!(read("memory/kubepods/memory.limit_in_bytes"), (3_i64 << 30).to_string());
     }
 
-    #[test]
-    fn burstable_pods_weigh_what_they_asked_for() {
+    #[tokio::test]
+    async fn burstable_pods_weigh_what_they_asked_for() {
         let dir = tempfile::tempdir().unwrap();
-        let cgroups = tree(dir.path());
+        let cgroups = tree(dir.path()).await;
         let burstable =
             crate::pod::tests::pod(&json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "500m"}}}]}));
         let best_effort = crate::pod::tests::pod(&json!({"containers": [{"name": "c"}]}));

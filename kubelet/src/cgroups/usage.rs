@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 
-use super::{Cgroups, Driver, Hierarchy, below};
+use super::{Cgroups, Hierarchy, Maker, below};
 use crate::pod::Qos;
 
 /// What a cgroup has used.
@@ -43,11 +43,7 @@ const NO_LIMIT: u64 = 1 << 60;
 impl Cgroups {
     /// What all pods together have used.
     pub(crate) fn usage_of_pods(&self) -> Option<Usage> {
-        let path = match self.driver {
-            Driver::Cgroupfs => self.class_path(Qos::Guaranteed),
-            Driver::Systemd => "/kubepods.slice".into(),
-        };
-        self.usage(&path)
+        self.usage(&self.class_path(Qos::Guaranteed))
     }
 
     /// What a pod has used.
@@ -70,18 +66,9 @@ impl Cgroups {
     /// Where a container's cgroup is, as containerd names it.
     pub(crate) fn container_path(&self, pod: &Pod, id: &str) -> String {
         let parent = self.pod_path(pod);
-        match self.driver {
-            Driver::Cgroupfs => format!("{parent}/{id}"),
-            Driver::Systemd => format!("{parent}/cri-containerd-{id}.scope"),
-        }
-    }
-
-    /// Where a pod's cgroup is in the file system: a slice's name tells its parents'.
-    pub(crate) fn pod_path(&self, pod: &Pod) -> String {
-        let parent = self.parent(pod);
-        match self.driver {
-            Driver::Cgroupfs => parent,
-            Driver::Systemd => slice_path(&parent),
+        match self.maker {
+            Maker::Directories => format!("{parent}/{id}"),
+            Maker::Slices(_) => format!("{parent}/cri-containerd-{id}.scope"),
         }
     }
 
@@ -102,16 +89,6 @@ impl Cgroups {
             Hierarchy::V2 { mount } => v2(&below(mount, path)),
         }
     }
-}
-
-/// `kubepods-burstable-pod1.slice` lies in `kubepods.slice/kubepods-burstable.slice`.
-fn slice_path(slice: &str) -> String {
-    let name = slice.trim_end_matches(".slice");
-    let mut path = String::new();
-    for (at, _) in name.match_indices('-') {
-        path.push_str(&format!("/{}.slice", &name[..at]));
-    }
-    format!("{path}/{slice}")
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -175,15 +152,6 @@ fn v2(dir: &Path) -> Option<Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn slices_lie_in_their_parents() {
-        assert_eq!(
-            slice_path("kubepods-burstable-pod1_2.slice"),
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"
-        );
-        assert_eq!(slice_path("kubepods-pod1.slice"), "/kubepods.slice/kubepods-pod1.slice");
-    }
 
     #[test]
     fn both_versions_tell_the_same() {

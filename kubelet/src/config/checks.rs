@@ -48,6 +48,14 @@ fn images(config: &KubeletConfiguration) -> Checked {
             format!("{most:?} must not be less than imageMinimumGCAge {least:?}"),
         );
     }
+    for (field, value) in [
+        ("registryPullQPS (--registry-qps)", config.registry_pull_qps),
+        ("registryBurst (--registry-burst)", config.registry_burst),
+    ] {
+        if value < 0 {
+            return invalid(field, format!("{value} must not be a negative number"));
+        }
+    }
     match config.max_parallel_image_pulls {
         Some(limit) if limit < 1 => invalid("maxParallelImagePulls", format!("{limit} must be a positive number")),
         Some(limit) if config.serialize_image_pulls && limit > 1 => invalid(

@@ -57,6 +57,11 @@ pub struct KubeletConfiguration {
     pub node_status_max_images: i32,
     pub serialize_image_pulls: bool,
     pub max_parallel_image_pulls: Option<i32>,
+    #[serde(rename = "singleProcessOOMKill", skip_serializing_if = "Option::is_none")]
+    pub single_process_oom_kill: Option<bool>,
+    #[serde(rename = "registryPullQPS")]
+    pub registry_pull_qps: i32,
+    pub registry_burst: i32,
     #[serde(rename = "imageMinimumGCAge")]
     pub image_minimum_gc_age: GoDuration,
     #[serde(rename = "imageMaximumGCAge")]
@@ -204,6 +209,9 @@ impl Default for KubeletConfiguration {
             node_status_max_images: 50,
             serialize_image_pulls: true,
             max_parallel_image_pulls: None,
+            single_process_oom_kill: None,
+            registry_pull_qps: 5,
+            registry_burst: 10,
             image_minimum_gc_age: GoDuration::seconds(120),
             image_maximum_gc_age: GoDuration::seconds(0),
             image_gc_high_threshold_percent: 85,
@@ -371,8 +379,6 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "providerID",
         "qosReserved",
         "readOnlyPort",
-        "registryBurst",
-        "registryPullQPS",
         "reservedMemory",
         "reservedSystemCPUs",
         "rotateCertificates",
@@ -382,7 +388,6 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "shutdownGracePeriod",
         "shutdownGracePeriodByPodPriority",
         "shutdownGracePeriodCriticalPods",
-        "singleProcessOOMKill",
         "staticPodURL",
         "staticPodURLHeader",
         "systemCgroups",

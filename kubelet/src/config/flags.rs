@@ -223,6 +223,18 @@ pub const FLAGS: &[Flag] = &[
         "Taints of the node when it is registered, as key=value:Effect",
     ),
     flag(
+        "registry-burst",
+        "registryBurst",
+        Kind::Number,
+        "How many pulls may begin at once while registryPullQPS is kept",
+    ),
+    flag(
+        "registry-qps",
+        "registryPullQPS",
+        Kind::Number,
+        "How many pulls may begin in a second; 0 for any number",
+    ),
+    flag(
         "resolv-conf",
         "resolvConf",
         Kind::Text,

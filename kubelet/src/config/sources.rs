@@ -12,6 +12,9 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_daemon::Shutdown;
 use tokio::sync::mpsc;
 
+use crate::hop::hop;
+use crate::pod;
+
 /// A place that pods come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Source {
@@ -79,6 +82,9 @@ pub(crate) async fn api(client: kube::Client, node: String, updates: mpsc::Sende
 
 /// Without what the kubelet never reads.
 fn slim(mut pod: Pod) -> Arc<Pod> {
+    if pod::status(&pod).start_time.is_none() {
+        hop(&pod, "seen");
+    }
     pod.metadata.managed_fields = None;
     Arc::new(pod)
 }

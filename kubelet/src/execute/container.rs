@@ -6,6 +6,7 @@ use skiff_cri::{ContainerConfig, ContainerMetadata, Image};
 use super::{Context, Outcome, StartError, hooks, mounts, sandbox, security};
 use crate::agent::Agent;
 use crate::events::Severity;
+use crate::hop;
 use crate::images::ImageError;
 use crate::memory::Doom;
 use crate::observed::Sandbox;
@@ -31,9 +32,12 @@ pub(super) async fn start(context: &Context, name: &str, attempt: u32) -> Outcom
         sandbox,
         attempt,
     };
+    let lives = &agent.measures.lives;
+    lives.started(role, None);
     match starter.start().await {
         Ok(outcome) => outcome,
         Err(error) => {
+            lives.started(role, Some(error.reason));
             let about_image = matches!(error.reason, "InvalidImageName" | "ImageInspectError");
             if !about_image {
                 let text = if error.pull.is_some() {
@@ -70,6 +74,7 @@ impl Starter<'_> {
             () = self.context.cancel.cancelled() => return Ok(Outcome::Cancelled),
             image = ensure => image?,
         };
+        hop::container(pod, &self.container.name, "image there");
         let config = tokio::select! {
             biased;
             () = self.context.cancel.cancelled() => return Ok(Outcome::Cancelled),
@@ -82,6 +87,7 @@ impl Starter<'_> {
             .await
             .map_err(|error| StartError::new("CreateContainerError", message(&error)))?;
         agent.ids.insert(&id, pod::uid(pod));
+        hop::container(pod, &self.container.name, "container created");
         self.event(
             Severity::Normal,
             "Created",
@@ -94,6 +100,7 @@ impl Starter<'_> {
             ran: true,
             ..StartError::new("RunContainerError", message(&error))
         })?;
+        hop::container(pod, &self.container.name, "container started");
         self.event(
             Severity::Normal,
             "Started",

@@ -171,7 +171,7 @@ async fn remove_cgroup(context: &Context) -> Outcome {
     let uid = pod::uid(&context.pod);
     let mut last = String::new();
     for attempt in 0..TRIES {
-        match context.agent.cgroups.remove_pod(uid) {
+        match context.agent.cgroups.remove_pod(uid).await {
             Ok(()) => return Outcome::Done,
             Err(error) => last = skiff_daemon::error_chain(&error),
         }

@@ -13,7 +13,8 @@ use skiff_daemon::error_chain;
 use super::{Context, Outcome};
 use crate::agent::Agent;
 use crate::events::Severity;
-use crate::{dns, hosts, labels, pod, volumes};
+use crate::hop::{self, hop};
+use crate::{cgroups, dns, hosts, labels, pod, volumes};
 
 pub(super) async fn prepare_volumes(context: &Context) -> Outcome {
     let agent = &context.agent;
@@ -24,7 +25,10 @@ pub(super) async fn prepare_volumes(context: &Context) -> Outcome {
         .unwrap_or_default();
     let facts = agent.facts(&ips, pod::host_network(&context.pod));
     match agent.volumes.prepare(&context.pod, &facts).await {
-        Ok(()) => Outcome::Done,
+        Ok(()) => {
+            hop(&context.pod, "volumes ready");
+            Outcome::Done
+        }
         Err(error) => {
             let (reason, message) = ("FailedMount", error_chain(&error));
             if matches!(error, volumes::Error::Claim { .. }) {
@@ -58,7 +62,7 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
             }
         }
     }
-    if let Err(error) = agent.cgroups.create_pod(pod, &agent.rules) {
+    if let Err(error) = agent.cgroups.create_pod(pod, &agent.rules).await {
         let message = error_chain(&error);
         agent
             .events
@@ -74,8 +78,10 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
         Ok(handler) => handler,
         Err(error) => return failed(error),
     };
+    hop(pod, "sandbox begun");
     match agent.runtime.run_sandbox(&config, &handler).await {
         Ok(id) => {
+            hop::container(pod, &id, "sandbox made");
             agent.ids.insert(&id, pod::uid(pod));
             Outcome::Done
         }
@@ -133,6 +139,8 @@ pub(super) fn config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
         cgroup_parent: agent.cgroups.parent(pod),
         security: security(agent, pod),
         sysctls: sysctls(pod),
+        overhead: cgroups::overhead(pod, &agent.rules),
+        resources: Some(cgroups::containers_resources(pod, &agent.rules)),
     }
 }
 

@@ -49,8 +49,12 @@ impl Runtime for Measured {
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig, handler: &str) -> Result<String> {
-        self.time("run_podsandbox", self.inner.run_sandbox(config, handler))
-            .await
+        let begun = Instant::now();
+        let answer = self
+            .time("run_podsandbox", self.inner.run_sandbox(config, handler))
+            .await;
+        self.measures.sandbox_run(handler, begun.elapsed(), answer.is_err());
+        answer
     }
 
     async fn stop_sandbox(&self, id: &str) -> Result<()> {

@@ -367,8 +367,16 @@ impl Starter<'_, '_> {
                 return;
             }
         }
-        if let (Some(exit), Some(backoff)) = (exit, self.input.memory.restarts.get(&spec.name)) {
-            let until = backoff.until(exit.finished);
+        let ended = exit.map(|exit| {
+            let id = self
+                .input
+                .observed
+                .latest(&spec.name)
+                .map_or("", |container| container.id.as_str());
+            self.input.memory.ended(id, exit.finished)
+        });
+        if let (Some(ended), Some(backoff)) = (ended, self.input.memory.restarts.get(&spec.name)) {
+            let until = backoff.until(ended);
             if until > self.input.now {
                 let message = format!(
                     "back-off {} restarting failed container={} pod={}",
@@ -390,7 +398,7 @@ impl Starter<'_, '_> {
         let action = Action::StartContainer {
             name: spec.name.clone(),
             attempt,
-            ended: exit.map(|exit| exit.finished),
+            ended,
         };
         self.plan.act(self.input, action);
     }

@@ -382,3 +382,51 @@ fn a_runtime_that_forgot_does_not_reset_the_count() {
     scene.pod.status = serde_json::from_value(status).unwrap();
     assert_eq!(scene.actions(), ["start c 5"]);
 }
+
+/// A clock that is set by an hour, either way, neither stops a restart nor makes it come at once.
+#[test]
+fn a_back_off_outlives_a_clock_that_is_set() {
+    for step in [-3600, 3600] {
+        let step = jiff::SignedDuration::from_secs(step);
+        let p = pod(&json!({}));
+        let observed = Observed {
+            sandboxes: vec![sandbox(0, true)],
+            containers: vec![exited("c", 1, 1, 100)],
+        };
+        let mut memory = Memory {
+            volumes: Volumes::Ready { refresh: None },
+            ..Memory::default()
+        };
+        memory.restarts.insert("c".into(), Backoff::next(None, at(90), at(90)));
+        memory.ends.insert("c1".into(), at(100));
+        let starts = |memory: &Memory, now: Timestamp| {
+            let busy = BTreeSet::new();
+            let input = Input {
+                pod: &p,
+                goal: Goal::Run,
+                observed: &observed,
+                memory,
+                busy: &busy,
+                now,
+            };
+            let plan = plan(&input);
+            let starts = plan
+                .actions
+                .iter()
+                .any(|action| matches!(action, Action::StartContainer { .. }));
+            (starts, plan.wake)
+        };
+        assert_eq!(starts(&memory, at(101)), (false, Some(at(110))));
+        memory.shift(step);
+        let now = |second| crate::clock::moved(at(second), step);
+        assert!(starts(&memory, now(111)).0, "after {step:?} the restart comes");
+        if step.is_negative() {
+            let (early, wake) = starts(&memory, now(102));
+            assert_eq!(
+                (early, wake),
+                (false, Some(now(110))),
+                "after {step:?} it comes in its time"
+            );
+        }
+    }
+}

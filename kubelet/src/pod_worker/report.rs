@@ -51,6 +51,8 @@ pub(super) struct Reporter {
     wanted: Option<Value>,
     /// What the call under way sends.
     sent: Option<Value>,
+    /// Since when something is to be told.
+    changed: Option<Instant>,
     /// What the API was last told, and the version that it answered with: an older API server drops fields that it does not
     /// know, and telling it again would never end.
     told: Option<(Value, u64)>,
@@ -71,6 +73,7 @@ impl Reporter {
             version: 0,
             wanted: None,
             sent: None,
+            changed: None,
             told: None,
             call: None,
             retry: None,
@@ -83,6 +86,12 @@ impl Reporter {
     /// Whether the API has let go of the pod.
     pub(super) fn is_deleted(&self) -> bool {
         self.mirror_change.is_none() && (self.deleted || self.missing)
+    }
+
+    /// The phase that is to be told, and the status that the API has.
+    pub(super) fn shown(&self) -> (Option<&str>, &PodStatus) {
+        let wanted = self.wanted.as_ref().and_then(|wanted| wanted["phase"].as_str());
+        (wanted, &self.last)
     }
 
     /// Takes note of what the API has.
@@ -123,7 +132,11 @@ impl Reporter {
             node_ips: &self.agent.node_ips,
             now: Timestamp::now(),
         };
-        self.wanted = Some(patch::json(&status::generate(&input)));
+        let wanted = Some(patch::json(&status::generate(&input)));
+        if self.wanted != wanted {
+            self.changed.get_or_insert_with(Instant::now);
+            self.wanted = wanted;
+        }
         self.tell_of_back_off(pod, plan);
     }
 
@@ -156,6 +169,9 @@ impl Reporter {
             .as_ref()
             .filter(|wanted| !outdated && !told(wanted))
             .and_then(|wanted| patch::diff(uid, &patch::json(&self.last), wanted));
+        if change.is_none() && self.sent.is_none() {
+            self.changed = None;
+        }
         if let Some(change) = change {
             self.sent.clone_from(&self.wanted);
             self.call = Some(tokio::spawn(async move {
@@ -206,6 +222,11 @@ impl Reporter {
             Answer::Patched(pod) => {
                 self.retry = None;
                 let version = version(&pod);
+                if self.sent == self.wanted
+                    && let Some(changed) = self.changed.take()
+                {
+                    self.agent.measures.lives.told(changed);
+                }
                 self.told = self.sent.take().map(|sent| (sent, version));
                 if version > self.version {
                     self.last = pod.status.unwrap_or_default();

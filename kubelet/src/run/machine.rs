@@ -52,25 +52,28 @@ pub(super) async fn open_cgroups(config: &Config, facts: &Facts, runtime: &Arc<d
         }
     };
     let driver = driver(&config.kubelet.cgroup_driver, told);
-    if driver == Driver::Systemd && !Path::new(SYSTEMD).exists() {
+    if driver != Driver::Cgroupfs && !Path::new(SYSTEMD).exists() {
         return Err(Error::NoSystemd);
     }
     let failed = |error: cgroups::Error| Error::Cgroups(Box::new(error));
-    let cgroups = Cgroups::open(Path::new(CGROUP_MOUNT), &config.kubelet.cgroup_root, driver).map_err(failed)?;
-    cgroups.reserve(&config.kubelet, facts).map_err(failed)?;
+    let cgroups = Cgroups::open(Path::new(CGROUP_MOUNT), &config.kubelet.cgroup_root, driver)
+        .await
+        .map_err(failed)?;
+    cgroups.reserve(&config.kubelet, facts).await.map_err(failed)?;
     Ok(cgroups)
 }
 
 /// The runtime's driver: pods' containers lie below the pods' cgroups only when both go by the same.
 fn driver(configured: &str, told: Option<CgroupDriver>) -> Driver {
+    let systemd = Driver::Systemd { bus: None };
     let configured = if configured == "systemd" {
-        Driver::Systemd
+        systemd.clone()
     } else {
         Driver::Cgroupfs
     };
     let told = match told {
         None => return configured,
-        Some(CgroupDriver::Systemd) => Driver::Systemd,
+        Some(CgroupDriver::Systemd) => systemd,
         Some(CgroupDriver::Cgroupfs) => Driver::Cgroupfs,
     };
     if told != configured {
@@ -90,8 +93,9 @@ mod tests {
 
     #[test]
     fn the_runtimes_driver_wins() {
-        assert_eq!(driver("systemd", None), Driver::Systemd);
+        let systemd = Driver::Systemd { bus: None };
+        assert_eq!(driver("systemd", None), systemd);
         assert_eq!(driver("systemd", Some(CgroupDriver::Cgroupfs)), Driver::Cgroupfs);
-        assert_eq!(driver("cgroupfs", Some(CgroupDriver::Systemd)), Driver::Systemd);
+        assert_eq!(driver("cgroupfs", Some(CgroupDriver::Systemd)), systemd);
     }
 }

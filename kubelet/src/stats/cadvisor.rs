@@ -138,7 +138,7 @@ fn labels<'a>(of: &Of<'a>) -> Vec<(&'static str, &'a str)> {
     match of {
         Of::Node => vec![("id", "/")],
         Of::Pod(pod) => {
-            let mut labels = vec![("container", ""), ("id", pod::uid(&pod.pod))];
+            let mut labels = vec![("container", ""), ("id", pod.cgroup.as_str())];
             labels.extend(of_pod(pod));
             labels
         }
@@ -269,7 +269,7 @@ mod tests {
             format!("container_cpu_usage_seconds_total{{{of_container},cpu=\"total\"}} 1.5 10000"),
             format!("container_memory_working_set_bytes{{{of_container}}} 1000 10000"),
             format!("container_fs_usage_bytes{{{of_container}}} 7 10000"),
-            "container_network_receive_bytes_total{container=\"\",id=\"u1\",namespace=\"ns\",pod=\"p\",interface=\"eth0\"} 10 10000".into(),
+            "container_network_receive_bytes_total{container=\"\",id=\"/kubepods/podu1\",namespace=\"ns\",pod=\"p\",interface=\"eth0\"} 10 10000".into(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

@@ -5,6 +5,7 @@ use skiff_api::k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSt
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Input;
+use crate::admission;
 use crate::pod;
 
 /// Whether a condition holds, and why not.
@@ -63,7 +64,10 @@ fn disrupted(input: &Input<'_>) -> Option<PodCondition> {
         .filter(|verdict| verdict.evicted.is_some())?;
     let mut condition = condition(input, "DisruptionTarget", Verdict::yes());
     condition.reason = Some("TerminationByKubelet".into());
-    condition.message.clone_from(&verdict.message);
+    condition.message = match admission::preemption::disruption(verdict) {
+        Some(text) => Some(text.into()),
+        None => verdict.message.clone(),
+    };
     Some(condition)
 }
 

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube::api::{Api, PostParams};
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::k8s_openapi::api::authentication::v1::TokenRequest;
 use skiff_api::k8s_openapi::api::core::v1::{Pod, ServiceAccount, ServiceAccountTokenProjection};
+use tokio::time::Instant;
 
 use super::Error;
+use crate::backoff;
 use crate::pod;
 
 /// Upstream renews after a day, however long a token lives.
@@ -26,7 +29,8 @@ struct Key {
 #[derive(Clone)]
 struct Token {
     text: String,
-    renew: Timestamp,
+    /// By the steady clock: this node's idea of the time may be wrong, or be set right.
+    renew: Instant,
 }
 
 /// All tokens of this node's pods.
@@ -63,7 +67,7 @@ impl Tokens {
             seconds,
         };
         let known = self.known.lock().get(&key).cloned();
-        if let Some(token) = known.as_ref().filter(|token| token.renew > Timestamp::now()) {
+        if let Some(token) = known.as_ref().filter(|token| token.renew > Instant::now()) {
             return Ok(token.text.clone());
         }
         match self.request(pod, &key).await {
@@ -103,23 +107,23 @@ impl Tokens {
             .await
             .map_err(failed)?;
         let status = answer.status.unwrap_or_default();
-        let now = Timestamp::now();
-        let expiry = status.expiration_timestamp.map_or(now, |time| time.0);
-        let life = expiry.duration_since(now).as_secs().clamp(0, MAX_AGE);
-        let renew = now.checked_add(SignedDuration::from_secs(life * 4 / 5)).unwrap_or(now);
+        // What the server has granted, which may be less than what was asked for.
+        let granted = answer.spec.and_then(|spec| spec.expiration_seconds);
+        let life = granted.unwrap_or(key.seconds).clamp(0, MAX_AGE);
         Ok(Token {
             text: status.token.unwrap_or_default(),
-            renew,
+            renew: Instant::now() + Duration::from_secs(life.unsigned_abs() * 4 / 5),
         })
     }
 
     pub(super) fn refresh_at(&self, uid: &str) -> Option<Timestamp> {
         let known = self.known.lock();
-        known
+        let renewals = known
             .iter()
             .filter(|(key, _)| key.uid == uid)
-            .map(|(_, token)| token.renew)
-            .min()
+            .map(|(_, token)| token.renew);
+        let left = renewals.min()?.saturating_duration_since(Instant::now());
+        Some(backoff::after(Timestamp::now(), left))
     }
 
     pub(super) fn forget(&self, uid: &str) {

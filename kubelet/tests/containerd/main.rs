@@ -111,26 +111,39 @@ async fn memory_limits_exits_and_messages() {
     );
 }
 
+/// Prints how long it takes from the end of a container's process until the API is told, and until the next one runs.
 #[tokio::test]
 async fn a_killed_container_is_seen_at_once() {
+    const PODS: usize = 11;
     let node = Node::start().await;
-    node.create("p", &json!({"containers": [container("/bin/busybox sleep 1000")]}));
-    let status = node.until_status("p", "ready pod", is_ready).await;
-    let id = status["containerStatuses"][0]["containerID"]
-        .as_str()
-        .unwrap()
-        .trim_start_matches("containerd://")
-        .to_owned();
-    let killed = Instant::now();
-    node.kill_container("kubepods/besteffort/poduid-p", &id);
-    let ended = |status: &Value| {
-        status["containerStatuses"][0]["containerID"] != format!("containerd://{id}") || !is_ready(status)
-    };
-    node.until_status("p", "the end of the container", ended).await;
+    let names: Vec<String> = (0..PODS).map(|index| format!("p{index}")).collect();
+    for name in &names {
+        node.create(name, &json!({"containers": [container("/bin/busybox sleep 1000")]}));
+    }
+    let (mut seen, mut again) = (Vec::new(), Vec::new());
+    for name in &names {
+        let status = node.until_status(name, "ready pod", is_ready).await;
+        let id = status["containerStatuses"][0]["containerID"].clone();
+        let first = id.as_str().unwrap().trim_start_matches("containerd://").to_owned();
+        let killed = Instant::now();
+        node.kill_container(&format!("kubepods/besteffort/poduid-{name}"), &first);
+        let ended = |status: &Value| status["containerStatuses"][0]["containerID"] != id || !is_ready(status);
+        node.until_status(name, "the end of the container", ended).await;
+        seen.push(killed.elapsed());
+        let restarted = |status: &Value| status["containerStatuses"][0]["restartCount"] == 1 && is_ready(status);
+        node.until_status(name, "restart", restarted).await;
+        again.push(killed.elapsed());
+    }
+    seen.sort();
+    again.sort();
+    let middle = PODS / 2;
+    println!(
+        "killed to told: p50 {:.1?}, worst {:.1?}; killed to running again: p50 {:.1?}, worst {:.1?}",
+        seen[middle],
+        seen[PODS - 1],
+        again[middle],
+        again[PODS - 1]
+    );
     // The promise is 50 ms on a quiet machine; what is asserted is that no poll of a second or more is in the way.
-    let took = killed.elapsed();
-    println!("status changed {took:?} after the kill");
-    assert!(took < Duration::from_millis(900), "{took:?}");
-    let restarted = |status: &Value| status["containerStatuses"][0]["restartCount"] == 1 && is_ready(status);
-    node.until_status("p", "restart", restarted).await;
+    assert!(seen[middle] < Duration::from_millis(500), "{seen:?}");
 }

@@ -188,6 +188,48 @@ async fn pods_are_evicted_when_memory_runs_short_but_not_critical_ones() {
         .await;
 }
 
+/// The kubelet's disk is a small one of the test's own, which one pod fills.
+#[tokio::test]
+async fn who_fills_the_nodes_disk_is_evicted() {
+    let mut node = Node::without_kubelet().await;
+    let root = node.path_of("kubelet");
+    std::fs::create_dir(&root).expect("a directory");
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some("size=32m")).expect("a tmpfs");
+    node.config.kubelet.eviction_hard = [("nodefs.available".to_owned(), "50%".to_owned())].into();
+    node.start_kubelet();
+    let writer = |megabytes: u32| {
+        let mut spec = container(&format!(
+            "/bin/busybox dd if=/dev/zero of=/v/file bs=1M count={megabytes}; /bin/busybox sleep 1000"
+        ));
+        spec["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+        json!({"containers": [spec], "volumes": [{"name": "v", "emptyDir": {}}]})
+    };
+    node.create("modest", &writer(2));
+    node.until_status("modest", "ready pod", is_ready).await;
+    node.create("greedy", &writer(20));
+    let evicted = |status: &Value| status["reason"] == "Evicted" && status["phase"] == "Failed";
+    let greedy = node.until_status("greedy", "eviction", evicted).await;
+    let message = greedy["message"].as_str().unwrap_or_default();
+    assert!(
+        message.starts_with("The node was low on resource: ephemeral-storage. Threshold quantity: "),
+        "{message}"
+    );
+    // Its volume goes with it, and that is enough.
+    let volume = root.join("pods/uid-greedy/volumes");
+    until("the volume's end", async || !volume.exists()).await;
+    let status = node.api.get("/api/v1/nodes/node-1").expect("the node")["status"].clone();
+    assert_eq!(condition(&status, "DiskPressure")["status"], "True", "{status}");
+    let modest = node.api.get(&Kubelet::path("modest")).expect("the pod");
+    assert!(is_ready(&modest["status"]), "{modest}");
+    node.create("late", &writer(1));
+    let late = node.until_status("late", "refusal", evicted).await;
+    assert_eq!(
+        late["message"],
+        "Pod was rejected: The node had condition: [DiskPressure]. "
+    );
+}
+
 #[tokio::test]
 async fn a_pod_that_fills_its_volume_beyond_the_limit_is_evicted() {
     let node = Node::start().await;

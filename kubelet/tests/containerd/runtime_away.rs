@@ -86,16 +86,37 @@ async fn pods_outlive_a_runtime_that_is_away_and_the_node_bears_it_for_a_while()
     assert_eq!(node.leftovers().await, Vec::<String>::new());
 }
 
+/// When the node's lease was last renewed.
+fn renewal(node: &Node) -> Value {
+    let lease = node
+        .api
+        .get("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-1");
+    lease.unwrap_or_default()["spec"]["renewTime"].clone()
+}
+
 #[tokio::test]
 async fn a_runtime_that_stalls_delays_but_breaks_nothing() {
-    let node = Node::start().await;
+    let mut node = Node::without_kubelet().await;
+    // Renewed every second: what the test counts by.
+    node.config.kubelet.node_lease_duration_seconds = 4;
+    node.start_kubelet();
     node.create("p", &json!({"containers": [container("/bin/busybox sleep 1000")]}));
     node.until_status("p", "ready pod", is_ready).await;
     let before = started(&node, "p");
     node.signal_containerd(Signal::SIGSTOP);
     node.create("q", &json!({"containers": [container("/bin/busybox sleep 1000")]}));
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(ready_condition(&node)["status"], "True");
+    for _ in 0..3 {
+        let last = renewal(&node);
+        let renewed = |api: &crate::api::Api| {
+            let lease = api.get("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-1");
+            (lease.unwrap_or_default()["spec"]["renewTime"] != last).then_some(())
+        };
+        node.api.until("a renewal of the lease", renewed).await;
+        assert_eq!(ready_condition(&node)["status"], "True");
+        assert_eq!(started(&node, "p"), before);
+        let waiting = node.api.get(&Kubelet::path("q")).expect("the pod")["status"].clone();
+        assert!(!is_ready(&waiting), "{waiting}");
+    }
     node.signal_containerd(Signal::SIGCONT);
     node.until_status("q", "a pod on the runtime that goes on", is_ready)
         .await;

@@ -1,6 +1,7 @@
 //! Pods that were bound to the node and that it cannot take.
 
 use serde_json::{Value, json};
+use skiff_cri::Runtime as _;
 
 use crate::scene::Scene;
 
@@ -65,4 +66,73 @@ async fn a_node_refuses_what_it_cannot_hold() {
         .filter(|c| c.starts_with("RunPodSandbox"))
         .count();
     assert_eq!(sandboxes, 3, "nothing of a refused pod was made");
+}
+
+/// A pod of the system that does not fit makes another one end, and begins when it has.
+#[tokio::test]
+async fn a_critical_pod_makes_room_for_itself() {
+    let mut scene = Scene::idle();
+    scene.config.kubelet.max_pods = 1;
+    scene.start();
+    scene.create("ordinary", &json!({"terminationGracePeriodSeconds": 1}));
+    scene.until_ready("ordinary").await;
+    scene.create("late", &json!({}));
+    assert_eq!(refused(&scene, "late").await.0, "OutOfpods");
+    scene.create("critical", &json!({"priority": 2_000_000_000}));
+    let (reason, message) = refused(&scene, "ordinary").await;
+    assert_eq!(
+        (reason.as_str(), message.as_str()),
+        ("Preempting", "Preempted in order to admit critical pod")
+    );
+    let target = |status: &Value| {
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        conditions
+            .into_iter()
+            .find(|condition| condition["type"] == "DisruptionTarget")
+    };
+    let status = scene
+        .until_status("ordinary", "condition", |status| target(status).is_some())
+        .await;
+    let target = target(&status).unwrap_or_default();
+    assert_eq!(target["reason"], "TerminationByKubelet");
+    assert_eq!(
+        target["message"],
+        "Pod was preempted by Kubelet to accommodate a critical pod."
+    );
+    scene
+        .until_event("Preempting: Preempted in order to admit critical pod")
+        .await;
+    scene.until_ready("critical").await;
+    let calls = scene.runtime.calls();
+    let last = |call: &str| calls.iter().rposition(|found| found.starts_with(call)).expect("a call");
+    assert!(
+        last("StopContainer") < last("RunPodSandbox"),
+        "the one ended before the other began: {calls:?}"
+    );
+}
+
+/// A RuntimeClass names the runtime's handler; its overhead is the pod's, not the containers'.
+#[tokio::test]
+async fn a_runtime_class_gives_handler_and_overhead() {
+    let scene = Scene::new();
+    let spec = json!({"runtimeClassName": "sandboxed", "overhead": {"memory": "16Mi", "cpu": "100m"},
+        "containers": [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent",
+                        "resources": {"limits": {"memory": "32Mi", "cpu": "200m"}}}]});
+    scene.create("p", &spec);
+    let text = "FailedCreatePodSandBox: Failed to create pod sandbox: failed to get RuntimeClass \"sandboxed\"";
+    let told = |api: &crate::api::Api| api.events().iter().any(|event| event.starts_with(text)).then_some(());
+    scene.api.until("an event about the missing class", told).await;
+    scene.api.put(
+        "/apis/node.k8s.io/v1/runtimeclasses/sandboxed",
+        json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "sandboxed"}, "handler": "kata"}),
+    );
+    scene.until_ready("p").await;
+    let sandboxes = scene.runtime.list_sandboxes(&Default::default()).await.expect("a list");
+    assert_eq!(sandboxes[0].runtime_handler, "kata");
+    let pod = scene.cgroup("memory").join("kubepods/poduid-p/memory.limit_in_bytes");
+    let limit = std::fs::read_to_string(&pod).unwrap_or_default();
+    assert_eq!(limit.trim(), (48 << 20).to_string(), "{}", pod.display());
+    let id = &scene.running("c").await[0];
+    let config = scene.runtime.container_config(id).expect("the container");
+    assert_eq!(config.resources.memory_limit, 32 << 20);
 }
