@@ -26,8 +26,8 @@ up: deps-up build ## Start a cluster (NODES=1, NAME=skiff), run examples/hello.y
 down: ## Take the cluster (NAME=skiff) down and leave nothing behind
 	@test ! -x $(SKIFF) || $(SKIFF) down --name $(NAME) --purge
 
-build: ## Build the release binary
-	@cargo build --release --locked --package skiff-cli
+build: ## Build the release binaries: skiff, and skiff-cni beside it
+	@cargo build --release --locked
 
 test: lint ## Everything: format, clippy, deny, unit, integration, end-to-end
 	@cargo nextest run --locked --workspace

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures ADD of the bridge plugin with host-local addresses, ours and Debian's in turns, in network namespaces of its own.
+# Measures ADD of the bridge plugin with host-local addresses, ours as `skiff up` installs it (links to skiff-cni) and Debian's in
+# turns, in network namespaces of its own.
 # usage: bench/cni.sh [DIRECTORY_OF_OUR_PLUGINS [ROUNDS]]   (default: links to target/release/skiff-cni, made here; 40)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +13,7 @@ rounds=${2:-40}
 theirs=/usr/lib/cni
 mkdir -p "$home/bin" "$home/netns"
 for plugin in bridge host-local loopback portmap; do ln -s "$PWD/target/release/skiff-cni" "$home/bin/$plugin"; done
-[ -x "$ours/bridge" ] || { echo "bench: build first: cargo build --release -p skiff-cni" >&2; exit 1; }
+[ -x "$ours/bridge" ] || { echo "bench: build first: make build" >&2; exit 1; }
 [ -x "$theirs/bridge" ] || { echo "bench: install containernetworking-plugins" >&2; exit 1; }
 ip link set lo up
 

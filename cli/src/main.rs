@@ -1,6 +1,4 @@
 //! The `skiff` binary: parses, wires, exits; decides nothing.
-//!
-//! Called as `bridge`, `host-local`, `loopback` or `portmap` (links that a node's CNI directory holds), it is that CNI plugin.
 
 mod args;
 mod client;
@@ -14,7 +12,6 @@ mod proxy;
 mod server;
 mod showcase;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -25,14 +22,6 @@ use crate::args::{Cli, Command};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let called_as = std::env::args_os().next().unwrap_or_default();
-    let called_as = Path::new(&called_as)
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    if skiff_cni::PLUGINS.contains(&called_as) {
-        return skiff_cni::main_as(called_as);
-    }
     let cli = Cli::parse();
     let logs = cli.logs.options();
     match cli.command {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use skiff_api::config::ServerConfiguration;
@@ -13,11 +13,23 @@ use crate::credentials::kubelet_serving;
 use crate::layout::{self, Layout, NodeLayout};
 use crate::{Error, Result};
 
+/// The program that is every one of them, by the name that it is called by. It lies beside `skiff`.
+const CNI_PROGRAM: &str = "skiff-cni";
 /// The plugins that pods' networks are made with.
 const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
+/// The program of the CNI plugins that belongs to a `skiff` binary.
+pub(crate) fn cni_program(skiff: &Path) -> Result<PathBuf> {
+    let path = skiff.with_file_name(CNI_PROGRAM);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(Error::NoPlugins { path })
+    }
+}
+
 /// Writes every file; what a former version wrote is replaced.
-pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], binary: &Path) -> Result<()> {
+pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], cni_program: &Path) -> Result<()> {
     write_json(&layout.server_config(), &server(layout, &nodes[0]))?;
     for node in nodes {
         for directory in [
@@ -34,7 +46,7 @@ pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], binary: &Path) -> Res
         write_json(&node.kubelet_config(), &kubelet(layout, node))?;
         write_json(&node.proxy_config(), &proxy(node))?;
         for plugin in CNI_PLUGINS {
-            link(binary, &node.cni_bin().join(plugin))?;
+            link(cni_program, &node.cni_bin().join(plugin))?;
         }
     }
     Ok(())
@@ -119,6 +131,17 @@ fn link(target: &Path, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_plugins_lie_beside_the_binary() {
+        let directory = tempfile::tempdir().unwrap();
+        let skiff = directory.path().join("skiff");
+        let wanted = directory.path().join("skiff-cni");
+        let error = cni_program(&skiff).unwrap_err().to_string();
+        assert!(error.contains(&wanted.display().to_string()), "{error}");
+        fs::write(&wanted, "").unwrap();
+        assert_eq!(cni_program(&skiff).unwrap(), wanted);
+    }
 
     #[test]
     fn no_path_of_a_node_is_shared_with_another() {

@@ -74,6 +74,15 @@ pub enum Error {
         /// Debian's package.
         package: &'static str,
     },
+    /// The CNI plugins are not where `skiff` is.
+    #[error(
+        "{} is not there: the CNI plugins belong beside the skiff binary; install both, or build both with: cargo build --release",
+        path.display()
+    )]
+    NoPlugins {
+        /// Where they were looked for.
+        path: PathBuf,
+    },
     /// The path of a socket would be too long for the kernel.
     #[error("{} is too long for a socket's path (108 bytes): choose a shorter SKIFF_HOME", path.display())]
     PathTooLong {

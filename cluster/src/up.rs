@@ -50,6 +50,7 @@ impl Cluster {
     /// goes on from there.
     pub async fn up(options: &Options, progress: &dyn Progress) -> Result<Self> {
         check_machine()?;
+        let cni_program = configuration::cni_program(&options.binary)?;
         let layout = Layout::new(&options.home, &options.name)?;
         let _lock = lock(&layout)?;
         let mut cluster = Self::new(layout.clone(), prepare_record(&layout, options)?);
@@ -67,7 +68,7 @@ impl Cluster {
         progress.step("network");
         let nodes = cluster.nodes();
         network::build(&cluster.layout, &nodes)?;
-        configuration::write(&cluster.layout, &nodes, &options.binary)?;
+        configuration::write(&cluster.layout, &nodes, &cni_program)?;
         cluster.start_all(&options.binary, progress).await?;
         progress.step("waiting for the nodes to be Ready");
         cluster.wait_until_ready().await?;

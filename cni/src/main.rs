@@ -1,4 +1,5 @@
-//! The plugins without the rest of `skiff`: what the tests of this crate execute. An installation links to `skiff` itself.
+//! `skiff-cni`: the CNI plugins in one small program, each by its own name: a node's CNI directory holds links to it named
+//! `bridge`, `host-local`, `loopback` and `portmap`.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -31,7 +31,7 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     let beside = test.ancestors().nth(2).map(|directory| directory.join("skiff"));
     beside
         .filter(|path| path.is_file())
-        .context("build the binary first: cargo build -p skiff-cli")
+        .context("build the binaries first: cargo build")
 }
 
 /// A running cluster with the test images and a `kubectl` that reaches it.
