@@ -63,6 +63,8 @@ pub struct Config {
     pub conntrack: Conntrack,
     /// How readily the kernel kills this process when memory is short.
     pub oom_score_adj: i32,
+    /// What all this was read from, with the defaults of what it leaves open: what `/configz` shows.
+    pub shown: Box<KubeProxyConfiguration>,
     /// Another lock file than `/run/xtables.lock`, for nodes that share a file system (legacy backend).
     pub lock_file: Option<PathBuf>,
 }
@@ -144,6 +146,7 @@ impl KubeProxyConfiguration {
             min_sync_period,
             conntrack: self.conntrack()?,
             oom_score_adj: self.oom_score_adj.unwrap_or(-999),
+            shown: Box::new(self.completed(node_name)),
             lock_file: None,
         })
     }

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Router, routing::get};
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use serde_json::json;
 use skiff_daemon::{Context, health};
 use tokio::net::TcpListener;
 use tracing::warn;
@@ -128,7 +129,10 @@ pub(crate) async fn serve(config: &Config, daemon: &Context, health: Health, met
     }
     if let Some(listener) = listen(config, config.metrics).await? {
         let mode = get(async || ([(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], "iptables"));
-        let router = health::router(daemon.health.clone(), daemon.metrics.clone()).route("/proxyMode", mode);
+        let shown = json!({ "kubeproxy.config.k8s.io": config.shown }).to_string();
+        let router = health::router(daemon.health.clone(), daemon.metrics.clone())
+            .route("/proxyMode", mode)
+            .route("/configz", get(async || respond(StatusCode::OK, shown)));
         start("metrics", listener, router, daemon);
     }
     Ok(())

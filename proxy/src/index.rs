@@ -32,6 +32,8 @@ pub(crate) enum Change {
         name: String,
         service: Option<String>,
         slice: Slice,
+        /// Addresses in it that nothing is sent to.
+        refused: Vec<String>,
         listed: bool,
         triggered: Option<f64>,
     },
@@ -144,6 +146,7 @@ impl Index {
                 slice,
                 listed,
                 triggered,
+                ..
             } => {
                 if let (true, Some(seen)) = (listed, &mut self.slices_listed) {
                     seen.insert(name.clone());
@@ -284,6 +287,7 @@ mod tests {
             name: name.into(),
             service: Some(owner.into()),
             slice,
+            refused: Vec::new(),
             listed: false,
             triggered: None,
         });

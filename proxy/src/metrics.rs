@@ -26,6 +26,9 @@ pub(crate) struct Code {
 
 type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
 
+/// What a metric is called, what it means, and itself.
+type Named<'a, M> = (&'static str, &'static str, &'a M);
+
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     pub(crate) sync: Histogram,
@@ -98,105 +101,134 @@ impl Metrics {
         }
         registry.register(|registry| {
             let group = registry.sub_registry_with_prefix("kubeproxy");
-            metrics.register_syncs(group);
-            metrics.register_changes(group);
-            metrics.register_rules(group);
+            add(group, metrics.durations());
+            add(group, metrics.times());
+            add(group, metrics.counts());
+            add(group, metrics.waiting());
+            add(group, metrics.by_table());
+            let help = "Number of services with a Local traffic policy and no endpoints";
+            let stranded = ("sync_proxy_rules_no_local_endpoints_total", help, &metrics.stranded);
+            add(group, [stranded]);
+            add(group, metrics.answers());
         });
         metrics
     }
 
-    fn register_syncs(&self, group: &mut Group) {
-        add(
-            group,
-            "sync_proxy_rules_duration_seconds",
-            "SyncProxyRules latency in seconds",
-            &self.sync,
-        );
-        let help = "SyncProxyRules latency in seconds for full resyncs";
-        add(group, "sync_full_proxy_rules_duration_seconds", help, &self.full_sync);
-        let help = "SyncProxyRules latency in seconds for partial resyncs";
-        add(
-            group,
-            "sync_partial_proxy_rules_duration_seconds",
-            help,
-            &self.partial_sync,
-        );
-        let help = "In Cluster Network Programming Latency in seconds";
-        add(group, "network_programming_duration_seconds", help, &self.programming);
-        let help = "ReconcileConntrackFlowsLatency latency in seconds";
-        add(
-            group,
-            "conntrack_reconciler_sync_duration_seconds",
-            help,
-            &self.flows_took,
-        );
-        let help = "The last time proxy rules were successfully synced";
-        add(group, "sync_proxy_rules_last_timestamp_seconds", help, &self.last_sync);
-        let help = "The last time a sync of proxy rules was queued";
-        add(
-            group,
-            "sync_proxy_rules_last_queued_timestamp_seconds",
-            help,
-            &self.last_queued,
-        );
+    fn durations(&self) -> [Named<'_, Histogram>; 5] {
+        [
+            (
+                "sync_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds",
+                &self.sync,
+            ),
+            (
+                "sync_full_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds for full resyncs",
+                &self.full_sync,
+            ),
+            (
+                "sync_partial_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds for partial resyncs",
+                &self.partial_sync,
+            ),
+            (
+                "network_programming_duration_seconds",
+                "In Cluster Network Programming Latency in seconds",
+                &self.programming,
+            ),
+            (
+                "conntrack_reconciler_sync_duration_seconds",
+                "ReconcileConntrackFlowsLatency latency in seconds",
+                &self.flows_took,
+            ),
+        ]
     }
 
-    fn register_changes(&self, group: &mut Group) {
-        let help = "Cumulative proxy iptables restore failures";
-        add(
-            group,
-            "sync_proxy_rules_iptables_restore_failures",
-            help,
-            &self.failures,
-        );
-        let help = "Cumulative proxy iptables partial restore failures";
-        add(
-            group,
-            "sync_proxy_rules_iptables_partial_restore_failures",
-            help,
-            &self.partial_failures,
-        );
-        let help = "Cumulative proxy rules Service changes";
-        add(group, "sync_proxy_rules_service_changes", help, &self.service_changes);
-        let help = "Cumulative proxy rules Endpoint changes";
-        add(group, "sync_proxy_rules_endpoint_changes", help, &self.endpoint_changes);
-        let help = "Cumulative conntrack flows deleted by conntrack reconciler";
-        add(group, "conntrack_reconciler_deleted_entries", help, &self.stale_flows);
-        let help = "packets dropped by iptables to work around conntrack problems";
-        add(
-            group,
-            "iptables_ct_state_invalid_dropped_packets",
-            help,
-            &self.invalid_dropped,
-        );
-        add(
-            group,
-            "sync_proxy_rules_service_changes_pending",
-            "Pending proxy rules Service changes",
-            &self.services_pending,
-        );
-        add(
-            group,
-            "sync_proxy_rules_endpoint_changes_pending",
-            "Pending proxy rules Endpoint changes",
-            &self.endpoints_pending,
-        );
+    fn times(&self) -> [Named<'_, Seconds>; 2] {
+        [
+            (
+                "sync_proxy_rules_last_timestamp_seconds",
+                "The last time proxy rules were successfully synced",
+                &self.last_sync,
+            ),
+            (
+                "sync_proxy_rules_last_queued_timestamp_seconds",
+                "The last time a sync of proxy rules was queued",
+                &self.last_queued,
+            ),
+        ]
     }
 
-    fn register_rules(&self, group: &mut Group) {
-        let help = "Total number of iptables rules owned by kube-proxy";
-        add(group, "sync_proxy_rules_iptables_total", help, &self.rules);
-        let help = "Number of iptables rules written by kube-proxy in last sync";
-        add(group, "sync_proxy_rules_iptables_last", help, &self.rules_written);
-        let help = "Number of services with a Local traffic policy and no endpoints";
-        add(group, "sync_proxy_rules_no_local_endpoints_total", help, &self.stranded);
-        add(
-            group,
-            "proxy_healthz",
-            "Cumulative proxy healthz HTTP status",
-            &self.healthz,
-        );
-        add(group, "proxy_livez", "Cumulative proxy livez HTTP status", &self.livez);
+    fn counts(&self) -> [Named<'_, Counter>; 6] {
+        [
+            (
+                "sync_proxy_rules_iptables_restore_failures",
+                "Cumulative proxy iptables restore failures",
+                &self.failures,
+            ),
+            (
+                "sync_proxy_rules_iptables_partial_restore_failures",
+                "Cumulative proxy iptables partial restore failures",
+                &self.partial_failures,
+            ),
+            (
+                "sync_proxy_rules_service_changes",
+                "Cumulative proxy rules Service changes",
+                &self.service_changes,
+            ),
+            (
+                "sync_proxy_rules_endpoint_changes",
+                "Cumulative proxy rules Endpoint changes",
+                &self.endpoint_changes,
+            ),
+            (
+                "conntrack_reconciler_deleted_entries",
+                "Cumulative conntrack flows deleted by conntrack reconciler",
+                &self.stale_flows,
+            ),
+            (
+                "iptables_ct_state_invalid_dropped_packets",
+                "packets dropped by iptables to work around conntrack problems",
+                &self.invalid_dropped,
+            ),
+        ]
+    }
+
+    fn waiting(&self) -> [Named<'_, Gauge>; 2] {
+        [
+            (
+                "sync_proxy_rules_service_changes_pending",
+                "Pending proxy rules Service changes",
+                &self.services_pending,
+            ),
+            (
+                "sync_proxy_rules_endpoint_changes_pending",
+                "Pending proxy rules Endpoint changes",
+                &self.endpoints_pending,
+            ),
+        ]
+    }
+
+    fn by_table(&self) -> [Named<'_, Family<Table, Gauge>>; 2] {
+        [
+            (
+                "sync_proxy_rules_iptables_total",
+                "Total number of iptables rules owned by kube-proxy",
+                &self.rules,
+            ),
+            (
+                "sync_proxy_rules_iptables_last",
+                "Number of iptables rules written by kube-proxy in last sync",
+                &self.rules_written,
+            ),
+        ]
+    }
+
+    fn answers(&self) -> [Named<'_, Family<Code, Counter>>; 2] {
+        [
+            ("proxy_healthz", "Cumulative proxy healthz HTTP status", &self.healthz),
+            ("proxy_livez", "Cumulative proxy livez HTTP status", &self.livez),
+        ]
     }
 
     pub(crate) fn count_healthz(&self, status: StatusCode) {
@@ -208,8 +240,10 @@ impl Metrics {
     }
 }
 
-fn add<M: Metric + Clone>(group: &mut Group, name: &str, help: &str, metric: &M) {
-    group.register(name, help, metric.clone());
+fn add<M: Metric + Clone, const N: usize>(group: &mut Group, metrics: [Named<'_, M>; N]) {
+    for (name, help, metric) in metrics {
+        group.register(name, help, metric.clone());
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The loop: changes in, transactions out.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -23,10 +23,11 @@ use crate::plan::{self, Base, NodePorts, Settings, plan};
 use crate::service_health::ServiceHealth;
 use crate::stale_flows::StaleFlows;
 use crate::sync::Applied;
-use crate::{Error, kernel, ports_taken, watch};
+use crate::{Error, kernel, watch};
 
 mod agenda;
 mod express;
+mod tell;
 
 use agenda::Agenda;
 
@@ -89,6 +90,7 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
         index: Index::default(),
         applied: Applied::default(),
         node_ports: HashSet::new(),
+        refused: HashMap::new(),
         node_addresses: Vec::new(),
         invalid_dropped: 0,
         express: Express::default(),
@@ -133,6 +135,8 @@ struct Proxy {
     applied: Applied,
     /// Node ports that were looked at: whether a program holds them.
     node_ports: HashSet<(Protocol, u16)>,
+    /// Addresses that nothing is sent to, by the slices that hold them.
+    refused: HashMap<String, Vec<String>>,
     /// This node's addresses that node ports answer at; empty for all.
     node_addresses: Vec<IpAddr>,
     /// Packets that the rule against invalid ones has dropped, as it was last read.
@@ -158,6 +162,7 @@ impl Proxy {
             Change::Slice { .. } | Change::SliceGone(_) => {
                 self.metrics.endpoint_changes.inc();
                 self.metrics.endpoints_pending.inc();
+                self.tell_of_addresses_refused(&change);
             }
             _ => {}
         }
@@ -424,33 +429,6 @@ impl Proxy {
                 self.node_addresses = own.filter(|ip| ports.contain(*ip)).collect();
             }
             Err(error) => warn!(error = error_chain(&error), "cannot list this node's addresses"),
-        }
-    }
-
-    /// Tells of node ports that are new here and that a program of this node holds.
-    async fn tell_of_ports_taken(&mut self, keys: &[Key]) {
-        let mut new = Vec::new();
-        for key in keys {
-            let ports = self.index.get(key).map(|(service, _)| &*service.ports);
-            for port in ports.into_iter().flatten().filter(|port| port.node_port != 0) {
-                let port = (port.protocol, port.node_port);
-                if self.node_ports.insert(port) {
-                    new.push((key, port));
-                }
-            }
-        }
-        if new.is_empty() {
-            return;
-        }
-        let held = blocking(ports_taken::held).await;
-        for (key, (protocol, number)) in new.into_iter().filter(|(_, port)| held.contains(port)) {
-            let (node, protocol) = (&self.config.node_name, protocol.name());
-            let message = format!(
-                "node {node}: a program has port {number}/{protocol}, which is a node port of this Service: \
-                 packets from outside go to the Service"
-            );
-            warn!(service = &**key, "{message}");
-            self.events.service(key, "NodePortInUse", "Listen", message);
         }
     }
 

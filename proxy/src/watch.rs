@@ -153,6 +153,7 @@ fn slice_change(event: Event<EndpointSlice>, node: &str) -> Change {
         name: slice.full_name(),
         service: slice.service(),
         slice: slice.reduce(node),
+        refused: slice.refused(),
         listed,
         triggered: slice.triggered(),
     };

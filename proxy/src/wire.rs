@@ -361,6 +361,13 @@ impl EndpointSlice {
         ))
     }
 
+    /// Addresses that nothing is sent to, at most three: a slice can hold a thousand.
+    pub(crate) fn refused(&self) -> Vec<String> {
+        let first = self.endpoints.iter().flatten().filter_map(|one| one.addresses.first());
+        let refused = first.filter(|text| text.parse().is_ok_and(|ip: IpAddr| ip.is_ipv4() && !is_remote(ip)));
+        refused.take(3).cloned().collect()
+    }
+
     /// When the change that this slice tells of began, in seconds since 1970.
     pub(crate) fn triggered(&self) -> Option<f64> {
         let text = self
@@ -509,6 +516,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(slice.service().as_deref(), Some("n/a"));
+        assert_eq!(slice.refused(), ["127.0.0.1", "169.254.169.254"]);
         let reduced = slice.reduce("me");
         assert_eq!(reduced.ports.len(), 1);
         let seen: Vec<_> = reduced

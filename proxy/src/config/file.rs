@@ -1,6 +1,6 @@
 //! `KubeProxyConfiguration` as it is written: upstream's fields, all of them and no others.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 
@@ -8,7 +8,7 @@ pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";
 
 /// The configuration as upstream has it. Fields that this proxy has no use for are accepted, unknown ones are not.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 #[allow(missing_docs)] // The names are upstream's, and so are their meanings.
 pub struct KubeProxyConfiguration {
@@ -44,7 +44,7 @@ pub struct KubeProxyConfiguration {
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[$attribute:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
         #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
         #[allow(missing_docs)] // The names are upstream's, and so are their meanings.
         pub struct $name { $($(#[$attribute])* pub $field: $type,)* }
@@ -199,5 +199,34 @@ impl KubeProxyConfiguration {
             });
         }
         Ok(config)
+    }
+
+    /// The same with upstream's defaults where it says nothing, for the node of a name.
+    pub(super) fn completed(&self, node_name: &str) -> Self {
+        let mut file = self.clone();
+        let text = |field: &mut String, default: &str| {
+            if field.is_empty() {
+                default.clone_into(field);
+            }
+        };
+        text(&mut file.bind_address, "0.0.0.0");
+        text(&mut file.detect_local_mode, "ClusterCIDR");
+        text(&mut file.healthz_bind_address, "0.0.0.0:10256");
+        text(&mut file.hostname_override, node_name);
+        text(&mut file.iptables.min_sync_period, "0s");
+        text(&mut file.iptables.sync_period, "30s");
+        text(&mut file.metrics_bind_address, "127.0.0.1:10249");
+        text(&mut file.mode, "iptables");
+        text(
+            file.conntrack.tcp_established_timeout.get_or_insert_default(),
+            "24h0m0s",
+        );
+        text(file.conntrack.tcp_close_wait_timeout.get_or_insert_default(), "1h0m0s");
+        file.conntrack.max_per_core.get_or_insert(32 * 1024);
+        file.conntrack.min.get_or_insert(128 * 1024);
+        file.iptables.localhost_node_ports.get_or_insert(true);
+        file.iptables.masquerade_bit.get_or_insert(14);
+        file.oom_score_adj.get_or_insert(-999);
+        file
     }
 }

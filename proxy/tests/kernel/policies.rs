@@ -430,6 +430,26 @@ fn an_endpoint_at_loopback_is_as_good_as_none() {
         rules.contains("test/web has no endpoints") && !rules.contains("--to-destination"),
         "{rules}"
     );
+    let told = || {
+        let told = world.api.events().into_iter();
+        let told = told.filter(|(reason, _)| reason == "EndpointAddressRefused");
+        told.map(|(_, message)| message).collect::<Vec<_>>()
+    };
+    let message = until("an event", || told().pop());
+    let addresses = "EndpointSlice test/web-1 holds 127.0.0.1, 169.254.169.254";
+    assert!(message.contains(addresses), "{message}");
+    // What is good beside them is used.
+    let mixed = slice("web", "TCP", &["127.0.0.1", "169.254.169.254", "10.244.1.2"]);
+    world.api.put("endpointslices", mixed);
+    let destinations = |rules: &str| rules.matches("--to-destination").count();
+    let rules = until("a rule", || {
+        let rules = world.rules();
+        (destinations(&rules) > 0).then_some(rules)
+    });
+    assert!(
+        destinations(&rules) == 1 && rules.contains("10.244.1.2:8080"),
+        "{rules}"
+    );
 }
 
 #[test]
@@ -447,6 +467,15 @@ fn health_and_mode_are_served_under_upstreams_paths() {
     assert!(health("/healthz", 200).contains("\"nodeEligible\": true}"));
     let mode = get(&world.node, "127.0.0.1:10249", "/proxyMode").unwrap();
     assert!(mode.0 == 200 && mode.1.ends_with("iptables"), "{mode:?}");
+    let config = get(&world.node, "127.0.0.1:10249", "/configz").unwrap().1;
+    for wanted in [
+        r#"{"kubeproxy.config.k8s.io":{"#,
+        r#""clusterCIDR":"10.244.0.0/16""#,
+        r#""masqueradeBit":14"#,
+        r#""mode":"iptables""#,
+    ] {
+        assert!(config.contains(wanted), "{wanted} in {config}");
+    }
     assert_eq!(get(&world.node, "127.0.0.1:10249", "/healthz").unwrap().0, 200);
     assert!(connect(&world.outside, &format!("{NODE}:10249")).is_err());
     // The autoscaler is about to take the node away.
