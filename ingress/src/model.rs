@@ -1,5 +1,6 @@
 //! What the API's objects come down to here: only what routes are made of is kept.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -138,12 +139,14 @@ pub struct Tls {
 }
 
 /// An IngressClass.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Class {
     /// It names this controller.
     pub ours: bool,
     /// Ingresses without a class have this one.
     pub default: bool,
+    /// Where its controllers say that they listen, by annotation.
+    pub listens: BTreeMap<String, String>,
 }
 
 /// How an endpoint is spoken to.

@@ -4,7 +4,7 @@
 //! what fails is repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,9 +20,10 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::CONTROLLER;
-use crate::model::Key;
+use crate::config::IngressConfiguration;
+use crate::model::{Class, Key};
 use crate::plan::{Ours, Problem};
-use crate::wire::DEFAULT_CLASS;
+use crate::wire::{DEFAULT_CLASS, LISTENS};
 
 /// A problem that passes sooner is not told of: a Service or Secret often comes right after its Ingress.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -38,8 +39,8 @@ pub(crate) struct Found {
     pub(crate) others: BTreeMap<Key, Vec<String>>,
     /// What is wrong.
     pub(crate) problems: BTreeSet<Problem>,
-    /// Whether our class is there.
-    pub(crate) class: bool,
+    /// Our class, when it is there.
+    pub(crate) class: Option<Class>,
 }
 
 /// The task's own state.
@@ -47,6 +48,9 @@ pub(crate) struct Publisher {
     client: Client,
     class: String,
     addresses: Vec<String>,
+    /// The class's annotation that tells where this controller listens, if that is known. It stays when the process ends: in
+    /// a restart nobody else is to take the ports.
+    listens: Option<(String, String)>,
     /// Ingresses whose status shows our addresses because they were ours.
     claimed: BTreeSet<Key>,
     problems: BTreeMap<Problem, Seen>,
@@ -60,13 +64,14 @@ struct Seen {
 }
 
 impl Publisher {
-    pub(crate) fn new(client: Client, class: String, addresses: &[IpAddr]) -> Self {
-        let mut addresses: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+    pub(crate) fn new(client: Client, config: &IngressConfiguration) -> Self {
+        let mut addresses: Vec<_> = config.publish_addresses.iter().map(IpAddr::to_string).collect();
         addresses.sort();
         addresses.dedup();
         Self {
             client,
-            class,
+            class: config.ingress_class.clone(),
+            listens: listens(config),
             addresses,
             claimed: BTreeSet::new(),
             problems: BTreeMap::new(),
@@ -110,8 +115,10 @@ impl Publisher {
 
     /// Returns when to look again.
     async fn tell(&mut self, found: &Found) -> Result<Option<Instant>, kube::Error> {
-        if !found.class {
-            self.make_class().await?;
+        match &found.class {
+            None => self.make_class().await?,
+            Some(class) if class.ours => self.claim_ports(class).await?,
+            Some(_) => {}
         }
         self.publish(found).await?;
         self.note(&found.problems);
@@ -148,10 +155,14 @@ impl Publisher {
     }
 
     async fn make_class(&self) -> Result<(), kube::Error> {
+        let mut annotations = json!({DEFAULT_CLASS: "true"});
+        if let Some((name, value)) = &self.listens {
+            annotations[name] = value.as_str().into();
+        }
         let class = json!({
             "apiVersion": "networking.k8s.io/v1",
             "kind": "IngressClass",
-            "metadata": {"name": self.class, "annotations": {DEFAULT_CLASS: "true"}},
+            "metadata": {"name": self.class, "annotations": annotations},
             "spec": {"controller": CONTROLLER},
         });
         let class: IngressClass = serde_json::from_value(class).map_err(kube::Error::SerdeError)?;
@@ -165,6 +176,31 @@ impl Publisher {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Says in the class where this controller listens.
+    async fn claim_ports(&self, class: &Class) -> Result<(), kube::Error> {
+        let Some((name, value)) = self
+            .listens
+            .as_ref()
+            .filter(|(name, value)| class.listens.get(name) != Some(value))
+        else {
+            return Ok(());
+        };
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {name: value}}}));
+        let classes = Api::<IngressClass>::all(self.client.clone());
+        match classes.patch(&self.class, &PatchParams::default(), &patch).await {
+            // Another class than the usual one may not be changed: nobody but load balancers misses it.
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+                warn!(
+                    class = self.class,
+                    status = status.message,
+                    "cannot say in the class where this controller listens"
+                );
+                Ok(())
+            }
+            result => result.map(|_| ()),
+        }
     }
 
     async fn publish(&mut self, found: &Found) -> Result<(), kube::Error> {
@@ -242,6 +278,19 @@ impl Publisher {
             result => result.map(|_| ()),
         }
     }
+}
+
+/// Named by the first address, which no other controller of the class has.
+fn listens(config: &IngressConfiguration) -> Option<(String, String)> {
+    let ports = [config.http_port, config.https_port]
+        .into_iter()
+        .filter(|port| *port != 0);
+    let places = config
+        .publish_addresses
+        .iter()
+        .flat_map(|ip| ports.clone().map(|port| SocketAddr::new(*ip, port).to_string()));
+    let first = config.publish_addresses.first()?.to_string().replace(':', "-");
+    Some((format!("{LISTENS}{first}"), places.collect::<Vec<_>>().join(",")))
 }
 
 fn same(published: &[String], sorted: &[String]) -> bool {

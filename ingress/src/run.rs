@@ -60,7 +60,7 @@ pub async fn run(config: IngressConfiguration, client: Client, daemon: Context) 
     let (changes_in, changes) = mpsc::channel(QUEUE);
     let watching = tokio::spawn(watch::watch(client.clone(), changes_in));
     let (found, found_last) = latest::channel(Arc::default());
-    let publisher = Publisher::new(client, config.ingress_class.clone(), &config.publish_addresses);
+    let publisher = Publisher::new(client, &config);
     let tasks = TaskTracker::new();
     tasks.spawn(publisher.run(found_last, daemon.shutdown.clone()));
     tasks.spawn(pool.clone().tidy(daemon.shutdown.clone()));
@@ -201,7 +201,7 @@ impl Controller {
                 .map(|(key, ingress)| (key.clone(), ingress.published.clone()))
                 .collect(),
             problems: plan.problems.clone(),
-            class: objects.classes.contains_key(&class),
+            class: objects.classes.get(&class).cloned(),
         }
     }
 }

@@ -17,6 +17,9 @@ use crate::model::{ServicePort, Slice, Tls};
 const LEGACY_CLASS: &str = "kubernetes.io/ingress.class";
 /// Makes a class that of Ingresses which name none.
 pub(crate) const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
+/// What the annotations of a class begin with in which its controllers tell where they listen: nobody else is to be given
+/// these ports.
+pub(crate) const LISTENS: &str = "listens.ingress.skiff/";
 /// "false": plain requests to hosts with TLS are answered, not redirected.
 const SSL_REDIRECT: &str = "ingress.skiff/ssl-redirect";
 /// The largest request body as a quantity, 0 for any.
@@ -127,6 +130,10 @@ pub(crate) fn class(object: &networking::IngressClass) -> Class {
             .annotations()
             .get(DEFAULT_CLASS)
             .is_some_and(|text| text == "true"),
+        listens: (object.annotations().iter())
+            .filter(|(name, _)| name.starts_with(LISTENS))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
     }
 }
 
@@ -300,9 +307,13 @@ mod tests {
         let read = |controller: &str, default: &str| {
             let object =
                 json!({"metadata": {"annotations": {DEFAULT_CLASS: default}}, "spec": {"controller": controller}});
-            let Class { ours, default } = class(&from_value(object).unwrap());
+            let Class { ours, default, .. } = class(&from_value(object).unwrap());
             (ours, default)
         };
+        let listening =
+            json!({"metadata": {"annotations": {"listens.ingress.skiff/10.0.0.1": "10.0.0.1:80", "other": "x"}}});
+        let listens = class(&from_value(listening).unwrap()).listens;
+        assert_eq!(listens.into_values().collect::<Vec<_>>(), ["10.0.0.1:80"]);
         assert_eq!(read(CONTROLLER, "true"), (true, true));
         assert_eq!(read("someone.else/ingress", "no"), (false, false));
     }

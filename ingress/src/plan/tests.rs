@@ -50,7 +50,7 @@ fn objects(ingresses: Vec<(&str, Ingress)>) -> Objects {
     let mut objects = Objects::default();
     let class = Class {
         ours: true,
-        default: false,
+        ..Class::default()
     };
     objects.classes.insert(Key::new("", "skiff"), class);
     for (index, name) in ["a", "b"].into_iter().enumerate() {
@@ -92,7 +92,11 @@ fn problems(plan: &Plan) -> Vec<(&str, &str)> {
 
 #[test]
 fn whose_an_ingress_is() {
-    let class = |ours, default| Class { ours, default };
+    let class = |ours, default| Class {
+        ours,
+        default,
+        ..Class::default()
+    };
     let text = |text: Option<&str>| text.map(str::to_owned);
     for (spec, annotation, default, wanted) in [
         (Some("skiff"), None, false, true),

@@ -76,6 +76,9 @@ impl Api {
                 whole(StatusCode::CREATED, &object)
             }
             Method::PATCH => {
+                if segments[segments.len() - 2] == "ingressclasses" {
+                    return self.annotate(segments[segments.len() - 1], &serde_json::from_slice(&body).unwrap());
+                }
                 assert_eq!(segments[segments.len() - 1], "status", "only the status is written");
                 let (plural, name) = (segments[segments.len() - 3], segments[segments.len() - 2]);
                 let patch: Value = serde_json::from_slice(&body).unwrap();
@@ -87,6 +90,16 @@ impl Api {
             }
             other => panic!("the controller has no use for {other}"),
         }
+    }
+
+    fn annotate(&self, class: &str, patch: &Value) -> Answer {
+        let key = ("ingressclasses".to_owned(), class.to_owned());
+        let mut object = self.objects.lock().get(&key).cloned().unwrap();
+        for (name, value) in patch["metadata"]["annotations"].as_object().unwrap() {
+            object["metadata"]["annotations"][name] = value.clone();
+        }
+        self.put("ingressclasses", object.clone());
+        whole(StatusCode::OK, &object)
     }
 
     fn read(&self, plural: &str, query: &str) -> Answer {

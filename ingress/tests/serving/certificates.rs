@@ -136,10 +136,7 @@ fn both_versions_of_http_are_spoken_through_tls() {
     in_world(
         |_| {},
         async |world| {
-            world.echo(1);
-            world.service("a", None, &[1]);
-            world.ingress("web", &[("one.test", "/", "a")], json!({}));
-            world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+            world.one_site().await;
 
             let stream = handshake("one.test", &["h2", "http/1.1"]).await;
             assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));

@@ -21,10 +21,7 @@ fn small(config: &mut IngressConfiguration) {
 #[test]
 fn headers_and_bodies_are_bounded() {
     in_world(small, async |world| {
-        world.echo(1);
-        world.service("a", None, &[1]);
-        world.ingress("web", &[("one.test", "/", "a")], json!({}));
-        world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+        world.one_site().await;
         let with = |more: &str| format!("POST / HTTP/1.1\r\nHost: one.test\r\nConnection: close\r\n{more}");
         let many = "X-More: 1\r\n".repeat(20) + "\r\n";
         let long = format!("X-Long: {}\r\n\r\n", "x".repeat(9000));
@@ -69,10 +66,7 @@ fn a_request_with_two_lengths_smuggles_nothing() {
     in_world(
         |_| {},
         async |world| {
-            world.echo(1);
-            world.service("a", None, &[1]);
-            world.ingress("web", &[("one.test", "/", "a")], json!({}));
-            world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+            world.one_site().await;
             let smuggled = get("one.test", "/smuggled");
             for lengths in [
                 "Content-Length: 4\r\nTransfer-Encoding: chunked",
@@ -92,10 +86,7 @@ fn a_request_with_two_lengths_smuggles_nothing() {
 #[test]
 fn slow_clients_are_sent_away_and_others_wait_their_turn() {
     in_world(small, async |world| {
-        world.echo(1);
-        world.service("a", None, &[1]);
-        world.ingress("web", &[("one.test", "/", "a")], json!({}));
-        world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+        world.one_site().await;
         // All that may be there at once: one says nothing, one half of its headers, one half of its body.
         let (mut mute, mut half, mut body) = (connect().await, connect().await, connect().await);
         half.write_all(b"GET / HTTP/1.1\r\nHost: one").await.unwrap();
@@ -127,10 +118,7 @@ fn a_client_that_resets_every_request_is_cut_off() {
     in_world(
         |_| {},
         async |world| {
-            world.echo(1);
-            world.service("a", None, &[1]);
-            world.ingress("web", &[("one.test", "/", "a")], json!({}));
-            world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+            world.one_site().await;
             let mut stream = connect().await;
             let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
             bytes.extend(frame(4, 0, 0, &[]));
@@ -174,10 +162,7 @@ fn a_connection_without_requests_is_closed() {
     in_world(
         |config| config.limits.idle_timeout_seconds = 1,
         async |world| {
-            world.echo(1);
-            world.service("a", None, &[1]);
-            world.ingress("web", &[("one.test", "/", "a")], json!({}));
-            world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+            world.one_site().await;
             let mut stream = connect().await;
             stream
                 .write_all(b"GET / HTTP/1.1\r\nHost: one.test\r\n\r\n")

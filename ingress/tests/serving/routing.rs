@@ -1,6 +1,6 @@
 //! Hosts and paths, what the endpoint is told, what the API is told.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::world::{ask, code, get, in_world};
 
@@ -68,10 +68,7 @@ fn an_endpoint_is_told_of_the_client() {
     in_world(
         |_| {},
         async |world| {
-            world.echo(1);
-            world.service("a", None, &[1]);
-            world.ingress("web", &[("one.test", "/", "a")], json!({}));
-            world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+            world.one_site().await;
             let answer = ask(
             "POST /p?q=1 HTTP/1.1\r\nHost: one.test:8080\r\nConnection: close, x-mine\r\nX-Mine: 1\r\nX-Forwarded-For: 6.6.6.6\r\n\
              Keep-Alive: 5\r\nTransfer-Encoding: chunked\r\nX-Kept: yes\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
@@ -107,6 +104,15 @@ fn the_api_is_told_of_the_class_the_addresses_and_the_problems() {
                 class["metadata"]["annotations"]["ingressclass.kubernetes.io/is-default-class"],
                 "true"
             );
+
+            // Whoever gives ports away is told of ours; somebody who takes that away is corrected.
+            let listens = |class: &Value| class["metadata"]["annotations"]["listens.ingress.skiff/10.0.0.100"].clone();
+            let places = "10.0.0.100:8080,10.0.0.100:8443";
+            assert_eq!(listens(&class), places);
+            let mut bare = class.clone();
+            bare["metadata"]["annotations"] = json!({});
+            world.api.put("ingressclasses", bare);
+            world.written("ingressclasses", |class| listens(class) == places).await;
 
             world.ingress("web", &[("one.test", "/", "absent")], json!({}));
             let published = json!([{"ip": "10.0.0.100"}]);

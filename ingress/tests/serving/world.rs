@@ -105,6 +105,14 @@ impl World {
         }
     }
 
+    /// The host `one.test`, answered by an [echo](Self::echo); it is served.
+    pub(crate) async fn one_site(&mut self) {
+        self.echo(1);
+        self.service("a", None, &[1]);
+        self.ingress("web", &[("one.test", "/", "a")], json!({}));
+        self.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+    }
+
     /// A Service with one port and endpoints at 10.0.0.x:80.
     pub(crate) fn service(&self, name: &str, app_protocol: Option<&str>, hosts: &[u8]) {
         let port = json!({"port": 80, "protocol": "TCP", "appProtocol": app_protocol});
