@@ -3,6 +3,7 @@
 //! The scheduler, the controllers and DNS are clients like any other, but in-process: no socket, no TLS, the same code path.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -159,8 +160,7 @@ async fn listen(config: &ServerConfiguration, stdin: bool) -> anyhow::Result<Vec
     Ok(listeners)
 }
 
-fn api_config(config: &ServerConfiguration) -> anyhow::Result<skiff_apiserver::Config> {
-    let pki = &config.pki_dir;
+fn node_port_range(config: &ServerConfiguration) -> anyhow::Result<RangeInclusive<u16>> {
     let (first, last) = config
         .service_node_port_range
         .split_once('-')
@@ -170,11 +170,16 @@ fn api_config(config: &ServerConfiguration) -> anyhow::Result<skiff_apiserver::C
             .parse::<u16>()
             .with_context(|| format!("serviceNodePortRange: {text:?}"))
     };
+    Ok(port(first)?..=port(last)?)
+}
+
+fn api_config(config: &ServerConfiguration) -> anyhow::Result<skiff_apiserver::Config> {
+    let pki = &config.pki_dir;
     Ok(skiff_apiserver::Config {
         identity: Identity::load(pki, "apiserver")?,
         client_ca_pem: ca(config)?,
         service_cluster_ip_range: config.service_cluster_ip_range,
-        node_port_range: port(first)?..=port(last)?,
+        node_port_range: node_port_range(config)?,
         service_account_key: ServiceAccountKey::load(pki)?,
         service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
         advertise_address: config.advertise_address,
@@ -190,6 +195,7 @@ fn controllers_config(config: &ServerConfiguration) -> anyhow::Result<skiff_cont
         cluster_cidr: vec![config.cluster_cidr],
         node_cidr_mask_size: config.node_cidr_mask_size,
         service_cluster_ip_range: vec![config.service_cluster_ip_range],
+        node_port_range: node_port_range(config)?,
         root_ca_pem: ca(config)?,
         node_monitor_grace_period: Duration::from_secs(config.node_monitor_grace_period_seconds.into()),
         ..skiff_controllers::Config::default()

@@ -1,5 +1,6 @@
 //! What the controller manager is told, under the names of upstream's flags.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -17,6 +18,8 @@ pub struct Config {
     pub node_cidr_mask_size_ipv6: u8,
     /// `--service-cluster-ip-range`: never given to nodes.
     pub service_cluster_ip_range: Vec<IpNet>,
+    /// Where node ports come from (`serviceNodePortRange` of the server): load balancers get none of these.
+    pub node_port_range: RangeInclusive<u16>,
     /// `--root-ca-file`, read: what pods trust the API server by. Empty: no `kube-root-ca.crt` is published.
     pub root_ca_pem: String,
     /// `--node-monitor-period`: how often leases are looked at.
@@ -43,6 +46,7 @@ impl Default for Config {
             node_cidr_mask_size: 24,
             node_cidr_mask_size_ipv6: 64,
             service_cluster_ip_range: Vec::new(),
+            node_port_range: 30_000..=32_767,
             root_ca_pem: String::new(),
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(40),

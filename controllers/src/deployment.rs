@@ -44,14 +44,9 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         recorder: shared.recorder("deployment-controller"),
         queue: shared.queue("deployment"),
     });
-    let queue = Arc::clone(&controller.queue);
-    controller
-        .deployments
-        .on_change(move |change| queue.add(change.object().key()));
-    let this = Arc::clone(&controller);
-    controller.sets.on_change(move |change| this.set_changed(change));
-    let this = Arc::clone(&controller);
-    controller.pods.on_change(move |change| this.pod_changed(change));
+    controller.deployments.feed(&controller.queue);
+    controller.sets.tell(&controller, Controller::set_changed);
+    controller.pods.tell(&controller, Controller::pod_changed);
     let synced = [
         controller.deployments.synced(),
         controller.sets.synced(),

@@ -61,20 +61,15 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         written: Written::default(),
         pace: Pace::default(),
     });
-    let queue = Arc::clone(&controller.queue);
-    controller
-        .services
-        .on_change(move |change| queue.add(change.object().key()));
+    controller.services.feed(&controller.queue);
     let this = Arc::clone(&controller);
     controller.pods.on_change(move |change| {
         for key in services_of_pod(&this.services, change) {
             this.queue.add(key);
         }
     });
-    let this = Arc::clone(&controller);
-    controller.nodes.on_change(move |change| this.node_changed(change));
-    let this = Arc::clone(&controller);
-    controller.slices.on_change(move |change| this.slice_changed(change));
+    controller.nodes.tell(&controller, Controller::node_changed);
+    controller.slices.tell(&controller, Controller::slice_changed);
     let synced = [
         controller.services.synced(),
         controller.pods.synced(),

@@ -48,20 +48,14 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         queue: shared.queue("endpoint"),
         pace: Pace::default(),
     });
-    let queue = Arc::clone(&controller.queue);
-    controller
-        .services
-        .on_change(move |change| queue.add(change.object().key()));
+    controller.services.feed(&controller.queue);
     let this = Arc::clone(&controller);
     controller.pods.on_change(move |change| {
         for key in services_of_pod(&this.services, change) {
             this.queue.add(key);
         }
     });
-    let queue = Arc::clone(&controller.queue);
-    controller
-        .endpoints
-        .on_change(move |change| queue.add(change.object().key()));
+    controller.endpoints.feed(&controller.queue);
     let synced = [
         controller.services.synced(),
         controller.pods.synced(),

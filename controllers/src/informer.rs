@@ -16,6 +16,7 @@ use parking_lot::RwLock;
 use skiff_daemon::{Shutdown, error_chain};
 use tokio::sync::watch;
 
+use crate::queue::Queue;
 use crate::view::{Index, Key, View};
 
 /// How often every object is handed to the handlers again, in case a controller's own state went astray.
@@ -86,6 +87,21 @@ impl<K: View> Informer<K> {
     pub(crate) fn on_change(&self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
         self.wanted.store(true, Ordering::Relaxed);
         self.handlers.write().push(Box::new(handler));
+    }
+
+    /// The same with a controller's own method.
+    pub(crate) fn tell<C>(&self, controller: &Arc<C>, method: fn(&C, &Change<'_, K>))
+    where
+        C: Send + Sync + 'static,
+    {
+        let this = Arc::clone(controller);
+        self.on_change(move |change| method(&this, change));
+    }
+
+    /// Puts the key of each object that changes into a queue.
+    pub(crate) fn feed(&self, queue: &Arc<Queue<Key>>) {
+        let queue = Arc::clone(queue);
+        self.on_change(move |change| queue.add(change.object().key()));
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {

@@ -7,6 +7,7 @@ use futures::future::{BoxFuture, join_all};
 use kube::{Api, Client};
 use skiff_api::k8s_openapi::api::core::v1::{Endpoints, PersistentVolume, PersistentVolumeClaim};
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
+use skiff_api::k8s_openapi::api::networking::v1::IngressClass;
 use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_daemon::{Context, Shutdown};
 use tokio::task::JoinSet;
@@ -29,6 +30,7 @@ pub(crate) struct Informers {
     pub(crate) deployments: Arc<Informer<Deployment>>,
     pub(crate) endpoint_slices: Arc<Informer<EndpointSlice>>,
     pub(crate) endpoints: Arc<Informer<Endpoints>>,
+    pub(crate) ingress_classes: Arc<Informer<IngressClass>>,
     pub(crate) leases: Arc<Informer<Lease>>,
     pub(crate) namespaces: Arc<Informer<Namespace>>,
     pub(crate) nodes: Arc<Informer<Node>>,
@@ -176,6 +178,7 @@ impl Informers {
             deployments: Informer::new(Api::all, None),
             endpoint_slices: Informer::new(Api::all, None),
             endpoints: Informer::new(Api::all, None),
+            ingress_classes: Informer::new(Api::all, None),
             leases: Informer::new(|client| Api::namespaced(client, "kube-node-lease"), None),
             namespaces: Informer::new(Api::all, None),
             nodes: Informer::new(Api::all, None),
@@ -225,6 +228,7 @@ impl Informers {
         tasks.spawn(Arc::clone(&self.deployments).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.endpoint_slices).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.endpoints).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.ingress_classes).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.leases).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.namespaces).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.nodes).run(client.clone(), shutdown.clone()));

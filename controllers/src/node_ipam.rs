@@ -42,8 +42,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         queue: shared.queue("node_ipam"),
         ranges: Mutex::new(Ranges::new(&shared.config)),
     });
-    let this = Arc::clone(&controller);
-    controller.nodes.on_change(move |change| this.node_changed(change));
+    controller.nodes.tell(&controller, Controller::node_changed);
     let synced = [controller.nodes.synced()];
     let queue = Arc::clone(&controller.queue);
     // Only now is every range that is in use known: none is given out before.

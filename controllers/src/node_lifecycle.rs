@@ -67,8 +67,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         queue: shared.queue("node_lifecycle_controller"),
         heard: Mutex::default(),
     });
-    let this = Arc::clone(&controller);
-    controller.nodes.on_change(move |change| this.node_changed(change));
+    controller.nodes.tell(&controller, Controller::node_changed);
     let this = Arc::clone(&controller);
     controller.leases.on_change(move |change| {
         if let Some(lease) = change.new {

@@ -90,20 +90,16 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         recorder: shared.recorder("persistentvolume-controller"),
         queue: shared.queue("persistentvolume_binder"),
     });
-    let this = Arc::clone(&controller);
-    controller.claims.on_change(move |change| this.claim_changed(change));
-    let this = Arc::clone(&controller);
-    controller.volumes.on_change(move |change| this.volume_changed(change));
+    controller.claims.tell(&controller, Controller::claim_changed);
+    controller.volumes.tell(&controller, Controller::volume_changed);
     let this = Arc::clone(&controller);
     controller.classes.on_change(move |change| {
         // A class may be the default one: claims without any wait for it, too.
         this.add_unbound(change.object().name());
         this.add_unbound("");
     });
-    let this = Arc::clone(&controller);
-    controller.pods.on_change(move |change| this.pod_changed(change));
-    let this = Arc::clone(&controller);
-    controller.nodes.on_change(move |change| this.node_changed(change));
+    controller.pods.tell(&controller, Controller::pod_changed);
+    controller.nodes.tell(&controller, Controller::node_changed);
     let synced = [
         controller.claims.synced(),
         controller.volumes.synced(),

@@ -49,10 +49,8 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         expectations: Expectations::default(),
         pace: Pace::default(),
     });
-    let this = Arc::clone(&controller);
-    controller.sets.on_change(move |change| this.set_changed(change));
-    let this = Arc::clone(&controller);
-    controller.pods.on_change(move |change| this.pod_changed(change));
+    controller.sets.tell(&controller, Controller::set_changed);
+    controller.pods.tell(&controller, Controller::pod_changed);
     let synced = [controller.sets.synced(), controller.pods.synced()];
     let queue = Arc::clone(&controller.queue);
     shared.work(&queue, WORKERS, synced, move |key| {

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
+use skiff_api::k8s_openapi::api::networking::v1::IngressClass;
 
 use crate::events::{Recorder, Regarding};
 use crate::informer::{Change, Informer};
@@ -30,6 +32,8 @@ struct Controller {
     services: Arc<Informer<Service>>,
     nodes: Arc<Informer<Node>>,
     slices: Arc<Informer<EndpointSlice>>,
+    classes: Arc<Informer<IngressClass>>,
+    node_ports: RangeInclusive<u16>,
     writer: Writer,
     recorder: Recorder,
     queue: Arc<Queue<Key>>,
@@ -41,22 +45,21 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         services: shared.informers.services.want(),
         nodes: shared.informers.nodes.want(),
         slices: shared.informers.endpoint_slices.want(),
+        classes: shared.informers.ingress_classes.want(),
+        node_ports: shared.config.node_port_range.clone(),
         writer: shared.writer.clone(),
         recorder: shared.recorder("service-controller"),
         queue: shared.queue("service"),
     });
-    let this = Arc::clone(&controller);
-    controller
-        .services
-        .on_change(move |change| this.service_changed(change));
-    let this = Arc::clone(&controller);
-    controller.nodes.on_change(move |change| this.node_changed(change));
-    let this = Arc::clone(&controller);
-    controller.slices.on_change(move |change| this.slice_changed(change));
+    controller.services.tell(&controller, Controller::service_changed);
+    controller.nodes.tell(&controller, Controller::node_changed);
+    controller.slices.tell(&controller, Controller::slice_changed);
+    controller.classes.tell(&controller, Controller::class_changed);
     let synced = [
         controller.services.synced(),
         controller.nodes.synced(),
         controller.slices.synced(),
+        controller.classes.synced(),
     ];
     let queue = Arc::clone(&controller.queue);
     shared.work(&queue, 1, synced, move |key| {
@@ -89,9 +92,21 @@ impl Controller {
     fn node_changed(&self, change: &Change<'_, Node>) {
         let seen = |node: Option<&Arc<Node>>| node.and_then(|node| plan::addresses(node));
         if seen(change.old) != seen(change.new) {
-            for service in self.balanced() {
-                self.queue.add(service.key());
-            }
+            self.look_at_all();
+        }
+    }
+
+    /// Ports that an ingress controller took or gave back.
+    fn class_changed(&self, change: &Change<'_, IngressClass>) {
+        let claims = |class: Option<&Arc<IngressClass>>| class.map(|class| plan::claims(class)).unwrap_or_default();
+        if claims(change.old) != claims(change.new) {
+            self.look_at_all();
+        }
+    }
+
+    fn look_at_all(&self) {
+        for service in self.balanced() {
+            self.queue.add(service.key());
         }
     }
 
@@ -129,7 +144,8 @@ impl Controller {
     async fn ensure(&self, service: &Service) -> Result<(), Error> {
         let services = self.balanced();
         let nodes = self.nodes.list();
-        let reserved = plan::reserved(&nodes, &self.api_server_slices());
+        let reserved = plan::reserved(&nodes, &self.api_server_slices(), &self.node_ports);
+        let published = plan::published(service);
         let wanted = match plan::admit(service, &services, &reserved) {
             Ok(()) => {
                 if nodes.iter().all(|node| plan::addresses(node).is_none()) {
@@ -137,14 +153,24 @@ impl Controller {
                     self.recorder
                         .warning(Regarding::of(service), "UnAvailableLoadBalancer", message);
                 }
-                plan::ingress(service, &nodes, &self.endpoint_nodes(service))
+                let all = plan::ingress(service, &nodes, &self.endpoint_nodes(service));
+                let claims = self
+                    .classes
+                    .list()
+                    .iter()
+                    .flat_map(|class| plan::claims(class))
+                    .collect();
+                let (left, lost) = plan::without_claimed(service, &all, &claims);
+                if let Some(refusal) = lost.filter(|_| left.is_empty() || left != published) {
+                    self.refuse(service, &refusal);
+                }
+                left
             }
             Err(refusal) => {
                 self.refuse(service, &refusal);
                 Vec::new()
             }
         };
-        let published = plan::published(service);
         if has_finalizer(service) && wanted == published {
             return Ok(());
         }

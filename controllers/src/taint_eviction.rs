@@ -48,10 +48,8 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         queue: shared.queue("taint_eviction_controller"),
         scheduled: Mutex::default(),
     });
-    let this = Arc::clone(&controller);
-    controller.nodes.on_change(move |change| this.node_changed(change));
-    let this = Arc::clone(&controller);
-    controller.pods.on_change(move |change| this.pod_changed(change));
+    controller.nodes.tell(&controller, Controller::node_changed);
+    controller.pods.tell(&controller, Controller::pod_changed);
     let synced = [controller.nodes.synced(), controller.pods.synced()];
     let queue = Arc::clone(&controller.queue);
     shared.work(&queue, WORKERS, synced, move |key| {

@@ -16,6 +16,7 @@ use skiff_api::k8s_openapi::api::core::v1::{
     LoadBalancerIngress, NamespaceCondition, NodeAddress, NodeCondition, NodeDaemonEndpoints, PersistentVolume,
     PersistentVolumeClaim, Taint, Toleration,
 };
+use skiff_api::k8s_openapi::api::networking::v1::IngressClass;
 use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, OwnerReference, Time};
 use skiff_api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -458,3 +459,5 @@ impl View for PersistentVolumeClaim {
 }
 
 impl View for StorageClass {}
+
+impl View for IngressClass {}

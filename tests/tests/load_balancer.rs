@@ -82,6 +82,16 @@ async fn the_nodes_answer_for_a_load_balancer() -> anyhow::Result<()> {
         )?;
         answer_outside(fixture, [true, true]).await?;
 
+        // The ingress controller has port 80 of the first node.
+        patch(fixture, r#"{"ports": [{"port": 80, "targetPort": 8080}]}"#)?;
+        published(fixture, "172.30.0.12").await?;
+        let told = async || fixture.kubectl.run(&["describe", "service", "server"]);
+        let why = "port 80/TCP of 172.30.0.11 belongs to the ingress controller of IngressClass skiff";
+        until("an event tells why", LIMIT, told, |text| text.contains(why)).await?;
+        patch(fixture, r#"{"ports": [{"port": 8088, "targetPort": 8080}]}"#)?;
+        published(fixture, "172.30.0.11 172.30.0.12").await?;
+        answer_outside(fixture, [true, true]).await?;
+
         fixture.kubectl.run(&["delete", "service", "server", "--timeout=30s"])?;
         answer_outside(fixture, [false, false]).await
     })

@@ -1,10 +1,12 @@
 //! Which addresses a Service of type LoadBalancer gets; decided from Services, Nodes and EndpointSlices.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
+use skiff_api::k8s_openapi::api::networking::v1::IngressClass;
 
 use crate::view::{Key, Node, Service, View};
 
@@ -13,6 +15,9 @@ const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// Where nodes listen for each other's pods: taking it would cut them off.
 const VXLAN: u16 = 8472;
+
+/// Annotations of an IngressClass in which ingress controllers tell where they listen: addresses with ports.
+const LISTENS: &str = "listens.ingress.skiff/";
 
 /// A protocol and a number.
 pub(super) type Port = (String, u16);
@@ -23,6 +28,22 @@ pub(super) enum Refusal {
     /// The nodes need the port.
     #[error("port {number}/{protocol} of the nodes is the cluster's own; choose another port")]
     Reserved { protocol: String, number: u16 },
+    /// It may become the node port of any Service.
+    #[error(
+        "port {number}/{protocol} lies in the range of node ports, {}-{}, which Services share; choose another port",
+        range.start(), range.end()
+    )]
+    NodePort {
+        protocol: String,
+        number: u16,
+        range: RangeInclusive<u16>,
+    },
+    /// Ingress controllers listen there.
+    #[error(
+        "port {}/TCP of {} belongs to the ingress controller of IngressClass {class}; choose another port, or give the controller others",
+        at.port(), at.ip()
+    )]
+    Ingress { at: SocketAddr, class: String },
     /// Another Service has the port.
     #[error(
         "port {number}/{protocol} of the nodes is taken by Service {by}; choose another port, or give one of them a loadBalancerClass"
@@ -58,23 +79,64 @@ pub(super) fn published(service: &Service) -> Vec<IpAddr> {
     addresses.collect()
 }
 
+/// Ports that no Service gets.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    own: BTreeSet<Port>,
+    node_ports: RangeInclusive<u16>,
+}
+
 /// Ports on which the nodes themselves answer: a Service on one of them would take the cluster's own packets away.
-pub(super) fn reserved(nodes: &[Arc<Node>], api_server: &[Arc<EndpointSlice>]) -> BTreeSet<Port> {
+pub(super) fn reserved(
+    nodes: &[Arc<Node>],
+    api_server: &[Arc<EndpointSlice>],
+    node_ports: &RangeInclusive<u16>,
+) -> Reserved {
     let kubelets = nodes.iter().filter_map(|node| {
         let endpoints = node.status.daemon_endpoints.as_ref()?;
         Some(endpoints.kubelet_endpoint.as_ref()?.port)
     });
     let servers = api_server.iter().flat_map(|slice| slice.ports.iter().flatten());
     let numbers = kubelets.chain(servers.filter_map(|port| port.port));
-    numbers
+    let own = numbers
         .filter_map(|number| u16::try_from(number).ok())
         .map(|number| ("TCP".to_owned(), number))
-        .chain([("UDP".to_owned(), VXLAN)])
-        .collect()
+        .chain([("UDP".to_owned(), VXLAN)]);
+    Reserved {
+        own: own.collect(),
+        node_ports: node_ports.clone(),
+    }
+}
+
+/// Where ingress controllers of a class listen, and the class's name.
+pub(super) fn claims(class: &IngressClass) -> BTreeMap<SocketAddr, String> {
+    let annotations = class.metadata.annotations.iter().flatten();
+    let told = annotations.filter(|(name, _)| name.starts_with(LISTENS));
+    let places = told
+        .flat_map(|(_, places)| places.split(','))
+        .filter_map(|at| at.parse().ok());
+    places.map(|at| (at, class.name().to_owned())).collect()
+}
+
+/// The addresses whose ports an ingress controller has not, and why others are left out.
+pub(super) fn without_claimed(
+    service: &Service,
+    addresses: &[IpAddr],
+    claims: &BTreeMap<SocketAddr, String>,
+) -> (Vec<IpAddr>, Option<Refusal>) {
+    let ports = ports(service);
+    let tcp = || ports.iter().filter(|(protocol, _)| protocol == "TCP");
+    let claim = |ip: &IpAddr| {
+        let mut places = tcp().map(|(_, number)| SocketAddr::new(*ip, *number));
+        places.find_map(|at| claims.get(&at).map(|class| (at, class.clone())))
+    };
+    let (free, claimed): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|ip| claim(ip).is_none());
+    let lost = claimed.first().and_then(claim);
+    (free, lost.map(|(at, class)| Refusal::Ingress { at, class }))
 }
 
 /// Whether the Service may have its ports. Nodes have each port once: who has it keeps it, then the older one gets it.
-pub(super) fn admit(service: &Service, all: &[Arc<Service>], reserved: &BTreeSet<Port>) -> Result<(), Refusal> {
+pub(super) fn admit(service: &Service, all: &[Arc<Service>], reserved: &Reserved) -> Result<(), Refusal> {
     let rank = |service: &Service| {
         let created = service.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (published(service).is_empty(), created, service.key())
@@ -96,12 +158,20 @@ pub(super) fn admit(service: &Service, all: &[Arc<Service>], reserved: &BTreeSet
     may_have(&ports(service), reserved, &taken)
 }
 
-fn may_have(wanted: &BTreeSet<Port>, reserved: &BTreeSet<Port>, taken: &BTreeMap<Port, Key>) -> Result<(), Refusal> {
+fn may_have(wanted: &BTreeSet<Port>, reserved: &Reserved, taken: &BTreeMap<Port, Key>) -> Result<(), Refusal> {
     for (protocol, number) in wanted {
         let (protocol, number) = (protocol.clone(), *number);
         let port = (protocol.clone(), number);
-        if reserved.contains(&port) {
+        if reserved.own.contains(&port) {
             return Err(Refusal::Reserved { protocol, number });
+        }
+        if reserved.node_ports.contains(&number) {
+            let range = reserved.node_ports.clone();
+            return Err(Refusal::NodePort {
+                protocol,
+                number,
+                range,
+            });
         }
         if let Some(by) = taken.get(&port) {
             let by = by.clone();
@@ -263,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_port_is_given_once_and_none_of_the_clusters_own() {
-        let reserved = reserved(&[node("a", json!({}))], &[slice(&[6443], &[])]);
+        let reserved = reserved(&[node("a", json!({}))], &[slice(&[6443], &[])], &(30_000..=32_767));
         let has = json!({"status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.1"}]}}});
         let older = json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}});
         let taken = |by: &str| {
@@ -308,6 +378,15 @@ mod tests {
             (vec![service("this", 80, json!({})), service("z", 80, has)], taken("z")),
             (vec![service("this", 6443, json!({}))], own(6443)),
             (vec![service("this", 10250, json!({}))], own(10250)),
+            (vec![service("this", 29_999, json!({}))], Ok(())),
+            (
+                vec![service("this", 32_767, json!({}))],
+                Err(Refusal::NodePort {
+                    protocol: "TCP".to_owned(),
+                    number: 32_767,
+                    range: 30_000..=32_767,
+                }),
+            ),
         ];
         for (number, (all, wanted)) in cases.into_iter().enumerate() {
             assert_eq!(admit(&all[0], &all, &reserved), wanted, "case {number}");
@@ -319,5 +398,30 @@ mod tests {
         assert_eq!(admit(&this, &[refused, Arc::clone(&this)], &reserved), Ok(()));
         let tunnel = json!({"spec": {"ports": [{"port": 8472, "protocol": "UDP"}]}});
         assert!(admit(&service("udp", 1, tunnel), &[], &reserved).is_err());
+    }
+
+    #[test]
+    fn the_places_of_ingress_controllers_are_left_to_them() {
+        let class = json!({"metadata": {"name": "skiff", "annotations": {
+            "listens.ingress.skiff/10.0.0.1": "10.0.0.1:80,10.0.0.1:443,junk",
+            "listens.ingress.skiff/fd00--1": "[fd00::1]:80",
+            "ingressclass.kubernetes.io/is-default-class": "10.0.0.2:80"}}});
+        let claims = claims(&serde_json::from_value(class).unwrap());
+        assert_eq!(claims.len(), 3);
+        let all: Vec<IpAddr> = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap()).into();
+        let udp = json!({"spec": {"ports": [{"port": 443, "protocol": "UDP"}]}});
+        for (service, left, lost) in [
+            (service("web", 80, json!({})), &all[1..], Some("10.0.0.1:80")),
+            (service("tls", 443, json!({})), &all[1..], Some("10.0.0.1:443")),
+            (service("web", 8080, json!({})), &all[..], None),
+            (service("quic", 1, udp), &all[..], None),
+        ] {
+            let (found, refusal) = without_claimed(&service, &all, &claims);
+            let lost = lost.map(|at| Refusal::Ingress {
+                at: at.parse().unwrap(),
+                class: "skiff".to_owned(),
+            });
+            assert_eq!((&found[..], refusal), (left, lost), "{}", service.name());
+        }
     }
 }

@@ -144,3 +144,42 @@ async fn a_port_is_given_to_one_service_until_it_is_free() {
     let foreign = service(&cluster, "foreign").await;
     assert!(foreign["metadata"]["finalizers"].is_null() && foreign["status"]["loadBalancer"]["ingress"].is_null());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_of_ingress_controllers_and_node_ports_are_not_given() {
+    let cluster = with_nodes(2).await;
+    let class = json!({"apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
+        "metadata": {"name": "skiff", "annotations": {"listens.ingress.skiff/192.0.2.10": "192.0.2.10:80,192.0.2.10:443"}},
+        "spec": {"controller": "skiff/ingress"}});
+    let classes = "/apis/networking.k8s.io/v1/ingressclasses";
+    cluster.post(classes, class).await;
+    create(&cluster, "web", 80, json!({})).await;
+    create(&cluster, "other", 81, json!({})).await;
+    create(&cluster, "high", 30_080, json!({})).await;
+    has(&cluster, "web", &["192.0.2.11"]).await;
+    has(&cluster, "other", &["192.0.2.10", "192.0.2.11"]).await;
+    let told = async |service: &str, wanted: &str| {
+        eventually(wanted, async || {
+            let events = cluster.events("Service", service).await;
+            events
+                .iter()
+                .any(|event| event.contains("SyncLoadBalancerFailed") && event.contains(wanted))
+        })
+        .await;
+    };
+    told(
+        "web",
+        "port 80/TCP of 192.0.2.10 belongs to the ingress controller of IngressClass skiff",
+    )
+    .await;
+    told("high", "port 30080/TCP lies in the range of node ports, 30000-32767").await;
+    assert!(addresses(&cluster, "high").await.is_empty());
+
+    // The only other node goes: nothing is left.
+    cluster.set_node_ready(1, "Unknown").await;
+    has(&cluster, "web", &[]).await;
+    // The controller gives its ports up.
+    let freed = json!({"metadata": {"annotations": {"listens.ingress.skiff/192.0.2.10": null}}});
+    cluster.patch(&format!("{classes}/skiff"), freed).await;
+    has(&cluster, "web", &["192.0.2.10"]).await;
+}
