@@ -3,6 +3,7 @@
 
 mod access;
 mod cluster;
+mod ingresses;
 mod kinds;
 mod kubectl;
 mod nodes;
