@@ -66,6 +66,23 @@ impl Traffic {
 }
 
 impl Outcome {
+    /// No request was lost while the second version of a test image took the first one's place.
+    ///
+    /// # Panics
+    /// When one was, or when there were too few to tell.
+    pub fn check_rolled_over(&self, through: &str) {
+        let none: [&str; 0] = [];
+        assert_eq!(
+            self.failures, none,
+            "requests through {through} lost during the rolling update"
+        );
+        assert!(self.answered > 50, "too few requests to tell: {}", self.answered);
+        for version in ["version 1", "version 2"] {
+            let seen = self.bodies.iter().any(|body| body.contains(version));
+            assert!(seen, "{version} through {through}: {:?}", self.bodies);
+        }
+    }
+
     fn count(&mut self, result: anyhow::Result<String>) {
         match result {
             Ok(body) => {
