@@ -2,7 +2,8 @@
 //!
 //! The proxy is a process of its own; the API that it watches is scripted, and served by HTTP. Printed are rows of a
 //! table: cold start, memory, how soon a new Service answers, the CPU time of one changed endpoint, the first packet
-//! through the first and the last Service.
+//! through the first and the last Service. `UPSTREAM_PROXY=/path/to/kube-proxy` (1.20) measures that one too, after ours at
+//! each size.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_types)] // Measuring code: a panic ends it, and time is the real one.
 
@@ -17,6 +18,8 @@ use skiff_net::netns::Namespace;
 #[path = "../tests/kernel/api.rs"]
 #[allow(dead_code)] // Tests use more of it.
 mod api;
+#[path = "services/upstream.rs"]
+mod upstream;
 #[path = "../tests/kernel/world.rs"]
 #[allow(dead_code)] // As above.
 mod world;
@@ -30,6 +33,16 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// Set for the process that is the proxy: where its API is.
 const CHILD: &str = "SKIFF_BENCH_PROXY_API";
 const TRIES: usize = 15;
+/// The Service that comes last by name.
+const LAST: &str = "10.96.255.1:80";
+
+/// Which proxy is measured.
+#[derive(Clone, Copy)]
+pub(crate) enum Subject<'a> {
+    Ours,
+    /// The path of a kube-proxy.
+    Upstream(&'a str),
+}
 
 fn main() {
     if let Ok(url) = std::env::var(CHILD) {
@@ -39,13 +52,22 @@ fn main() {
     if std::env::args().any(|argument| argument == "--list" || argument == "--exact") {
         return;
     }
-    println!("| what | seen |\n| --- | --- |");
+    let upstream = std::env::var("UPSTREAM_PROXY").ok();
+    println!("| what | skiff |{}", upstream.as_ref().map_or("", |_| " upstream |"));
+    println!("| --- | --- |{}", upstream.as_ref().map_or("", |_| " --- |"));
     // `cargo bench -p skiff-proxy -- 1000x2` measures that alone.
     let asked: Vec<String> = std::env::args().filter(|argument| argument.contains('x')).collect();
     for (services, endpoints) in [(10, 2), (1000, 2), (5000, 2), (10_000, 2), (10_000, 5)] {
         let name = format!("{services}x{endpoints}");
         if asked.iter().all(|argument| argument.contains('/')) || asked.contains(&name) {
-            measure(services, endpoints);
+            let ours = measure(Subject::Ours, services, endpoints);
+            let theirs = upstream
+                .as_deref()
+                .map(|path| measure(Subject::Upstream(path), services, endpoints));
+            for (row, (what, seen)) in ours.into_iter().enumerate() {
+                let beside = theirs.as_ref().map(|theirs| format!(" {} |", theirs[row].1));
+                println!("| {what} | {seen} |{}", beside.unwrap_or_default());
+            }
         }
     }
 }
@@ -78,6 +100,7 @@ fn proxy(url: &str) {
 struct Proxy {
     child: Child,
     began: Instant,
+    _home: Option<tempfile::TempDir>,
 }
 
 impl Drop for Proxy {
@@ -88,13 +111,14 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    fn start(node: &Namespace, api: &Api) -> Self {
+    fn start(subject: Subject<'_>, node: &Namespace, api: &Api) -> Self {
         let listener = node
             .run(|| std::net::TcpListener::bind("127.0.0.1:0"))
             .unwrap()
             .unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let api = api.clone();
+        let old = matches!(subject, Subject::Upstream(_));
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -104,8 +128,13 @@ impl Proxy {
                 listener.set_nonblocking(true).unwrap();
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let answer = move |request: axum::extract::Request| {
-                    let answer = api.answer(request.uri());
-                    async move { answer.map(axum::body::Body::new) }
+                    let api = api.clone();
+                    async move {
+                        match old {
+                            true => upstream::answer(&api, request).await,
+                            false => api.answer(request.uri()).map(axum::body::Body::new),
+                        }
+                    }
                 };
                 axum::serve(listener, axum::Router::new().fallback(answer))
                     .await
@@ -113,10 +142,23 @@ impl Proxy {
             });
         });
         let began = Instant::now();
-        let program = std::env::current_exe().unwrap();
-        let spawn = || Command::new(program).env(CHILD, url).stdin(Stdio::piped()).spawn();
-        let child = node.run(spawn).unwrap().unwrap();
-        Self { child, began }
+        let (mut command, home) = match subject {
+            Subject::Ours => {
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                command.env(CHILD, url).stdin(Stdio::piped());
+                (command, None)
+            }
+            Subject::Upstream(path) => {
+                let home = tempfile::tempdir().unwrap();
+                (upstream::command(path, &url, home.path()), Some(home))
+            }
+        };
+        let child = node.run(|| command.spawn()).unwrap().unwrap();
+        Self {
+            child,
+            began,
+            _home: home,
+        }
     }
 
     /// Private and shared memory, in MB.
@@ -137,18 +179,21 @@ impl Proxy {
         let ticks: u64 = fields[11..15].iter().map(|text| text.parse::<u64>().unwrap()).sum();
         Duration::from_millis(10 * ticks)
     }
-
-    fn is_healthy(node: &Namespace) -> bool {
-        world::get(node, "127.0.0.1:10256", "/healthz").is_ok_and(|(status, _)| status == 200)
-    }
 }
 
-fn measure(services: usize, endpoints: usize) {
+/// All rules are in force: the last Service answers, and ours says so too.
+fn is_ready(subject: Subject<'_>, world: &World) -> bool {
+    let healthy = || world::get(&world.node, "127.0.0.1:10256", "/healthz").is_ok_and(|(status, _)| status == 200);
+    ask(&world.node, LAST).is_ok() && (matches!(subject, Subject::Upstream(_)) || healthy())
+}
+
+fn measure(subject: Subject<'_>, services: usize, endpoints: usize) -> Vec<(String, String)> {
     let world = World::new();
     let _pod = world.pod("a", "10.244.0.2");
     let ranges =
         json!({"metadata": {"name": "kubernetes", "resourceVersion": "2"}, "spec": {"cidrs": ["10.96.0.0/12"]}});
     world.api.put("servicecidrs", ranges);
+    world.api.put("nodes", api::node("", "10.244.0.0/24"));
     for index in 0..services {
         put(
             &world.api,
@@ -157,29 +202,38 @@ fn measure(services: usize, endpoints: usize) {
             &far(index, endpoints),
         );
     }
+    put(&world.api, "zz", "10.96.255.1", &["10.244.0.2".to_owned()]);
     let what = format!("{services} Services × {endpoints} endpoints");
-    let proxy = Proxy::start(&world.node, &world.api);
-    wait("the rules", || Proxy::is_healthy(&world.node));
-    println!(
-        "| cold start, {what} | {:.2} s, {:.2} s of CPU |",
-        proxy.began.elapsed().as_secs_f64(),
-        proxy.cpu().as_secs_f64()
-    );
+    let mut rows = Vec::new();
+    let mut row = |title: String, seen: String| rows.push((title, seen));
+    let proxy = Proxy::start(subject, &world.node, &world.api);
+    wait("the rules", || is_ready(subject, &world));
+    let (wall, cpu) = (proxy.began.elapsed().as_secs_f64(), proxy.cpu().as_secs_f64());
+    row(format!("cold start, {what}"), format!("{wall:.2} s, {cpu:.2} s of CPU"));
 
-    let mut times: Vec<_> = (0..TRIES).map(|index| new_service(&world, index)).collect();
+    // The other one takes seconds for each.
+    let tries = match subject {
+        Subject::Upstream(_) if services > 1000 => 3,
+        _ => TRIES,
+    };
+    let mut times: Vec<_> = (0..tries).map(|index| new_service(&world, index)).collect();
     times.sort();
-    println!(
-        "| a new Service answers, beside {what} | p50 {:.1} ms, worst {:.1} ms |",
-        ms(times[TRIES / 2]),
-        ms(times[TRIES - 1])
+    let (middle, worst) = (ms(times[tries / 2]), ms(times[tries - 1]));
+    row(
+        format!("a new Service answers, beside {what}"),
+        format!("p50 {middle:.1} ms, worst {worst:.1} ms"),
     );
     if services >= 10_000 {
-        println!("| one endpoint changes, {what} | {} |", one_endpoint(&world, &proxy));
-        println!("| first packet, {what} | {} |", first_packets(&world, services));
+        row(format!("one endpoint changes, {what}"), one_endpoint(&world, &proxy));
+        row(format!("first packet, {what}"), first_packets(&world, services));
     }
     std::thread::sleep(Duration::from_secs(12));
     let (anonymous, resident) = proxy.memory();
-    println!("| memory, {what} | RSS {resident:.1} MB, of these private {anonymous:.1} MB |");
+    row(
+        format!("memory, {what}"),
+        format!("RSS {resident:.1} MB, of these private {anonymous:.1} MB"),
+    );
+    rows
 }
 
 fn ms(time: Duration) -> f64 {
@@ -205,7 +259,7 @@ fn put(api: &Api, name: &str, ip: &str, endpoints: &[String]) {
 fn wait(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < Duration::from_secs(180), "never: {what}");
+        assert!(began.elapsed() < Duration::from_secs(600), "never: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
