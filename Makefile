@@ -10,7 +10,7 @@ PROFILE ?= release
 DESTDIR ?=
 TARGET := $${CARGO_TARGET_DIR:-target}
 # The tests' own selection: another one would have other features, and build all dependencies again.
-PACKAGES := $(if $(filter dev,$(PROFILE)),--workspace --all-targets,--package skiff-cli --package skiff-cni)
+PACKAGES := $(if $(filter dev,$(PROFILE)),--workspace --all-targets)
 BUILT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 SKIFF := target/release/skiff
 
