@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::duration::GoDuration;
+
 /// `apiVersion` of the kinds in this module.
 pub const API_VERSION: &str = "config.skiff/v1alpha1";
 
@@ -51,6 +53,9 @@ pub struct ServerConfiguration {
     /// Whether the scheduler runs in this process.
     #[serde(default = "yes")]
     pub scheduler: bool,
+    /// Which of several servers runs the scheduler and the controllers.
+    #[serde(default)]
+    pub leader_election: LeaderElectionConfiguration,
     /// How long a silent node counts as Ready, in seconds; upstream's `--node-monitor-grace-period`.
     #[serde(default = "grace_period")]
     pub node_monitor_grace_period_seconds: u32,
@@ -123,6 +128,32 @@ impl Default for DnsConfiguration {
     }
 }
 
+/// Which of several servers runs the scheduler and the controllers; fields and defaults of upstream's `LeaderElectionConfiguration`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LeaderElectionConfiguration {
+    /// Whether they are elected; left out, they are where several servers can be: on etcd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leader_elect: Option<bool>,
+    /// How long the others keep away from a leader that is silent.
+    pub lease_duration: GoDuration,
+    /// After how long without a sign of life that arrived a leader stops.
+    pub renew_deadline: GoDuration,
+    /// How often a leader gives a sign of life.
+    pub retry_period: GoDuration,
+}
+
+impl Default for LeaderElectionConfiguration {
+    fn default() -> Self {
+        Self {
+            leader_elect: None,
+            lease_duration: GoDuration::seconds(15),
+            renew_deadline: GoDuration::seconds(10),
+            retry_period: GoDuration::seconds(2),
+        }
+    }
+}
+
 /// How to reach an etcd cluster; the fields are kubeadm's `etcd.external`.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -158,6 +189,7 @@ impl ServerConfiguration {
             service_node_port_range: node_ports(),
             controllers: all_controllers(),
             scheduler: yes(),
+            leader_election: LeaderElectionConfiguration::default(),
             node_monitor_grace_period_seconds: grace_period(),
             dns: DnsConfiguration::default(),
         }

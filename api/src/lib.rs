@@ -9,6 +9,7 @@ pub use k8s_openapi;
 pub mod config;
 pub mod decode;
 pub mod defaults;
+pub mod duration;
 pub mod field;
 pub mod meta;
 pub mod names;

@@ -1,9 +1,13 @@
 //! Cluster IPs and node ports of Services.
 //!
 //! What is taken is read from the cache of Services, followed change by change; what was just given out, and has not come back through the
-//! cache yet, is held in `pending`. So a restart, or a Service written by someone else, needs no repair.
+//! cache yet, is held in `pending`. So a restart, or a Service written by someone else, needs no repair. Where other servers use the same
+//! store, what is picked is reserved there too ([`reservations`]).
+
+mod reservations;
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -15,11 +19,14 @@ use serde_json::{Value, json};
 use skiff_api::field::{Error, Path};
 use skiff_api::meta;
 use skiff_api::status::Status;
+use skiff_daemon::Shutdown;
+use skiff_store::Store;
 use tokio::time::Instant;
 
-use crate::cache::{Cache, Object};
-use crate::errors::Result;
+use crate::cache::{Cache, Caches, Object};
+use crate::errors::{self, Result};
 use crate::resources::Served;
+use reservations::{Reservations, Reserved};
 
 /// Gives out cluster IPs and node ports.
 #[derive(Debug)]
@@ -28,6 +35,14 @@ pub struct Allocator {
     ports: RangeInclusive<u16>,
     services: Arc<Cache>,
     state: Mutex<State>,
+    /// Where other servers give out the same.
+    shared: Option<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    reservations: Reservations,
+    caches: Arc<Caches>,
 }
 
 /// An address or a port.
@@ -57,6 +72,20 @@ struct Pending {
     expires: Option<Instant>,
 }
 
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Port(port) => port.fmt(f),
+        }
+    }
+}
+
+/// How often others may be faster before a request is given up.
+const ATTEMPTS: usize = 20;
+/// What another server has reserved is not looked at again for this long.
+const AVOIDED: Duration = Duration::from_secs(2);
+
 /// A write whose outcome nobody learned has reached the cache, or never will, after this time.
 const UNCERTAIN: Duration = Duration::from_secs(10);
 
@@ -68,6 +97,8 @@ const UNCERTAIN: Duration = Duration::from_secs(10);
 pub struct Allocation<'a> {
     allocator: &'a Allocator,
     ticket: Option<u64>,
+    acquired: Vec<Item>,
+    reserved: Reserved,
     uncertain: bool,
 }
 
@@ -95,6 +126,15 @@ impl Allocation<'_> {
 
 impl Drop for Allocation<'_> {
     fn drop(&mut self) {
+        if let Some(shared) = &self.allocator.shared {
+            let delay = if self.uncertain && self.ticket.is_some() {
+                UNCERTAIN
+            } else {
+                Duration::ZERO
+            };
+            let reserved = std::mem::take(&mut self.reserved);
+            shared.reservations.release(reserved, delay);
+        }
         let Some(ticket) = self.ticket else { return };
         let mut state = self.allocator.state.lock();
         if self.uncertain {
@@ -116,19 +156,97 @@ impl Allocator {
             ports,
             services,
             state: Mutex::default(),
+            shared: None,
+        }
+    }
+
+    /// The same where other servers use `store` too.
+    pub fn sharing(self, store: Arc<dyn Store>, caches: Arc<Caches>) -> Self {
+        let reservations = Reservations::new(store);
+        Self {
+            shared: Some(Shared { reservations, caches }),
+            ..self
+        }
+    }
+
+    /// Clears up after other servers that were killed, until shutdown.
+    pub fn sweep(&self, shutdown: Shutdown) -> impl Future<Output = ()> + Send + use<> {
+        let reservations = self.shared.as_ref().map(|shared| shared.reservations.clone());
+        async move {
+            if let Some(reservations) = reservations {
+                reservations.sweep(shutdown).await;
+            }
         }
     }
 
     /// Gives a Service what it needs and does not have; other objects need nothing.
-    pub fn assign(&self, served: &Served, object: &mut Value, old: Option<&Value>) -> Result<Allocation<'_>> {
-        let mut allocation = Allocation {
+    pub async fn assign(
+        &self,
+        served: &Served,
+        object: &mut Value,
+        old: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<Allocation<'_>> {
+        if served.resource.plural != "services" || !served.resource.group.is_empty() {
+            return Ok(self.nothing());
+        }
+        let Some(shared) = self.shared.as_ref().filter(|_| !dry_run) else {
+            return self.pick(served, object, old);
+        };
+        for _ in 0..ATTEMPTS {
+            let mut candidate = object.clone();
+            let mut allocation = self.pick(served, &mut candidate, old)?;
+            let made = shared.reservations.make(&allocation.acquired).await;
+            match made.map_err(|error| errors::store(&error))? {
+                Ok(reserved) => {
+                    shared.caches.reach(reserved.newest()).await?;
+                    allocation.reserved = reserved;
+                    if self.is_still_free(&allocation.acquired) {
+                        *object = candidate;
+                        return Ok(allocation);
+                    }
+                }
+                Err(item) => self.avoid(item),
+            }
+        }
+        Err(Status::too_many_requests(
+            "other servers are giving out all addresses or ports that were tried, please try again later",
+            1,
+        ))
+    }
+
+    fn nothing(&self) -> Allocation<'_> {
+        Allocation {
             allocator: self,
             ticket: None,
+            acquired: Vec::new(),
+            reserved: Reserved::default(),
             uncertain: false,
-        };
-        if served.resource.plural != "services" || !served.resource.group.is_empty() {
-            return Ok(allocation);
         }
+    }
+
+    /// Whether no Service of another server has any of them, as far as the cache has come.
+    fn is_still_free(&self, items: &[Item]) -> bool {
+        let mut state = self.state.lock();
+        self.catch_up(&mut state);
+        !items.iter().any(|item| state.taken.contains(item))
+    }
+
+    /// Another server is about to give this out.
+    fn avoid(&self, item: Item) {
+        let mut state = self.state.lock();
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.pending.push(Pending {
+            item,
+            ticket,
+            written: None,
+            expires: Some(Instant::now() + AVOIDED),
+        });
+    }
+
+    fn pick(&self, served: &Served, object: &mut Value, old: Option<&Value>) -> Result<Allocation<'_>> {
+        let mut allocation = self.nothing();
         let mut state = self.state.lock();
         self.catch_up(&mut state);
         let mut grant = Grant {
@@ -149,8 +267,8 @@ impl Allocator {
         if !acquired.is_empty() {
             let ticket = state.next_ticket;
             state.next_ticket += 1;
-            state.pending.extend(acquired.into_iter().map(|item| Pending {
-                item,
+            state.pending.extend(acquired.iter().map(|item| Pending {
+                item: *item,
                 ticket,
                 written: None,
                 expires: None,
@@ -158,6 +276,7 @@ impl Allocator {
             // The lock goes first: dropping an allocation takes it.
             drop(state);
             allocation.ticket = Some(ticket);
+            allocation.acquired = acquired;
         }
         Ok(allocation)
     }

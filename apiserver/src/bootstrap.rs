@@ -1,16 +1,18 @@
 //! What every cluster has: system namespaces, default roles, priority classes, the `local-path` class of storage, the
 //! `kubernetes` Service.
 //!
-//! Each is created when it is missing; what users changed stays as it is. Only the addresses of the `kubernetes` Service follow the
-//! configuration at every start.
+//! Each is created when it is missing; what users changed stays as it is. Servers that start at the same time on one store come to the
+//! same: what another has made meanwhile is there.
 
 mod rbac;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 use skiff_api::{meta, volumes};
+use tokio::time::Instant;
 
 use crate::authentication::{MASTERS, User};
 use crate::config::Config;
@@ -21,12 +23,16 @@ use crate::start::Error;
 /// Namespaces that every cluster has.
 pub const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
+/// How long other servers that start at the same time may be in the way.
+const OTHERS: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Group and plural name of a resource.
-type Resource = (&'static str, &'static str);
+pub(crate) type Resource = (&'static str, &'static str);
 
 /// Creates what is missing.
 pub async fn run(registry: &Registry, config: &Config) -> Result<(), Error> {
-    let user = User::new("system:apiserver", [MASTERS]);
+    let user = user();
     let namespaces = NAMESPACES.iter().map(|name| {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(registry, &user, ("", "namespaces"), "", object, false)
@@ -40,12 +46,13 @@ pub async fn run(registry: &Registry, config: &Config) -> Result<(), Error> {
         .chain([service_range(config), local_path()]);
     // Together, so that they share a few commits.
     try_join_all(objects.map(|(resource, object)| ensure(registry, &user, resource, "", object, false))).await?;
-    let (service, endpoints) = kubernetes(config);
-    ensure(registry, &user, ("", "services"), "default", service, false).await?;
-    for (resource, object) in endpoints {
-        ensure(registry, &user, resource, "default", object, true).await?;
-    }
-    Ok(())
+    let service = kubernetes(config);
+    ensure(registry, &user, ("", "services"), "default", service, false).await
+}
+
+/// Who makes them.
+pub(crate) fn user() -> User {
+    User::new("system:apiserver", [MASTERS])
 }
 
 fn priority_classes() -> [Value; 2] {
@@ -87,20 +94,13 @@ fn service_range(config: &Config) -> (Resource, Value) {
     (("networking.k8s.io", "servicecidrs"), object)
 }
 
-/// The Service under which pods reach this server, and its addresses.
-fn kubernetes(config: &Config) -> (Value, [(Resource, Value); 2]) {
+/// The Service under which pods reach the servers; its endpoints are kept by [`crate::servers`].
+fn kubernetes(config: &Config) -> Value {
     let first = match config.service_cluster_ip_range.network() {
         IpAddr::V4(network) => IpAddr::V4((u32::from(network) + 1).into()),
         IpAddr::V6(network) => IpAddr::V6((u128::from(network) + 1).into()),
     };
-    let address = config.advertise_address.to_string();
-    let family = if config.advertise_address.is_ipv4() {
-        "IPv4"
-    } else {
-        "IPv6"
-    };
-    let port = json!({"name": "https", "port": config.advertise_port, "protocol": "TCP"});
-    let service = json!({
+    json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
@@ -110,32 +110,11 @@ fn kubernetes(config: &Config) -> (Value, [(Resource, Value); 2]) {
             "sessionAffinity": "None",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": config.advertise_port}],
         },
-    });
-    let endpoints = json!({
-        "apiVersion": "v1",
-        "kind": "Endpoints",
-        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": address}], "ports": [port]}],
-    });
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": family,
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-        "ports": [port],
-    });
-    (
-        service,
-        [
-            (("", "endpoints"), endpoints),
-            (("discovery.k8s.io", "endpointslices"), slice),
-        ],
-    )
+    })
 }
 
 /// Creates an object, unless there is one of its name; that one is left alone or, on request, made like this one.
-async fn ensure(
+pub(crate) async fn ensure(
     registry: &Registry,
     user: &User,
     (group, plural): Resource,
@@ -153,31 +132,42 @@ async fn ensure(
         namespace,
         user,
     };
-    let exists = served.cache.get(namespace, &name).is_some();
-    if exists && !follow {
-        return Ok(());
-    }
-    let outcome = if exists {
-        let update = Update {
-            name: &name,
-            subresource: None,
-            change: &mut |current| {
-                let mut wanted = object.clone();
-                wanted["metadata"] = current["metadata"].clone();
-                Ok(wanted)
-            },
-            whole: false,
+    let begin = Instant::now();
+    loop {
+        let exists = served.cache.get(namespace, &name).is_some();
+        if exists && !follow {
+            return Ok(());
+        }
+        let outcome = if exists {
+            let update = Update {
+                name: &name,
+                subresource: None,
+                change: &mut |current| {
+                    let mut wanted = object.clone();
+                    wanted["metadata"] = current["metadata"].clone();
+                    Ok(wanted)
+                },
+                whole: false,
+            };
+            registry.update(scope, update, Options::default()).await
+        } else {
+            registry.create(scope, object.clone(), Options::default()).await
         };
-        registry.update(scope, update, Options::default()).await
-    } else {
-        registry.create(scope, object, Options::default()).await
-    };
-    match outcome {
-        Ok(_) => Ok(()),
-        Err(status) if status.reason == "AlreadyExists" => Ok(()),
-        Err(source) => Err(Error::Bootstrap {
-            what: format!("{plural} {namespace}/{name}"),
-            source,
-        }),
+        match outcome {
+            Ok(_) => return Ok(()),
+            Err(status) if status.reason == "AlreadyExists" && !follow => return Ok(()),
+            // Another server makes the same right now, and holds what the object needs.
+            Err(_) if registry.store.is_shared() && begin.elapsed() < OTHERS => {
+                tokio::time::sleep(PAUSE).await;
+                // Where it cannot be asked, the next attempt says so.
+                registry.caches.fresh().await.ok();
+            }
+            Err(source) => {
+                return Err(Error::Bootstrap {
+                    what: format!("{plural} {namespace}/{name}"),
+                    source,
+                });
+            }
+        }
     }
 }

@@ -41,6 +41,7 @@ mod pod_references;
 mod proxy;
 mod reviews;
 mod server;
+mod servers;
 mod start;
 mod subresources;
 

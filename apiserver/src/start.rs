@@ -20,6 +20,7 @@ use crate::proxy::Kubelets;
 use crate::registry::Registry;
 use crate::resources::Resources;
 use crate::server::{Limits, Server};
+use crate::servers::Servers;
 use crate::{bootstrap, http};
 
 /// Why the server cannot start.
@@ -46,6 +47,9 @@ pub enum Error {
         #[source]
         source: skiff_api::status::Status,
     },
+    /// The other servers on the store cannot be told of this one.
+    #[error("join the other servers on the store")]
+    Join(#[source] skiff_store::Error),
     /// A task of the server died.
     #[error("serve connections")]
     Serve(#[source] tokio::task::JoinError),
@@ -55,6 +59,7 @@ pub enum Error {
 #[derive(Clone)]
 pub struct ApiServer {
     server: Arc<Server>,
+    servers: Arc<Servers>,
     tls: Arc<rustls::ServerConfig>,
     _ready: Arc<Check>,
 }
@@ -107,11 +112,14 @@ impl ApiServer {
                 cluster_role_bindings: find(RBAC, "clusterrolebindings")?,
             }),
         ));
-        let allocator = Allocator::new(
+        let mut allocator = Allocator::new(
             config.service_cluster_ip_range,
             config.node_port_range.clone(),
             find("", "services")?,
         );
+        if store.is_shared() {
+            allocator = allocator.sharing(Arc::clone(&store), Arc::clone(&caches));
+        }
         let registry = Arc::new(Registry {
             store,
             caches,
@@ -147,13 +155,17 @@ impl ApiServer {
             daemon,
         });
         bootstrap::run(&server.registry, &config).await?;
+        let servers = Arc::new(Servers::new(Arc::clone(&server.registry), &config));
+        servers.join().await?;
         ready.pass();
-        tokio::spawn(crate::expiry::run(
-            Arc::clone(&server.registry),
-            server.daemon.shutdown.clone(),
-        ));
+        let shutdown = &server.daemon.shutdown;
+        tokio::spawn(crate::expiry::run(Arc::clone(&server.registry), shutdown.clone()));
+        tokio::spawn(server.registry.allocator.sweep(shutdown.clone()));
+        let (keeper, until) = (Arc::clone(&servers), shutdown.clone());
+        tokio::spawn(async move { keeper.keep(until).await });
         Ok(Self {
             server,
+            servers,
             tls: Arc::new(tls),
             _ready: Arc::new(ready),
         })
@@ -166,6 +178,11 @@ impl ApiServer {
             user: Arc::new(User::new(user, groups.iter().copied())),
         };
         kube::Client::new(service, "default")
+    }
+
+    /// Says to clients of the Service `kubernetes` that this server goes; to be called before its shutdown.
+    pub async fn leave(&self) {
+        self.servers.leave().await;
     }
 
     /// Serves connections on the listeners until shutdown, then drains them.

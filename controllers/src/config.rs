@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use skiff_daemon::election::Election;
 
 /// The flags of the controller manager that skiff honours.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct Config {
     pub node_quarantine: Duration,
     /// `--terminated-pod-gc-threshold`: how many ended pods are kept; 0 keeps all.
     pub terminated_pod_gc_threshold: usize,
+    /// `--leader-elect`, where several managers could run at once.
+    pub leader_election: Option<Election>,
 }
 
 impl Default for Config {
@@ -55,6 +58,7 @@ impl Default for Config {
             unhealthy_zone_threshold: 0.55,
             node_quarantine: Duration::from_secs(40),
             terminated_pod_gc_threshold: 12500,
+            leader_election: None,
         }
     }
 }

@@ -53,7 +53,7 @@ pub(crate) struct Shared {
     broadcaster: Broadcaster,
 }
 
-/// Runs the enabled controllers against the API server until shutdown.
+/// Runs the enabled controllers against the API server until shutdown; where there is an election, while it leads.
 ///
 /// # Errors
 ///
@@ -62,22 +62,39 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
     config.validate()?;
     let metrics = WorkqueueMetrics::default();
     metrics.register(&daemon.metrics);
+    let term = |shutdown| {
+        let term = control(config.clone(), client.clone(), metrics.clone(), shutdown);
+        async {
+            term.await;
+            Ok(())
+        }
+    };
+    match &config.leader_election {
+        None => term(daemon.shutdown).await,
+        Some(election) => {
+            let (metrics, shutdown) = (&daemon.metrics, &daemon.shutdown);
+            election.lead(client.clone(), metrics, shutdown, term).await
+        }
+    }
+}
+
+/// Runs the controllers; when this ends, everything that it started has ended too.
+async fn control(config: Config, client: Client, metrics: WorkqueueMetrics, shutdown: Shutdown) {
     let shared = Shared {
         config,
         informers: Informers::new(),
         writer: Writer::new(client.clone()),
-        shutdown: daemon.shutdown.clone(),
+        shutdown: shutdown.clone(),
         metrics,
         broadcaster: Broadcaster::new(),
     };
     let mut tasks = JoinSet::new();
     // Handlers are registered here, before any informer starts, so that none misses a change.
     start_controllers(&shared, &mut tasks);
-    shared.informers.start(&client, &daemon.shutdown, &mut tasks);
+    shared.informers.start(&client, &shutdown, &mut tasks);
     let Shared { broadcaster, .. } = shared;
-    tasks.spawn(broadcaster.run(client, daemon.shutdown.clone()));
+    tasks.spawn(broadcaster.run(client, shutdown));
     tasks.join_all().await;
-    Ok(())
 }
 
 fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {

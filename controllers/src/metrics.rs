@@ -108,7 +108,11 @@ impl WorkqueueMetrics {
     pub(crate) fn queue(&self, name: &'static str) -> QueueMetrics {
         let labels = QueueLabels { name };
         let started = Started::default();
-        self.running.queues.lock().push((name, Arc::clone(&started)));
+        let mut queues = self.running.queues.lock();
+        // A manager that leads once more makes its queues anew.
+        queues.retain(|(other, _)| *other != name);
+        queues.push((name, Arc::clone(&started)));
+        drop(queues);
         QueueMetrics {
             name,
             depth: self.depth.get_or_create_owned(&labels),

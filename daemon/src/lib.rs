@@ -2,8 +2,9 @@
 //!
 //! A process calls [`run`] once; it hands a [`Shutdown`] to its main future, and each component gets a [`Context`]
 //! made from it. No task is spawned here but the signal listener, one that gives memory back once, and, on
-//! request, [`health::serve`].
+//! request, [`health::serve`], the events of [`election`] and what is given to [`Tasks`].
 
+pub mod election;
 pub mod health;
 pub mod logging;
 pub mod metrics;
@@ -12,12 +13,14 @@ pub mod process;
 mod error;
 mod memory;
 mod runtime;
+mod tasks;
 
 pub use error::error_chain;
 pub use health::{Check, Health};
 pub use logging::{LogFormat, LogOptions};
 pub use metrics::Metrics;
 pub use runtime::{install_crypto, notify_ready, run};
+pub use tasks::Tasks;
 
 /// Cancelled once, when the process has been asked to stop; every loop selects on it.
 pub type Shutdown = tokio_util::sync::CancellationToken;

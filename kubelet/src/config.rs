@@ -2,7 +2,6 @@
 
 mod checks;
 mod configuration;
-mod duration;
 mod flags;
 pub(crate) mod sources;
 
@@ -16,8 +15,8 @@ use skiff_api::patch::json_merge;
 pub use configuration::{
     Anonymous, Authentication, Authorization, KubeletConfiguration, Taint, Webhook, WebhookAuthorization, X509,
 };
-pub use duration::GoDuration;
 pub use flags::{FLAGS, Flag, Kind};
+pub use skiff_api::duration::GoDuration;
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]

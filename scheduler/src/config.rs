@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use skiff_daemon::election::Election;
+
 /// The settings of the one profile, under upstream's names where they have one.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -13,6 +15,8 @@ pub struct Config {
     pub pod_max_backoff: Duration,
     /// Told apart in events when several run; the host's name, usually.
     pub instance: Option<String>,
+    /// `leaderElection`, where several schedulers could run at once.
+    pub leader_election: Option<Election>,
 }
 
 impl Default for Config {
@@ -22,6 +26,7 @@ impl Default for Config {
             pod_initial_backoff: Duration::from_secs(1),
             pod_max_backoff: Duration::from_secs(10),
             instance: None,
+            leader_election: None,
         }
     }
 }

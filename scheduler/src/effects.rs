@@ -12,7 +12,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::core::v1::ObjectReference;
-use skiff_daemon::{Shutdown, error_chain};
+use skiff_daemon::{Tasks, error_chain};
 use tokio::sync::{Notify, mpsc};
 
 use crate::Error;
@@ -89,8 +89,8 @@ struct StatusWriter {
 // === impl Effects ===
 
 impl Effects {
-    /// Starts the two tasks; they end at shutdown.
-    pub(crate) fn start(client: &Client, config: &Config, shutdown: &Shutdown) -> Self {
+    /// Starts the two tasks.
+    pub(crate) fn start(client: &Client, config: &Config, tasks: &Tasks) -> Self {
         let (events, mut event_queue) = mpsc::channel::<(Event, ObjectReference)>(BACKLOG);
         let effects = Self {
             shared: Arc::default(),
@@ -101,22 +101,18 @@ impl Effects {
             scheduler: config.scheduler_name.clone(),
             effects: effects.clone(),
         };
-        tokio::spawn(
-            shutdown
-                .clone()
-                .run_until_cancelled_owned(async move { writer.run().await }),
-        );
+        tasks.spawn(async move { writer.run().await });
         let mut reporter = Reporter::from(config.scheduler_name.as_str());
         let host = config.instance.clone().or(reporter.instance.take());
         reporter.instance = host.map(|host| format!("{}-{host}", config.scheduler_name));
         let recorder = Recorder::new(client.clone(), reporter);
-        tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
+        tasks.spawn(async move {
             while let Some((event, regarding)) = event_queue.recv().await {
                 if let Err(error) = recorder.publish(&event, &regarding).await {
                     tracing::debug!(error = %error_chain(&error), reason = event.reason, "cannot record an event");
                 }
             }
-        }));
+        });
         effects
     }
 

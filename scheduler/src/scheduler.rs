@@ -1,10 +1,12 @@
 //! The one task that owns the cache and the queue: takes in changes, tries pods, hands decisions on.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use kube::Client;
 use skiff_api::k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use skiff_daemon::{Health, Shutdown, Tasks};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 
@@ -43,17 +45,38 @@ struct Scheduler {
     effects: Effects,
     metrics: Metrics,
     bound: UnboundedSender<Bound>,
+    tasks: Tasks,
 }
 
-/// Schedules pods until shutdown.
+/// Schedules pods until shutdown; where there is an election, while it leads.
 ///
 /// # Errors
 /// None at present: every failure is tried again.
 pub async fn run(config: Config, client: Client, daemon: skiff_daemon::Context) -> Result<(), Error> {
-    let ready = daemon.health.readiness("scheduler");
+    let metrics = Metrics::register(&daemon.metrics, &config.scheduler_name);
+    let Some(election) = &config.leader_election else {
+        schedule(&config, &client, &daemon.health, metrics, daemon.shutdown.clone()).await;
+        return Ok(());
+    };
+    let term = |shutdown| {
+        let schedule = schedule(&config, &client, &daemon.health, metrics.clone(), shutdown);
+        async {
+            schedule.await;
+            Ok(())
+        }
+    };
+    election
+        .lead(client.clone(), &daemon.metrics, &daemon.shutdown, term)
+        .await
+}
+
+/// Schedules pods; when this ends, everything that it started has ended too.
+async fn schedule(config: &Config, client: &Client, health: &Health, metrics: Metrics, shutdown: Shutdown) {
+    let tasks = Tasks::new(shutdown);
+    let ready = health.readiness("scheduler");
     let (changes, mut incoming) = unbounded_channel();
     let (bound, mut results) = unbounded_channel();
-    watch::start(&client, &changes, &daemon.shutdown);
+    watch::start(client, &changes, &tasks);
     let mut scheduler = Scheduler {
         framework: Arc::new(Framework::new(client.clone())),
         cache: Cache::default(),
@@ -64,23 +87,25 @@ pub async fn run(config: Config, client: Client, daemon: skiff_daemon::Context) 
         start: 0,
         listed: HashSet::new(),
         workloads_listed: HashSet::new(),
-        effects: Effects::start(&client, &config, &daemon.shutdown),
-        metrics: Metrics::register(&daemon.metrics, &config.scheduler_name),
-        name: config.scheduler_name,
+        effects: Effects::start(client, config, &tasks),
+        metrics,
+        name: config.scheduler_name.clone(),
         bound,
+        tasks: tasks.clone(),
     };
-    let shutdown = daemon.shutdown.clone();
-    while !scheduler.is_synced() {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return Ok(()),
-            Some(change) = incoming.recv() => scheduler.take(change),
+    let shutdown = tasks.shutdown();
+    let work = async {
+        while !scheduler.is_synced() {
+            if let Some(change) = incoming.recv().await {
+                scheduler.take(change);
+            }
         }
-    }
-    ready.pass();
-    tracing::info!(nodes = scheduler.cache.snapshot.nodes.len(), "scheduling");
-    scheduler.serve(&mut incoming, &mut results, &shutdown).await;
-    Ok(())
+        ready.pass();
+        tracing::info!(nodes = scheduler.cache.snapshot.nodes.len(), "scheduling");
+        scheduler.serve(&mut incoming, &mut results).await;
+    };
+    shutdown.run_until_cancelled(work).await;
+    tasks.ended().await;
 }
 
 // === impl Scheduler ===
@@ -90,8 +115,7 @@ impl Scheduler {
         &mut self,
         changes: &mut UnboundedReceiver<Change>,
         results: &mut UnboundedReceiver<Bound>,
-        shutdown: &skiff_daemon::Shutdown,
-    ) {
+    ) -> Infallible {
         loop {
             let now = Instant::now();
             let wake = if self.queue.has_work() {
@@ -101,7 +125,6 @@ impl Scheduler {
             };
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return,
                 Some(result) = results.recv() => self.finish(result),
                 Some(change) = changes.recv() => self.take(change),
                 () = sleep_until(wake) => {}
@@ -164,7 +187,7 @@ impl Scheduler {
         self.cache.assume(&attempt.pod, &node);
         self.cache.nominate(&attempt.pod, None);
         let (framework, effects, bound) = (Arc::clone(&self.framework), self.effects.clone(), self.bound.clone());
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             effects.settle(&attempt.pod.uid).await;
             let result = framework.bind(&attempt.pod, &node).await;
             // Nobody listens after shutdown.

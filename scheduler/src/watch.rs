@@ -13,7 +13,7 @@ use skiff_api::k8s_openapi::api::core::v1 as core;
 use skiff_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::selector::LabelSelector;
-use skiff_daemon::{Shutdown, error_chain};
+use skiff_daemon::{Tasks, error_chain};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cache::{Budget, Key};
@@ -47,13 +47,9 @@ pub(crate) enum Change {
 /// How many kinds are watched: scheduling begins when each has been listed.
 pub(crate) const KINDS: usize = 11;
 
-/// Starts a task for each kind; they end at shutdown, or when nobody listens any more.
-pub(crate) fn start(client: &Client, changes: &UnboundedSender<Change>, shutdown: &Shutdown) {
-    let follower = Follower {
-        client,
-        changes,
-        shutdown,
-    };
+/// Starts a task for each kind; they end with the others, or when nobody listens any more.
+pub(crate) fn start(client: &Client, changes: &UnboundedSender<Change>, tasks: &Tasks) {
+    let follower = Follower { client, changes, tasks };
     follower.follow(|pod: core::Pod| Pod::new(pod).map(Arc::new), Change::Pod);
     follower.follow(|node: core::Node| Node::new(node).map(Box::new), Change::Node);
     follower.follow(
@@ -138,7 +134,7 @@ fn follow_storage(follower: &Follower<'_>) {
 struct Follower<'a> {
     client: &'a Client,
     changes: &'a UnboundedSender<Change>,
-    shutdown: &'a Shutdown,
+    tasks: &'a Tasks,
 }
 
 impl Follower<'_> {
@@ -178,7 +174,7 @@ impl Follower<'_> {
                 }
             }
         };
-        tokio::spawn(self.shutdown.clone().run_until_cancelled_owned(follow));
+        self.tasks.spawn(follow);
     }
 }
 

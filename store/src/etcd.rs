@@ -302,6 +302,10 @@ impl Store for EtcdStore {
     async fn revision(&self) -> Result<Revision, Error> {
         self.client.revision().await
     }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for EtcdStore {

@@ -48,4 +48,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// The newest revision: at least that of every write acknowledged so far.
     async fn revision(&self) -> Result<Revision, Error>;
+
+    /// Whether other processes may use the store at the same time.
+    fn is_shared(&self) -> bool;
 }

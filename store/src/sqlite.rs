@@ -193,4 +193,8 @@ impl Store for SqliteStore {
     async fn revision(&self) -> Result<Revision, Error> {
         Ok(self.hub.published())
     }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
 }

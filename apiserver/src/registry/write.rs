@@ -124,7 +124,8 @@ impl Registry {
         };
         self.admission.mutate(&review, &mut object)?;
         served.strategy.prepare_create(&mut object, &context(scope));
-        let mut allocation = self.allocator.assign(served, &mut object, None)?;
+        let assigned = self.allocator.assign(served, &mut object, None, options.dry_run);
+        let mut allocation = assigned.await?;
         served.strategy.canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
         let faults = served.strategy.validate_create(&object);
@@ -242,7 +243,8 @@ impl Registry {
         };
         self.admission.mutate(&review, &mut new)?;
         served.strategy.prepare_update(&mut new, &old, subresource);
-        let mut allocation = self.allocator.assign(served, &mut new, Some(&old))?;
+        let assigned = self.allocator.assign(served, &mut new, Some(&old), options.dry_run);
+        let mut allocation = assigned.await?;
         served.strategy.canonicalize(&mut new);
         let faults = served.strategy.validate_update(&new, &old, subresource);
         if !faults.is_empty() {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod etcd_server;
+mod member;
 mod only_etcd;
 mod suite;
 

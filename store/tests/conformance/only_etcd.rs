@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use skiff_store::etcd::{self, Options};
 use skiff_store::{Error, Event, Revision, Store, Write};
 
-use super::etcd_server::Member;
+use super::member::Member;
 use super::suite::create;
 
 /// Writes until it is known to be there.

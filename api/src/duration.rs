@@ -1,5 +1,6 @@
 //! Durations as Go writes them: `1h2m3.5s`, `100ms`.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -33,10 +34,17 @@ impl Serialize for GoDuration {
 
 impl<'de> Deserialize<'de> for GoDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse(&text)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl FromStr for GoDuration {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse(text)
             .map(Self)
-            .ok_or_else(|| de::Error::custom(format!("time: invalid duration {text:?}")))
+            .ok_or_else(|| format!("time: invalid duration {text:?}"))
     }
 }
 

@@ -1,0 +1,116 @@
+//! From a ServerConfiguration to what each part is told.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use skiff_api::config::{API_VERSION, ServerConfiguration};
+use skiff_daemon::election::{Election, Timing};
+use skiff_pki::{CertificateAuthority, Identity, ServiceAccountKey};
+use skiff_store::{Store, etcd, sqlite};
+
+/// etcd where it is configured, a SQLite file of our own otherwise.
+pub(super) async fn open_store(config: &ServerConfiguration) -> anyhow::Result<Arc<dyn Store>> {
+    if let Some(etcd) = &config.etcd {
+        let options = etcd::Options {
+            ca_file: etcd.ca_file.clone(),
+            cert_file: etcd.cert_file.clone(),
+            key_file: etcd.key_file.clone(),
+            ..etcd::Options::new(&etcd.endpoints)
+        };
+        return Ok(Arc::new(etcd::connect(options).await?));
+    }
+    let database = config.data_dir.join("state.db");
+    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+    let store = tokio::task::spawn_blocking(move || sqlite::open(database, sqlite::Options::default()));
+    Ok(Arc::new(store.await??))
+}
+
+/// The file, which must be of the right kind.
+pub(super) fn read(path: &Path) -> anyhow::Result<ServerConfiguration> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let config: ServerConfiguration =
+        serde_saphyr::from_str(&text).with_context(|| format!("{} is not a ServerConfiguration", path.display()))?;
+    anyhow::ensure!(
+        config.api_version == API_VERSION && config.kind == "ServerConfiguration",
+        "{} is a {} {}, not a {API_VERSION} ServerConfiguration",
+        path.display(),
+        config.api_version,
+        config.kind
+    );
+    Ok(config)
+}
+
+fn node_port_range(config: &ServerConfiguration) -> anyhow::Result<RangeInclusive<u16>> {
+    let (first, last) = config
+        .service_node_port_range
+        .split_once('-')
+        .context("serviceNodePortRange: not A-B")?;
+    let port = |text: &str| {
+        text.trim()
+            .parse::<u16>()
+            .with_context(|| format!("serviceNodePortRange: {text:?}"))
+    };
+    Ok(port(first)?..=port(last)?)
+}
+
+pub(super) fn api_config(config: &ServerConfiguration) -> anyhow::Result<skiff_apiserver::Config> {
+    let pki = &config.pki_dir;
+    Ok(skiff_apiserver::Config {
+        identity: Identity::load(pki, "apiserver")?,
+        client_ca_pem: ca(config)?,
+        service_cluster_ip_range: config.service_cluster_ip_range,
+        node_port_range: node_port_range(config)?,
+        service_account_key: ServiceAccountKey::load(pki)?,
+        service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
+        advertise_address: config.advertise_address,
+        advertise_port: config.secure_port,
+        kubelet_client: Identity::load_if_there(pki, "apiserver-kubelet-client")?,
+        kubelet_ca_pem: None,
+    })
+}
+
+pub(super) fn controllers_config(
+    config: &ServerConfiguration,
+    timing: Option<Timing>,
+) -> anyhow::Result<skiff_controllers::Config> {
+    Ok(skiff_controllers::Config {
+        leader_election: timing.map(|timing| Election::new("kube-controller-manager", timing)),
+        controllers: config.controllers.clone(),
+        cluster_cidr: vec![config.cluster_cidr],
+        node_cidr_mask_size: config.node_cidr_mask_size,
+        service_cluster_ip_range: vec![config.service_cluster_ip_range],
+        node_port_range: node_port_range(config)?,
+        root_ca_pem: ca(config)?,
+        node_monitor_grace_period: Duration::from_secs(config.node_monitor_grace_period_seconds.into()),
+        ..skiff_controllers::Config::default()
+    })
+}
+
+pub(super) fn scheduler_config(timing: Option<Timing>) -> skiff_scheduler::Config {
+    skiff_scheduler::Config {
+        leader_election: timing.map(|timing| Election::new("kube-scheduler", timing)),
+        ..skiff_scheduler::Config::default()
+    }
+}
+
+/// How leaders are elected; `None` where no other server can be, unless it is asked for.
+pub(super) fn election(config: &ServerConfiguration, store: &dyn Store) -> anyhow::Result<Option<Timing>> {
+    let election = &config.leader_election;
+    let timing = Timing {
+        lease_duration: election.lease_duration.0,
+        renew_deadline: election.renew_deadline.0,
+        retry_period: election.retry_period.0,
+    };
+    timing.validate()?;
+    let wanted = election.leader_elect.unwrap_or(store.is_shared());
+    Ok(wanted.then_some(timing))
+}
+
+fn ca(config: &ServerConfiguration) -> anyhow::Result<String> {
+    Ok(CertificateAuthority::load(&config.pki_dir, "ca")?
+        .certificate_pem()
+        .to_owned())
+}

@@ -1,0 +1,219 @@
+//! `skiff server`s on loopback that share certificates and an etcd cluster, ended with the test.
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use skiff_pki::{CertificateAuthority, Kubeconfig, Request, ServiceAccountKey};
+use skiff_tests::wait::until;
+use skiff_tests::{Kubectl, binary};
+
+use crate::member::Member;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(40);
+/// Short, so that nobody waits long for the end of a killed server's Leases.
+const ELECTION: [&str; 3] = [
+    "--leader-elect-lease-duration=4s",
+    "--leader-elect-renew-deadline=3s",
+    "--leader-elect-retry-period=1s",
+];
+
+/// What the servers share.
+pub(crate) struct Place {
+    directory: tempfile::TempDir,
+    port: u16,
+    authority: CertificateAuthority,
+    pub(crate) members: Vec<Member>,
+    /// Goes over what the configuration says.
+    pub(crate) more: Value,
+}
+
+/// One server, and a `kubectl` that reaches it.
+pub(crate) struct Server {
+    pub(crate) kubectl: Kubectl,
+    process: Child,
+    log: PathBuf,
+}
+
+/// The first addresses of loopback's network are used by everybody.
+fn address(number: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, 0, 7, number))
+}
+
+impl Place {
+    pub(crate) fn new(members: usize) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let pki = directory.path().join("pki");
+        let authority = CertificateAuthority::generate("kubernetes")?;
+        authority.save(&pki, "ca")?;
+        ServiceAccountKey::load_or_generate(&pki)?;
+        let addresses = [address(1), address(2)];
+        let request = Request::server("kube-apiserver", &["kubernetes", "localhost"], &addresses);
+        authority.load_or_issue(&pki, "apiserver", &request)?;
+        let mut members: Vec<Member> = (0..members)
+            .map(|number| Member::new(directory.path(), &format!("etcd-{number}")))
+            .collect();
+        let cluster: Vec<String> = members.iter().map(Member::introduction).collect();
+        for member in &mut members {
+            member.start(&cluster);
+        }
+        let port = TcpListener::bind((address(1), 0))?.local_addr()?.port();
+        Ok(Self {
+            directory,
+            port,
+            authority,
+            members,
+            more: json!({}),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn etcd_servers(&self) -> String {
+        let urls: Vec<String> = self.members.iter().map(Member::url).collect();
+        format!("--etcd-servers={}", urls.join(","))
+    }
+
+    /// The file of the server of that number, from one.
+    pub(crate) fn configuration(&self, number: u8) -> anyhow::Result<PathBuf> {
+        let mut config = json!({
+            "apiVersion": "config.skiff/v1alpha1", "kind": "ServerConfiguration",
+            "dataDir": self.path().join(format!("data-{number}")), "pkiDir": self.path().join("pki"),
+            // One port for all, as endpoints have; addresses that nobody may be reached at as advertised ones.
+            "bindAddress": address(number), "advertiseAddress": format!("192.0.2.{number}"), "securePort": self.port,
+            "dns": {"enabled": false}, "nodeMonitorGracePeriodSeconds": 3600,
+        });
+        let more = self.more.as_object().into_iter().flatten();
+        for (key, value) in more {
+            config[key] = value.clone();
+        }
+        let path = self.path().join(format!("server-{number}.yaml"));
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+
+    /// Starts a server on etcd without waiting for it.
+    pub(crate) fn start(&self, number: u8) -> anyhow::Result<Server> {
+        self.start_with(number, &[&[self.etcd_servers().as_str()], &ELECTION[..]].concat())
+    }
+
+    pub(crate) fn start_with(&self, number: u8, arguments: &[&str]) -> anyhow::Result<Server> {
+        let log_path = self.path().join(format!("server-{number}.log"));
+        let log = std::fs::File::options().create(true).append(true).open(&log_path)?;
+        let process = Command::new(binary()?)
+            .arg("server")
+            .arg("--config")
+            .arg(self.configuration(number)?)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let admin = Request::client("kubernetes-admin", &["system:masters"]);
+        let identity = self
+            .authority
+            .load_or_issue(&self.path().join("pki"), "admin", &admin)?;
+        let url = format!("https://{}:{}", address(number), self.port);
+        let kubeconfig = self.path().join(format!("admin-{number}.conf"));
+        let ca = self.authority.certificate_pem();
+        Kubeconfig::embedded("etcd", &url, ca, "admin", &identity).write(&kubeconfig)?;
+        Ok(Server {
+            kubectl: Kubectl::new(kubeconfig),
+            process,
+            log: log_path,
+        })
+    }
+}
+
+impl Server {
+    /// Waits until it serves.
+    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
+        let ready = async || self.kubectl.run(&["get", "--raw", "/readyz"]);
+        let reached = until("the server is ready", LIMIT, ready, |text| text == "ok").await;
+        reached.with_context(|| self.report()).map(drop)
+    }
+
+    /// What it logged.
+    pub(crate) fn report(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether it leads, as its metrics say.
+    pub(crate) fn leads(&self, lease: &str) -> anyhow::Result<bool> {
+        let metrics = self.kubectl.run(&["get", "--raw", "/metrics"])?;
+        Ok(metrics.contains(&format!("leader_election_master_status{{name=\"{lease}\"}} 1")))
+    }
+
+    pub(crate) async fn until_leads(&self, lease: &str) -> anyhow::Result<()> {
+        let look = async || self.leads(lease);
+        let reached = until("the server leads", LIMIT, look, |leads| *leads).await;
+        reached.with_context(|| self.report()).map(drop)
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM, and its end.
+    pub(crate) fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        let id = self.process.id().to_string();
+        let status = Command::new("kill").args(["-TERM", &id]).status()?;
+        anyhow::ensure!(status.success(), "kill -TERM {id}");
+        Ok(self.process.wait()?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill().ok();
+    }
+}
+
+/// Nodes that nothing runs on: pods can be bound to them.
+pub(crate) fn create_nodes(kubectl: &Kubectl, count: usize) -> anyhow::Result<()> {
+    let room = json!({"cpu": "64", "memory": "64Gi", "pods": "110"});
+    let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "played"});
+    let nodes: Vec<Value> = (1..=count)
+        .map(|number| {
+            json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("node-{number}")},
+                "status": {"capacity": room, "allocatable": room, "conditions": [ready]},
+            })
+        })
+        .collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": nodes});
+    let printed = kubectl.attempt(&["create", "-f", "-"], &list.to_string())?;
+    anyhow::ensure!(printed.success, "create nodes: {}", printed.stderr);
+    Ok(())
+}
+
+/// Waits until so many pods of the Deployment are bound; their names.
+pub(crate) async fn until_bound(server: &Server, app: &str, count: usize) -> anyhow::Result<Vec<String>> {
+    let selector = format!("app={app}");
+    let path = "{range .items[?(@.spec.nodeName)]}{.metadata.name}{\"\\n\"}{end}";
+    let look = async || {
+        let names = server.kubectl.field(&["pods", "-l", &selector], path)?;
+        Ok(names.lines().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let bound = until("the pods are bound", LIMIT, look, |names| names.len() == count).await;
+    bound.with_context(|| server.report())
+}
+
+/// The addresses in the endpoints of the Service `kubernetes`, and those in its slice.
+pub(crate) fn endpoints(server: &Server) -> anyhow::Result<(String, String)> {
+    let legacy = server
+        .kubectl
+        .field(&["endpoints", "kubernetes"], "{.subsets[*].addresses[*].ip}")?;
+    let slice = server
+        .kubectl
+        .field(&["endpointslices", "kubernetes"], "{.endpoints[*].addresses[*]}")?;
+    Ok((legacy, slice))
+}
