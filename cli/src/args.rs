@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use skiff_daemon::{LogFormat, LogOptions};
 
-use crate::{cluster, completion, image, ingress, kubelet, package, proxy, server};
+use crate::{backup, cluster, completion, image, ingress, kubelet, package, proxy, server};
 
 /// Kubernetes, complete and small.
 #[derive(Debug, Parser)]
@@ -46,6 +46,10 @@ pub(crate) enum Command {
     Proxy(Box<proxy::ProxyArgs>),
     /// Run the ingress controller
     Ingress(ingress::IngressArgs),
+    /// Save the cluster's state to a file, while servers run
+    Backup(backup::BackupArgs),
+    /// Replace the cluster's state with a backup, while no server runs
+    Restore(backup::RestoreArgs),
     /// Print the version
     Version(OutputArgs),
     /// Print a completion script for a shell

@@ -1,6 +1,7 @@
 //! The `skiff` binary: parses, wires, exits; decides nothing.
 
 mod args;
+mod backup;
 mod client;
 mod cluster;
 mod completion;
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
         Command::Kubeconfig(args) => skiff_daemon::run("skiff", logs, |_| cluster::kubeconfig(args)),
         Command::Node(args) => cluster::node(args),
         Command::Image(args) => skiff_daemon::run("skiff", logs, |_| image::run(args)),
+        Command::Backup(args) => skiff_daemon::run("skiff", logs, |_| backup::save(args)),
+        Command::Restore(args) => skiff_daemon::run("skiff", logs, |_| backup::restore(args)),
         Command::Version(args) => args::version(&args),
         Command::Completion(args) => completion::print(&args),
         Command::Package(args) => skiff_daemon::run("skiff", logs, |_| async move { package::write(&args) }),

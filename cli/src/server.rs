@@ -4,7 +4,7 @@
 //! Where several servers can share a store, the scheduler and the controllers of one of them work, elected by Leases. At the end
 //! the clients stop first: they give their Leases back through the API.
 
-mod config;
+pub(crate) mod config;
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -40,7 +40,7 @@ pub(crate) struct ServerArgs {
 
 /// Upstream's flags for etcd; they come before what the file says.
 #[derive(Args, Debug)]
-struct EtcdArgs {
+pub(crate) struct EtcdArgs {
     /// Keep everything in this etcd cluster instead of a SQLite file: URLs of its members
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     etcd_servers: Vec<String>,
@@ -58,14 +58,15 @@ struct EtcdArgs {
     etcd_keyfile: Option<PathBuf>,
 }
 
-impl From<EtcdArgs> for EtcdConfiguration {
-    fn from(args: EtcdArgs) -> Self {
-        Self {
-            endpoints: args.etcd_servers,
-            ca_file: args.etcd_cafile,
-            cert_file: args.etcd_certfile,
-            key_file: args.etcd_keyfile,
-        }
+impl EtcdArgs {
+    /// The cluster, if they name one.
+    pub(crate) fn given(self) -> Option<EtcdConfiguration> {
+        (!self.etcd_servers.is_empty()).then_some(EtcdConfiguration {
+            endpoints: self.etcd_servers,
+            ca_file: self.etcd_cafile,
+            cert_file: self.etcd_certfile,
+            key_file: self.etcd_keyfile,
+        })
     }
 }
 
@@ -103,9 +104,7 @@ impl ElectionArgs {
 /// Runs until asked to stop, or until one of the parts fails.
 pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let mut config = config::read(&args.config)?;
-    if !args.etcd.etcd_servers.is_empty() {
-        config.etcd = Some(args.etcd.into());
-    }
+    config.etcd = args.etcd.given().or(config.etcd);
     config.leader_election = args.election.over(config.leader_election);
     let listeners = listen(&config, args.listen_stdin).await?;
     // The API server's own: it stops when its clients have.

@@ -60,6 +60,29 @@ pub enum StoreError {
         /// Its process id, if it left it.
         holder: Option<u32>,
     },
+    /// A backup that cannot be restored from.
+    #[error("{} is not a backup that can be restored: {why}", path.display())]
+    Backup {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A restore would replace what is there.
+    #[error("{place} is not empty: a restore replaces everything in it, give --force if that is meant")]
+    NotEmpty {
+        /// Which store.
+        place: String,
+    },
+    /// A server works on the store that is to be replaced.
+    #[error("the server at {server} is using this etcd cluster: stop all servers first")]
+    InUse {
+        /// Its address.
+        server: String,
+    },
+    /// A restore was cut short.
+    #[error("a restore into this etcd cluster was cut short: run the same `skiff restore` again")]
+    Unfinished,
     /// A newer skiff has written the file.
     #[error("{} has schema version {found}, this skiff knows up to {known}: run the newer skiff, or restore an older backup", path.display())]
     NewerSchema {

@@ -1,7 +1,7 @@
 //! The backend for several servers at once: etcd v3.
 //!
 //! The cluster is skiff's own: every revision is a change of one of its keys, so whoever has seen the newest change under the root is
-//! level with [`Store::revision`].
+//! level with [`Store::revision`]. Once a backup has been restored into it, our revisions are etcd's plus a constant ([`restore`]).
 //!
 //! One HTTP/2 connection to one member carries everything; when it breaks, the next member in turn is asked ([`channel`]). Reads are
 //! linearizable and are asked again when a member fails under them. A write is asked once: whether it happened is not known when its
@@ -10,6 +10,7 @@
 mod channel;
 mod convert;
 mod failure;
+mod restore;
 mod watch;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::{Entry, Error, Page, Prefix, Revision, Store, Watch, Write};
+use convert::Scale;
 use failure::{explain, is_compacted, is_passing};
 use protocol::etcdserverpb::kv_client::KvClient;
 use protocol::etcdserverpb::{CompactionRequest, RangeRequest, RangeResponse, TxnRequest};
@@ -35,6 +37,8 @@ use protocol::etcdserverpb::{CompactionRequest, RangeRequest, RangeResponse, Txn
 mod protocol {
     include!(concat!(env!("OUT_DIR"), "/protocol.rs"));
 }
+
+pub(crate) use restore::{RESTORE_STATE, replace};
 
 /// The largest answer that is taken: a page of the largest objects.
 const MAX_MESSAGE: usize = 256 << 20;
@@ -74,10 +78,11 @@ pub struct EtcdStore {
 /// # Errors
 /// [`Error::Configuration`] for URLs and files that cannot be used, [`Error::Etcd`] when no member answers in time.
 pub async fn connect(options: Options) -> Result<EtcdStore, Error> {
-    let client = Client {
+    let mut client = Client {
         channel: channel::connect(&options)?,
+        scale: Scale::default(),
     };
-    client.revision().await?;
+    client.scale = restore::scale(&client).await?;
     let compaction = options
         .compaction_interval
         .map(|interval| tokio::spawn(compact_regularly(client.clone(), interval)).abort_handle());
@@ -115,6 +120,7 @@ async fn compact_regularly(client: Client, interval: Duration) {
 #[derive(Clone, Debug)]
 struct Client {
     channel: Channel,
+    scale: Scale,
 }
 
 /// The key and the end of a range.
@@ -161,12 +167,12 @@ impl Client {
             .range(request)
             .await
             .map_err(|status| explain("ask for the newest revision", &status))?;
-        Ok(convert::revision(answer.header))
+        Ok(self.scale.revision(answer.header))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
         let request = CompactionRequest {
-            revision: convert::to_wire(revision),
+            revision: self.scale.to_wire(revision),
             physical: true,
         };
         match self.read(|mut kv| async move { kv.compact(request).await }).await {
@@ -182,7 +188,7 @@ impl Client {
             key: range.0.into(),
             range_end: range.1.into(),
             limit: i64::try_from(limit).unwrap_or(i64::MAX),
-            revision: at.map_or(0, convert::to_wire),
+            revision: at.map_or(0, |at| self.scale.to_wire(at)),
             count_only: false,
         };
         let answer = match self.range(request).await {
@@ -197,10 +203,10 @@ impl Client {
         let entries = answer
             .kvs
             .into_iter()
-            .map(convert::entry)
+            .map(|kv| self.scale.entry(kv))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Page {
-            revision: at.unwrap_or(convert::revision(answer.header)),
+            revision: at.unwrap_or(self.scale.revision(answer.header)),
             more: answer.more,
             remaining: all.saturating_sub(entries.len() as u64),
             entries,
@@ -212,7 +218,7 @@ impl Client {
         let request = RangeRequest {
             key: b"/".to_vec().into(),
             // Zero would mean "now".
-            revision: convert::to_wire(revision).max(1),
+            revision: self.scale.to_wire(revision).max(1),
             count_only: true,
             ..RangeRequest::default()
         };
@@ -259,7 +265,8 @@ impl Store for EtcdStore {
         };
         let answer = self.client.range(request).await;
         let answer = answer.map_err(|status| explain("get a key", &status))?;
-        answer.kvs.into_iter().next().map(convert::entry).transpose()
+        let first = answer.kvs.into_iter().next();
+        first.map(|kv| self.client.scale.entry(kv)).transpose()
     }
 
     async fn list(&self, prefix: &str, at: Option<Revision>, after: Option<&str>, limit: usize) -> Result<Page, Error> {
@@ -281,13 +288,13 @@ impl Store for EtcdStore {
 
     async fn write(&self, write: Write) -> Result<Revision, Error> {
         write.check_key()?;
-        let request: TxnRequest = convert::transaction(write);
+        let request: TxnRequest = convert::transaction(write, self.client.scale);
         let answer = once(self.client.kv().txn(request)).await;
         let answer = answer.map_err(|status| explain("write a key", &status))?;
         if answer.succeeded {
-            return Ok(convert::revision(answer.header));
+            return Ok(self.client.scale.revision(answer.header));
         }
-        let current = convert::current(answer.responses)?;
+        let current = self.client.scale.current(answer.responses)?;
         Err(Error::Conflict { current })
     }
 

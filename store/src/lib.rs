@@ -11,6 +11,7 @@ mod error;
 mod prefix;
 mod types;
 
+pub mod backup;
 pub mod etcd;
 pub mod sqlite;
 

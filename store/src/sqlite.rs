@@ -11,17 +11,17 @@
 //! A row of `log` points at the one that it replaced, so compaction and reads of the past need no further index.
 
 mod apply;
-mod backup;
 mod compaction;
 mod connection;
 mod failure;
 mod hub;
 mod lock;
 mod reader;
+mod restore;
 mod watch;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,9 @@ use lock::FileLock;
 use reader::Readers;
 use writer::{Command, Writer};
 
-pub use backup::restore;
+pub(crate) use connection::beside;
+pub(crate) use failure::explain;
+pub(crate) use restore::{create_new_private, read_all, remove_with_journal, replace, sync_and_rename};
 
 /// How a SQLite store behaves.
 #[derive(Clone, Debug)]
@@ -115,14 +117,6 @@ impl SqliteStore {
     pub async fn close(self) {
         // Joining the writer waits for its last commit.
         tokio::task::spawn_blocking(move || drop(self)).await.ok();
-    }
-
-    /// Copies the store, consistent at one revision, to a new file at `to` while it is in use.
-    pub async fn backup(&self, to: impl Into<PathBuf>) -> Result<(), Error> {
-        let to = to.into();
-        self.readers
-            .run(move |connection, path| backup::backup(connection, path, &to))
-            .await
     }
 
     /// Its size and age.

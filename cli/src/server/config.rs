@@ -6,30 +6,48 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skiff_api::config::{API_VERSION, ServerConfiguration};
+use skiff_api::config::{API_VERSION, EtcdConfiguration, ServerConfiguration};
 use skiff_daemon::election::{Election, Timing};
 use skiff_pki::{CertificateAuthority, Identity, ServiceAccountKey};
+use skiff_store::backup::Place;
 use skiff_store::{Store, etcd, sqlite};
 
-/// etcd where it is configured, a SQLite file of our own otherwise.
-pub(super) async fn open_store(config: &ServerConfiguration) -> anyhow::Result<Arc<dyn Store>> {
-    if let Some(etcd) = &config.etcd {
-        let options = etcd::Options {
-            ca_file: etcd.ca_file.clone(),
-            cert_file: etcd.cert_file.clone(),
-            key_file: etcd.key_file.clone(),
-            ..etcd::Options::new(&etcd.endpoints)
-        };
-        return Ok(Arc::new(etcd::connect(options).await?));
+/// Where the store is: in etcd where that is configured, in a SQLite file of our own otherwise.
+pub(crate) fn place(config: &ServerConfiguration) -> Place {
+    match &config.etcd {
+        Some(etcd) => etcd_at(etcd),
+        None => sqlite_in(&config.data_dir),
     }
-    let database = config.data_dir.join("state.db");
-    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
-    let store = tokio::task::spawn_blocking(move || sqlite::open(database, sqlite::Options::default()));
-    Ok(Arc::new(store.await??))
+}
+
+/// The store in a server's data directory.
+pub(crate) fn sqlite_in(data_dir: &Path) -> Place {
+    Place::Sqlite(data_dir.join("state.db"))
+}
+
+/// The store in an etcd cluster.
+pub(crate) fn etcd_at(etcd: &EtcdConfiguration) -> Place {
+    Place::Etcd(etcd::Options {
+        ca_file: etcd.ca_file.clone(),
+        cert_file: etcd.cert_file.clone(),
+        key_file: etcd.key_file.clone(),
+        ..etcd::Options::new(&etcd.endpoints)
+    })
+}
+
+/// Opens the store, which is made where there is none.
+pub(super) async fn open_store(config: &ServerConfiguration) -> anyhow::Result<Arc<dyn Store>> {
+    match place(config) {
+        Place::Etcd(options) => Ok(Arc::new(etcd::connect(options).await?)),
+        Place::Sqlite(database) => {
+            let store = tokio::task::spawn_blocking(move || sqlite::open(database, sqlite::Options::default()));
+            Ok(Arc::new(store.await??))
+        }
+    }
 }
 
 /// The file, which must be of the right kind.
-pub(super) fn read(path: &Path) -> anyhow::Result<ServerConfiguration> {
+pub(crate) fn read(path: &Path) -> anyhow::Result<ServerConfiguration> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let config: ServerConfiguration =
         serde_saphyr::from_str(&text).with_context(|| format!("{} is not a ServerConfiguration", path.display()))?;

@@ -13,26 +13,59 @@ use super::protocol::etcdserverpb::{
 use super::protocol::mvccpb::KeyValue;
 use crate::{Entry, Error, Prefix, Revision, Write};
 
-pub(super) fn to_wire(revision: Revision) -> i64 {
-    i64::try_from(revision.0).unwrap_or(i64::MAX)
+/// How our revisions follow from etcd's: a store that was restored goes on above where it was, which etcd cannot by itself.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Scale {
+    /// What is added to etcd's.
+    pub(super) offset: u64,
 }
 
-pub(super) fn from_wire(revision: i64) -> Revision {
-    Revision(u64::try_from(revision).unwrap_or_default())
-}
+impl Scale {
+    /// The revision to read or watch from. What lies before the restore is etcd's first, which is compacted; zero stays what it is.
+    pub(super) fn to_wire(self, revision: Revision) -> i64 {
+        match revision.0 {
+            0 => 0,
+            ours => i64::try_from(ours.saturating_sub(self.offset).max(1)).unwrap_or(i64::MAX),
+        }
+    }
 
-pub(super) fn revision(header: Option<ResponseHeader>) -> Revision {
-    from_wire(header.unwrap_or_default().revision)
-}
+    /// The revision that a key must have; none has one from before the restore.
+    fn to_exact(self, revision: Revision) -> i64 {
+        let wire = revision.0.checked_sub(self.offset).filter(|wire| *wire > 0);
+        wire.and_then(|wire| i64::try_from(wire).ok()).unwrap_or(-1)
+    }
 
-pub(super) fn entry(kv: KeyValue) -> Result<Entry, Error> {
-    let key = std::str::from_utf8(&kv.key).map_err(|_| garbled("a key is not UTF-8"))?;
-    Ok(Entry {
-        key: Arc::from(key),
-        create_revision: from_wire(kv.create_revision),
-        mod_revision: from_wire(kv.mod_revision),
-        value: kv.value,
-    })
+    pub(super) fn ours(self, revision: i64) -> Revision {
+        match u64::try_from(revision) {
+            Ok(wire) if wire > 0 => Revision(wire.saturating_add(self.offset)),
+            _ => Revision(0),
+        }
+    }
+
+    pub(super) fn revision(self, header: Option<ResponseHeader>) -> Revision {
+        self.ours(header.unwrap_or_default().revision)
+    }
+
+    pub(super) fn entry(self, kv: KeyValue) -> Result<Entry, Error> {
+        let key = std::str::from_utf8(&kv.key).map_err(|_| garbled("a key is not UTF-8"))?;
+        Ok(Entry {
+            key: Arc::from(key),
+            create_revision: self.ours(kv.create_revision),
+            mod_revision: self.ours(kv.mod_revision),
+            value: kv.value,
+        })
+    }
+
+    /// What a transaction found that did not apply.
+    pub(super) fn current(self, responses: Vec<ResponseOp>) -> Result<Option<Entry>, Error> {
+        match responses.into_iter().next().and_then(|response| response.response) {
+            Some(Response::ResponseRange(range)) => {
+                let first = range.kvs.into_iter().next();
+                first.map(|kv| self.entry(kv)).transpose()
+            }
+            _ => Err(garbled("a transaction answers something else than was asked")),
+        }
+    }
 }
 
 /// The keys of a prefix, behind the key `after`.
@@ -46,7 +79,7 @@ pub(super) fn range(prefix: &Prefix, after: Option<&str>) -> Range {
 }
 
 /// The change under its condition; what is there instead, when that does not hold.
-pub(super) fn transaction(write: Write) -> TxnRequest {
+pub(super) fn transaction(write: Write, scale: Scale) -> TxnRequest {
     let key = bytes::Bytes::copy_from_slice(write.key().as_bytes());
     let compare = |target: CompareTarget, result: CompareResult, union: TargetUnion| Compare {
         result: result.into(),
@@ -58,7 +91,7 @@ pub(super) fn transaction(write: Write) -> TxnRequest {
         compare(
             CompareTarget::Mod,
             CompareResult::Equal,
-            TargetUnion::ModRevision(to_wire(revision)),
+            TargetUnion::ModRevision(scale.to_exact(revision)),
         )
     };
     let put = |value| {
@@ -67,7 +100,10 @@ pub(super) fn transaction(write: Write) -> TxnRequest {
             value,
         })
     };
-    let delete = Request::RequestDeleteRange(DeleteRangeRequest { key: key.clone() });
+    let delete = Request::RequestDeleteRange(DeleteRangeRequest {
+        key: key.clone(),
+        ..DeleteRangeRequest::default()
+    });
     let (condition, change) = match write {
         Write::Create { value, .. } => {
             let absent = TargetUnion::CreateRevision(0);
@@ -95,18 +131,23 @@ pub(super) fn transaction(write: Write) -> TxnRequest {
     }
 }
 
-/// What a transaction found that did not apply.
-pub(super) fn current(responses: Vec<ResponseOp>) -> Result<Option<Entry>, Error> {
-    match responses.into_iter().next().and_then(|response| response.response) {
-        Some(Response::ResponseRange(range)) => range.kvs.into_iter().next().map(entry).transpose(),
-        _ => Err(garbled("a transaction answers something else than was asked")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::range;
-    use crate::Prefix;
+    use super::{Scale, range};
+    use crate::{Prefix, Revision};
+
+    #[test]
+    fn revisions_from_before_a_restore_are_nobodys() {
+        let scale = Scale { offset: 1000 };
+        for (ours, wire) in [(1001, 1), (1005, 5)] {
+            assert_eq!(scale.to_wire(Revision(ours)), wire);
+            assert_eq!(scale.to_exact(Revision(ours)), wire);
+            assert_eq!(scale.ours(wire), Revision(ours));
+        }
+        assert_eq!((scale.to_wire(Revision(1000)), scale.to_exact(Revision(1000))), (1, -1));
+        assert_eq!((scale.to_wire(Revision(3)), scale.to_exact(Revision(3))), (1, -1));
+        assert_eq!((scale.to_wire(Revision(0)), scale.ours(0)), (0, Revision(0)));
+    }
 
     #[test]
     fn a_page_begins_behind_its_key() {

@@ -106,7 +106,7 @@ impl Watcher {
         if answer.compact_revision > 0 {
             return Error::Compacted {
                 requested: self.position,
-                compacted: convert::from_wire(answer.compact_revision),
+                compacted: self.client.scale.ours(answer.compact_revision),
             };
         }
         garbled(&format!("a watch was cancelled: {}", answer.cancel_reason))
@@ -130,8 +130,9 @@ impl Watcher {
     fn event(&self, event: mvccpb::Event) -> Result<Event, Error> {
         let kind = event.r#type();
         let kv = event.kv.ok_or_else(|| garbled("an event has no key"))?;
-        let revision = convert::from_wire(kv.mod_revision);
-        let previous = event.prev_kv.map(convert::entry).transpose()?;
+        let scale = self.client.scale;
+        let revision = scale.ours(kv.mod_revision);
+        let previous = event.prev_kv.map(|kv| scale.entry(kv)).transpose()?;
         let forgotten = Error::Compacted {
             requested: self.position,
             compacted: revision,
@@ -140,14 +141,14 @@ impl Watcher {
             (EventType::Delete, Some(previous)) => Ok(Event::Delete { revision, previous }),
             (EventType::Put, None) if kv.version > 1 && revision > self.position => Err(forgotten),
             (EventType::Put, previous) => Ok(Event::Put {
-                entry: convert::entry(kv)?,
+                entry: scale.entry(kv)?,
                 previous,
             }),
             // What it deleted was compacted in between; of what was delivered before, nobody asks.
             (EventType::Delete, None) if revision > self.position => Err(forgotten),
             (EventType::Delete, None) => Ok(Event::Delete {
                 revision,
-                previous: convert::entry(kv)?,
+                previous: scale.entry(kv)?,
             }),
         }
     }
@@ -158,7 +159,7 @@ impl Watcher {
             key: self.range.0.clone().into(),
             range_end: self.range.1.clone().into(),
             // From what has been seen, not from behind it: then etcd refuses exactly what has been compacted. Zero would mean "now".
-            start_revision: convert::to_wire(self.position).max(1),
+            start_revision: self.client.scale.to_wire(self.position).max(1),
             prev_kv: true,
         };
         let request = WatchRequest {

@@ -7,7 +7,7 @@ use rusqlite::ErrorCode;
 use crate::Error;
 
 /// Turns a failure of `step` into an error that names the likely cause.
-pub(super) fn explain(path: &Path, step: &'static str, source: rusqlite::Error) -> Error {
+pub(crate) fn explain(path: &Path, step: &'static str, source: rusqlite::Error) -> Error {
     let path = path.to_owned();
     // The memory that readers and the writer share is a file beside the database, and grows with it.
     let shared_memory = |error: &rusqlite::ffi::Error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backups;
 mod etcd_server;
 mod member;
 mod only_etcd;
@@ -218,59 +219,6 @@ mod only_sqlite {
             let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o600, "{:?}", entry.file_name());
         }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_backup_taken_under_load_is_whole_and_can_be_restored() {
-        let place = Sqlite::new();
-        let store = std::sync::Arc::new(place.open_with(Options::default()));
-        for number in 0..200 {
-            create(&*store, &format!("/k/{number:03}"), "before").await;
-        }
-        let writer = tokio::spawn({
-            let store = std::sync::Arc::clone(&store);
-            async move {
-                for number in 0..300 {
-                    put(&*store, &format!("/k/{:03}", number % 200), "after").await;
-                }
-            }
-        });
-        let copy = place.directory.path().join("backup.db");
-        store.backup(&copy).await.unwrap();
-        writer.await.unwrap();
-        let newest = store.revision().await.unwrap();
-        std::sync::Arc::into_inner(store).unwrap().close().await;
-
-        let begins_at = sqlite::restore(&copy, place.path()).unwrap();
-        assert!(begins_at > newest);
-        let store = place.open_with(Options::default());
-        let page = store.list("/k", None, None, 0).await.unwrap();
-        assert_eq!(page.entries.len(), 200);
-        assert_eq!(page.revision, begins_at);
-        let old = store.watch("/k", newest).await;
-        assert!(matches!(old, Err(Error::Compacted { .. })), "{old:?}");
-        assert!(create(&store, "/k/new", "v").await > begins_at);
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn what_is_no_backup_is_not_restored() {
-        let place = Sqlite::new();
-        let store = place.open().await;
-        create(&*store, "/k", "kept").await;
-        assert!(matches!(
-            sqlite::restore("/nowhere", place.path()),
-            Err(Error::Locked { .. })
-        ));
-        drop(store);
-        let bad = place.directory.path().join("bad.db");
-        assert!(matches!(sqlite::restore(&bad, place.path()), Err(Error::File { .. })));
-        std::fs::write(&bad, "nonsense").unwrap();
-        assert!(matches!(
-            sqlite::restore(&bad, place.path()),
-            Err(Error::Garbled { .. })
-        ));
-        let store = place.open().await;
-        assert_eq!(store.get("/k").await.unwrap().unwrap().value, "kept");
     }
 
     #[tokio::test(flavor = "multi_thread")]

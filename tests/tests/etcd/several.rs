@@ -81,8 +81,8 @@ async fn another_leads_when_the_leader_is_killed() -> anyhow::Result<()> {
     let mut pods = until_bound(&second, "more", 40).await?;
     pods.extend(until_bound(&second, "web", 10).await?);
     check_scheduled_once(&second, &pods)?;
-    second.kubectl.run(&["scale", "deployment", "web", "--replicas=2"])?;
-    until_bound(&second, "web", 2).await?;
+    second.kubectl.run(&["scale", "deployment", "web", "--replicas=14"])?;
+    until_bound(&second, "web", 14).await?;
     until_endpoints(&second, SECOND).await?;
     let transitions = ["leases", "-n", "kube-system", "kube-scheduler"];
     assert_eq!(second.kubectl.field(&transitions, "{.spec.leaseTransitions}")?, "1");
