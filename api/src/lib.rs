@@ -6,6 +6,7 @@
 
 pub use k8s_openapi;
 
+pub mod bootstrap_tokens;
 pub mod config;
 pub mod decode;
 pub mod defaults;

@@ -1,5 +1,6 @@
 //! Rules that look beyond the object itself: built-in admission plugins, one a file, in upstream's order.
 
+mod certificates;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
@@ -104,6 +105,9 @@ impl Admission {
         if let Some(classes) = cache("networking.k8s.io", "ingressclasses") {
             plugins.push(Box::new(default_ingress_class::DefaultIngressClass { classes }));
         }
+        plugins.push(Box::new(certificates::Certificates {
+            authorizer: Arc::clone(&authorizer),
+        }));
         plugins.push(Box::new(escalation::Escalation { authorizer }));
         Self { plugins }
     }

@@ -1,18 +1,22 @@
 //! Who sends a request: a client certificate, a bearer token, or nobody in particular.
 
+mod bootstrap_token;
 mod certificate;
 mod token;
 
 pub use certificate::Certificate;
-pub use token::{Bound, Issued, Lookup, Tokens, username};
+pub use token::{Bound, Issued, Lookup, Tokens, service_account_groups, username};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, header};
 use skiff_api::status::Status;
+use skiff_pki::BootstrapToken;
 
+use crate::cache::Cache;
 use crate::errors::Result;
+use bootstrap_token::BootstrapTokens;
 
 /// Group of everybody who proved who they are.
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -78,14 +82,16 @@ pub enum Peer {
 #[derive(Debug)]
 pub struct Authenticator {
     tokens: Arc<Tokens>,
+    bootstrap: BootstrapTokens,
     anonymous: Arc<User>,
 }
 
 impl Authenticator {
-    /// An authenticator for certificates and for tokens of `tokens`.
-    pub fn new(tokens: Arc<Tokens>) -> Self {
+    /// An authenticator for certificates, for tokens of `tokens`, and for bootstrap tokens among `secrets`.
+    pub fn new(tokens: Arc<Tokens>, secrets: Arc<Cache>) -> Self {
         Self {
             tokens,
+            bootstrap: BootstrapTokens { secrets },
             anonymous: Arc::new(User::anonymous()),
         }
     }
@@ -102,14 +108,34 @@ impl Authenticator {
         };
         let token = authorization.to_str().ok().and_then(bearer);
         match token {
-            Some(token) => self.tokens.verify(token).map_err(|error| {
-                tracing::debug!(error = skiff_daemon::error_chain(&error), "bearer token refused");
+            Some(token) => self.review(token, &[]).map(|(user, _)| user).map_err(|error| {
+                tracing::debug!(error = skiff_daemon::error_chain(&*error), "bearer token refused");
                 Status::unauthorized()
             }),
             None => Ok(Arc::clone(&self.anonymous)),
         }
     }
+
+    /// Whom a bearer token stands for, and for which of `audiences` (of this server, when empty) it is good.
+    ///
+    /// # Errors
+    /// Why it is refused; never holds the token.
+    pub fn review(&self, token: &str, audiences: &[String]) -> std::result::Result<Reviewed, Refusal> {
+        let Ok(bootstrap) = BootstrapToken::parse(token) else {
+            return Ok(self.tokens.verify_for(token, audiences)?);
+        };
+        // They say nothing of audiences: they are for this server.
+        let audiences = self.tokens.own_audiences(audiences)?;
+        let user = self.bootstrap.verify(&bootstrap)?;
+        Ok((Arc::new(user), audiences))
+    }
 }
+
+/// A user, and the audiences for which their token is good.
+pub type Reviewed = (Arc<User>, Vec<String>);
+
+/// Why a bearer token is refused.
+pub type Refusal = Box<dyn std::error::Error + Send + Sync>;
 
 fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, token) = authorization.split_once(' ')?;

@@ -2,7 +2,8 @@
 //! `kubernetes` Service.
 //!
 //! Each is created when it is missing; what users changed stays as it is. Servers that start at the same time on one store come to the
-//! same: what another has made meanwhile is there.
+//! same: what another has made meanwhile is there. Default roles get the rules, default bindings the subjects that they lack (a newer
+//! version may need more), unless their annotation `rbac.authorization.kubernetes.io/autoupdate` is `false`.
 
 mod rbac;
 
@@ -35,19 +36,20 @@ pub async fn run(registry: &Registry, config: &Config) -> Result<(), Error> {
     let user = user();
     let namespaces = NAMESPACES.iter().map(|name| {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        ensure(registry, &user, ("", "namespaces"), "", object, false)
+        ensure(registry, &user, ("", "namespaces"), object, Present::Stays)
     });
     try_join_all(namespaces).await?;
     let classes = priority_classes()
         .into_iter()
         .map(|class| (("scheduling.k8s.io", "priorityclasses"), class));
-    let objects = classes
-        .chain(rbac::objects())
-        .chain([service_range(config), local_path()]);
+    let objects = classes.chain([service_range(config), local_path()]);
+    let objects = objects.map(|(resource, object)| (resource, object, Present::Stays));
+    let roles = rbac::objects().into_iter();
+    let roles = roles.map(|(resource, object)| (resource, object, Present::IsCompleted));
     // Together, so that they share a few commits.
-    try_join_all(objects.map(|(resource, object)| ensure(registry, &user, resource, "", object, false))).await?;
-    let service = kubernetes(config);
-    ensure(registry, &user, ("", "services"), "default", service, false).await
+    let all = objects.chain(roles);
+    try_join_all(all.map(|(resource, object, present)| ensure(registry, &user, resource, object, present))).await?;
+    ensure(registry, &user, ("", "services"), kubernetes(config), Present::Stays).await
 }
 
 /// Who makes them.
@@ -103,7 +105,7 @@ fn kubernetes(config: &Config) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
         "spec": {
             "type": "ClusterIP",
             "clusterIP": first.to_string(),
@@ -113,49 +115,69 @@ fn kubernetes(config: &Config) -> Value {
     })
 }
 
-/// Creates an object, unless there is one of its name; that one is left alone or, on request, made like this one.
+/// What becomes of an object that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Present {
+    /// It is left alone.
+    Stays,
+    /// It gets what it lacks (roles and bindings).
+    IsCompleted,
+    /// It is made like the wanted one.
+    Follows,
+}
+
+impl Present {
+    /// What the object that is there is to become; `None` when it is well as it is.
+    fn change(self, current: &Value, object: &Value) -> Option<Value> {
+        match self {
+            Self::Stays => None,
+            Self::IsCompleted => rbac::completed(current, object),
+            Self::Follows => {
+                let mut wanted = object.clone();
+                wanted["metadata"] = current["metadata"].clone();
+                Some(wanted)
+            }
+        }
+    }
+}
+
+/// Creates an object in the namespace that it names, unless there is one of its name.
 pub(crate) async fn ensure(
     registry: &Registry,
     user: &User,
     (group, plural): Resource,
-    namespace: &str,
     object: Value,
-    follow: bool,
+    present: Present,
 ) -> Result<(), Error> {
     let served = registry
         .resources
         .any_version(group, plural)
         .ok_or(Error::Incomplete(plural))?;
     let name = meta::name(&object).to_owned();
+    let namespace = meta::namespace(&object).to_owned();
     let scope = Scope {
         served,
-        namespace,
+        namespace: &namespace,
         user,
     };
     let begin = Instant::now();
     loop {
-        let exists = served.cache.get(namespace, &name).is_some();
-        if exists && !follow {
-            return Ok(());
-        }
-        let outcome = if exists {
-            let update = Update {
-                name: &name,
-                subresource: None,
-                change: &mut |current| {
-                    let mut wanted = object.clone();
-                    wanted["metadata"] = current["metadata"].clone();
-                    Ok(wanted)
-                },
-                whole: false,
-            };
-            registry.update(scope, update, Options::default()).await
-        } else {
-            registry.create(scope, object.clone(), Options::default()).await
+        let outcome = match served.cache.get(&namespace, &name).map(|current| current.value()) {
+            None => registry.create(scope, object.clone(), Options::default()).await,
+            Some(current) if present.change(&current, &object).is_none() => return Ok(()),
+            Some(_) => {
+                let update = Update {
+                    name: &name,
+                    subresource: None,
+                    change: &mut |current| Ok(present.change(current, &object).unwrap_or_else(|| current.clone())),
+                    whole: false,
+                };
+                registry.update(scope, update, Options::default()).await
+            }
         };
         match outcome {
             Ok(_) => return Ok(()),
-            Err(status) if status.reason == "AlreadyExists" && !follow => return Ok(()),
+            Err(status) if status.reason == "AlreadyExists" && present != Present::Follows => return Ok(()),
             // Another server makes the same right now, and holds what the object needs.
             Err(_) if registry.store.is_shared() && begin.elapsed() < OTHERS => {
                 tokio::time::sleep(PAUSE).await;

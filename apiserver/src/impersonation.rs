@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use skiff_api::status::Status;
 
-use crate::authentication::User;
+use crate::authentication::{User, service_account_groups};
 use crate::authorization::{Attributes, Authorizer};
 use crate::errors::Result;
 
@@ -57,8 +57,7 @@ pub fn apply(authorizer: &Authorizer, user: Arc<User>, headers: &HeaderMap) -> R
     }
     let mut acting = User::new(name, groups.iter().copied());
     if let (Some((namespace, _)), true) = (account, groups.is_empty()) {
-        acting.groups.push("system:serviceaccounts".to_owned());
-        acting.groups.push(format!("system:serviceaccounts:{namespace}"));
+        acting.groups.extend(service_account_groups(namespace));
     }
     if let Some(uid) = text(UID) {
         check("authentication.k8s.io", "uids", "", "", uid)?;

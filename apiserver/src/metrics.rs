@@ -35,6 +35,11 @@ struct InFlight {
     request_kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Decision {
+    result: &'static str,
+}
+
 /// What a request was about, for its labels: only names that are served, so that clients cannot make labels up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Labels {
@@ -79,6 +84,8 @@ pub struct Metrics {
     durations: Family<Labels, Histogram>,
     long_running: Family<Labels, Gauge>,
     in_flight: Family<InFlight, Gauge<i64, AtomicI64>>,
+    allowed: Counter,
+    refused: Counter,
     /// Requests refused because too many were in flight.
     pub rejected: Counter<u64, AtomicU64>,
 }
@@ -86,7 +93,11 @@ pub struct Metrics {
 impl Metrics {
     /// Registers everything.
     pub fn new(process: &skiff_daemon::Metrics, resources: &Arc<Resources>) -> Self {
+        let decisions = Family::<Decision, Counter>::default();
+        let decision = |result| decisions.get_or_create(&Decision { result }).clone();
         let metrics = Self {
+            allowed: decision("allowed"),
+            refused: decision("no-opinion"),
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATIONS)),
             long_running: Family::default(),
@@ -116,12 +127,23 @@ impl Metrics {
                 metrics.in_flight.clone(),
             );
             registry.register(
+                "apiserver_authorization_attempts",
+                "Requests by whether somebody allowed them: upstream calls it no-opinion when nobody did",
+                decisions.clone(),
+            );
+            registry.register(
                 "apiserver_request_terminations",
                 "Requests refused in self-defence",
                 metrics.rejected.clone(),
             );
         });
         metrics
+    }
+
+    /// It was decided whether a request is allowed.
+    pub fn authorized(&self, allowed: bool) {
+        let counter = if allowed { &self.allowed } else { &self.refused };
+        counter.inc();
     }
 
     /// A request has been answered.

@@ -150,9 +150,9 @@ fn token(server: &Server, review: &Value) -> Value {
         .flatten()
         .filter_map(|audience| audience.as_str().map(str::to_owned))
         .collect();
-    match server.tokens.verify_for(token, &audiences) {
+    match server.authenticator.review(token, &audiences) {
         Ok((user, audiences)) => json!({"authenticated": true, "user": user_info(&user), "audiences": audiences}),
-        Err(error) => json!({"user": {}, "error": error.to_string()}),
+        Err(error) => json!({"user": {}, "error": skiff_daemon::error_chain(&*error)}),
     }
 }
 

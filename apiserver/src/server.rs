@@ -125,7 +125,9 @@ impl Server {
     ) -> Result<Response<Body>> {
         let user = self.authenticator.authenticate(&parts.headers, peer)?;
         let user = impersonation::apply(&self.authorizer, user, &parts.headers)?;
-        self.authorizer.authorize(&user, &Attributes::of(&info))?;
+        let authorized = self.authorizer.authorize(&user, &Attributes::of(&info));
+        self.metrics.authorized(authorized.is_ok());
+        authorized.inspect_err(|refusal| tracing::debug!(refusal = refusal.message, "not allowed"))?;
         let long = info.is_long_running();
         let read_only = info.is_read_only();
         let call = Call {

@@ -283,8 +283,9 @@ impl Servers {
         addresses.retain(|address| address.is_ipv4() == self.address.is_ipv4());
         addresses.sort_unstable();
         let user = bootstrap::user();
-        for (resource, object) in endpoints(&addresses, self.port) {
-            bootstrap::ensure(&self.registry, &user, resource, "default", object, true).await?;
+        for (resource, mut object) in endpoints(&addresses, self.port) {
+            object["metadata"]["namespace"] = "default".into();
+            bootstrap::ensure(&self.registry, &user, resource, object, Present::Follows).await?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use crate::admission::Admission;
 use crate::allocate::Allocator;
-use crate::authentication::{Authenticator, Lookup, Tokens, User};
+use crate::authentication::{Authenticator, Lookup, Tokens, User, service_account_groups, username};
 use crate::authorization::{Authorizer, NodeSources, Rbac, Sources};
 use crate::cache::{self, Cache, Caches};
 use crate::client::InProcess;
@@ -99,6 +99,7 @@ impl ApiServer {
         )
         .map_err(Error::ServiceAccountKey)
         .map(Arc::new)?;
+        let authenticator = Authenticator::new(Arc::clone(&tokens), find("", "secrets")?);
         const RBAC: &str = "rbac.authorization.k8s.io";
         let authorizer = Arc::new(Authorizer::new(
             NodeSources {
@@ -143,7 +144,7 @@ impl ApiServer {
         let address = format!("{}:{}", config.advertise_address, config.advertise_port);
         let ready = daemon.health.readiness("poststarthook/rbac/bootstrap-roles");
         let server = Arc::new(Server {
-            authenticator: Authenticator::new(Arc::clone(&tokens)),
+            authenticator,
             tokens,
             authorizer,
             discovery: Discovery::new(&registry.resources, more, &address),
@@ -183,6 +184,13 @@ impl ApiServer {
     /// Says to clients of the Service `kubernetes` that this server goes; to be called before its shutdown.
     pub async fn leave(&self) {
         self.servers.leave().await;
+    }
+
+    /// A client in this process that acts as a service account.
+    pub fn account_client(&self, namespace: &str, name: &str) -> kube::Client {
+        let groups = service_account_groups(namespace);
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        self.client(&username(namespace, name), &groups)
     }
 
     /// Serves connections on the listeners until shutdown, then drains them.

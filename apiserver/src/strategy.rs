@@ -44,6 +44,8 @@ pub struct Context<'a> {
     pub uid: &'a str,
     /// Groups of the authenticated user.
     pub groups: &'a [String],
+    /// What else is known of the authenticated user.
+    pub extra: Option<&'a std::collections::BTreeMap<String, Vec<String>>>,
 }
 
 /// What happens to dependents when an object is deleted and the request does not say.

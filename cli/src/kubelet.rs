@@ -2,11 +2,14 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
+use futures::FutureExt as _;
 use skiff_cri::Client;
 use skiff_daemon::{Context, Shutdown};
+use skiff_kubelet::certificates;
 use skiff_kubelet::config::{Config, FLAGS, Flags, Kind};
 
 use crate::{client, image};
@@ -19,9 +22,15 @@ pub(crate) struct KubeletArgs {
     /// The file with a KubeletConfiguration (kubelet.config.k8s.io/v1beta1)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// How to reach the API server, and as whom
+    /// How to reach the API server, and as whom; written when it is got with --bootstrap-kubeconfig
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
+    /// How to get a first certificate, where --kubeconfig does not exist or its certificate has ended
+    #[arg(long, value_name = "FILE")]
+    bootstrap_kubeconfig: Option<PathBuf>,
+    /// Where the node's certificates are kept; the root directory's pki otherwise
+    #[arg(long, value_name = "DIR")]
+    cert_dir: Option<PathBuf>,
     /// The node's name, where it is not the host's
     #[arg(long, value_name = "NAME")]
     hostname_override: Option<String>,
@@ -105,7 +114,6 @@ impl Args for Overrides {
 
 /// Runs until asked to stop.
 pub(crate) async fn run(args: KubeletArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    let client = client::from_file(&args.kubeconfig, "kubelet").await?;
     let flags = Flags {
         hostname_override: args.hostname_override,
         node_ips: args.node_ips,
@@ -117,12 +125,26 @@ pub(crate) async fn run(args: KubeletArgs, shutdown: Shutdown) -> anyhow::Result
         config_dir: args.config_dir,
         overrides: args.overrides.0,
         local_path_dir: args.local_path_dir,
+        cert_dir: args.cert_dir,
     };
     let config = Config::load(args.config.as_deref(), flags).context("configure the kubelet")?;
     if let Some(directory) = &args.image_dir {
         let runtime = Client::new(&config.kubelet.container_runtime_endpoint);
         image::import_directory(&runtime, directory).await?;
     }
+    let credentials = certificates::Options {
+        kubeconfig: args.kubeconfig,
+        bootstrap_kubeconfig: args.bootstrap_kubeconfig,
+        cert_dir: config.cert_dir(),
+        node: config.node_name(),
+        rotate: config.kubelet.rotate_certificates,
+    };
+    let make: certificates::Connect =
+        Arc::new(|path| async move { client::from_file(&path, "kubelet").await.map_err(Into::into) }.boxed());
+    let client = match certificates::connect(credentials, make, shutdown.clone()).await {
+        Err(certificates::Error::Stopped) => return Ok(()),
+        connected => connected.context("reach the API server")?,
+    };
     let daemon = Context {
         shutdown,
         ..Context::default()

@@ -15,6 +15,7 @@ use clap::Args;
 use skiff_api::config::{EtcdConfiguration, LeaderElectionConfiguration, ServerConfiguration};
 use skiff_api::duration::GoDuration;
 use skiff_apiserver::ApiServer;
+use skiff_controllers::Clients;
 use skiff_daemon::{Context, Shutdown};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -135,8 +136,10 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
         let dns = skiff_dns::run(dns, client, daemon.clone());
         clients.spawn(async move { dns.await.context("run cluster DNS") });
     }
-    let client = server.client("system:kube-controller-manager", &["system:authenticated"]);
-    let controllers = skiff_controllers::run(config::controllers_config(&config, election)?, client, daemon);
+    let manager = server.client("system:kube-controller-manager", &["system:authenticated"]);
+    let accounts = server.clone();
+    let each = Clients::each(manager, move |name| accounts.account_client("kube-system", name));
+    let controllers = skiff_controllers::run(config::controllers_config(&config, election)?, each, daemon);
     clients.spawn(async move { controllers.await.context("run the controllers") });
 
     skiff_daemon::notify_ready();

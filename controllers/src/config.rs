@@ -1,10 +1,12 @@
 //! What the controller manager is told, under the names of upstream's flags.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use skiff_daemon::election::Election;
+use skiff_pki::CertificateAuthority;
 
 /// The flags of the controller manager that skiff honours.
 #[derive(Clone, Debug)]
@@ -35,10 +37,31 @@ pub struct Config {
     pub unhealthy_zone_threshold: f64,
     /// How long a node may be gone before its pods are removed; 40 s, not a flag, upstream.
     pub node_quarantine: Duration,
+    /// `--cluster-signing-cert-file` and `--cluster-signing-key-file`, read, and `--cluster-signing-duration`. `None`: nobody signs.
+    pub cluster_signing: Option<ClusterSigning>,
     /// `--terminated-pod-gc-threshold`: how many ended pods are kept; 0 keeps all.
     pub terminated_pod_gc_threshold: usize,
     /// `--leader-elect`, where several managers could run at once.
     pub leader_election: Option<Election>,
+}
+
+/// What signs certificates that were approved.
+#[derive(Clone, Debug)]
+pub struct ClusterSigning {
+    /// Who signs.
+    pub authority: Arc<CertificateAuthority>,
+    /// How long a certificate is valid, at most and where nothing shorter is asked for; upstream's default is a year.
+    pub duration: Duration,
+}
+
+impl ClusterSigning {
+    /// Signs with an authority, for upstream's default duration.
+    pub fn new(authority: CertificateAuthority) -> Self {
+        Self {
+            authority: Arc::new(authority),
+            duration: skiff_pki::LEAF_LIFETIME,
+        }
+    }
 }
 
 impl Default for Config {
@@ -57,6 +80,7 @@ impl Default for Config {
             node_eviction_rate: 0.1,
             unhealthy_zone_threshold: 0.55,
             node_quarantine: Duration::from_secs(40),
+            cluster_signing: None,
             terminated_pod_gc_threshold: 12500,
             leader_election: None,
         }
@@ -92,6 +116,11 @@ pub enum Error {
 
 /// Every controller, with the short name that upstream still takes.
 pub(crate) const CONTROLLERS: &[(&str, &str)] = &[
+    ("bootstrap-signer-controller", "bootstrapsigner"),
+    ("certificatesigningrequest-approving-controller", "csrapproving"),
+    ("certificatesigningrequest-cleaner-controller", "csrcleaner"),
+    ("certificatesigningrequest-signing-controller", "csrsigning"),
+    ("clusterrole-aggregation-controller", "clusterrole-aggregation"),
     ("deployment-controller", "deployment"),
     ("endpoints-controller", "endpoint"),
     ("endpointslice-controller", "endpointslice"),
@@ -109,6 +138,7 @@ pub(crate) const CONTROLLERS: &[(&str, &str)] = &[
     ("service-lb-controller", "service"),
     ("serviceaccount-controller", "serviceaccount"),
     ("taint-eviction-controller", "taint-eviction"),
+    ("token-cleaner-controller", "tokencleaner"),
 ];
 
 impl Config {

@@ -40,7 +40,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         deployments: shared.informers.deployments.want(),
         sets: shared.informers.replica_sets.want(),
         pods: shared.informers.pods.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("deployment-controller"),
         recorder: shared.recorder("deployment-controller"),
         queue: shared.queue("deployment"),
     });

@@ -55,7 +55,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         pods: shared.informers.pods.want(),
         nodes: shared.informers.nodes.want(),
         slices: shared.informers.endpoint_slices.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("endpointslice-controller"),
         recorder: shared.recorder("endpoint-slice-controller"),
         queue: shared.queue("endpoint_slice"),
         written: Written::default(),

@@ -43,7 +43,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         services: shared.informers.services.want(),
         pods: shared.informers.pods.want(),
         endpoints: shared.informers.endpoints.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("endpoint-controller"),
         recorder: shared.recorder("endpoint-controller"),
         queue: shared.queue("endpoint"),
         pace: Pace::default(),

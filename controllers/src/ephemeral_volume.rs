@@ -25,7 +25,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     let controller = Arc::new(Controller {
         pods: shared.informers.pods.want(),
         claims: shared.informers.persistent_volume_claims.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("ephemeral-volume-controller"),
         recorder: shared.recorder("ephemeral_volume"),
     });
     let queue: Arc<Queue<Key>> = shared.queue("ephemeral_volume");

@@ -44,7 +44,7 @@ struct Controller {
 /// Registers the handlers; the future runs until shutdown.
 pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
     let controller = Arc::new(Controller {
-        writer: shared.writer.clone(),
+        writer: shared.writer("generic-garbage-collector"),
         recorder: shared.recorder("garbage-collector-controller"),
         graph: Mutex::default(),
         queue: shared.queue("garbage_collector"),

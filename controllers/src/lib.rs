@@ -4,6 +4,10 @@
 //! [`queue`]; one writer of events ([`events`]). Each controller decides in a pure `plan` and acts through [`write`].
 //! Nothing polls but node lifecycle, which looks at leases every `node_monitor_period`.
 
+mod bootstrap_signer;
+mod certificates;
+mod clients;
+mod cluster_role_aggregation;
 mod config;
 mod deployment;
 mod discovery;
@@ -30,9 +34,11 @@ mod root_ca;
 mod service_account;
 mod service_lb;
 mod taint_eviction;
+mod token_cleaner;
 mod view;
 mod volume_protection;
 mod write;
 
-pub use config::{Config, Error};
+pub use clients::Clients;
+pub use config::{ClusterSigning, Config, Error};
 pub use manager::run;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
 use kube::{Api, Client};
+use skiff_api::bootstrap_tokens;
 use skiff_api::k8s_openapi::api::core::v1::{Endpoints, PersistentVolume, PersistentVolumeClaim};
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
 use skiff_api::k8s_openapi::api::networking::v1::IngressClass;
@@ -12,20 +13,28 @@ use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_daemon::{Context, Shutdown};
 use tokio::task::JoinSet;
 
+use crate::clients::Clients;
 use crate::config::{Config, Error};
 use crate::events::{Broadcaster, Recorder};
 use crate::informer::Informer;
 use crate::metrics::WorkqueueMetrics;
 use crate::queue::{Queue, QueueKey, Retriable};
-use crate::view::{ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount};
+use crate::view::{
+    ClusterRole, ConfigMap, Deployment, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount,
+    SigningRequest, TokenSecret,
+};
 use crate::write::Writer;
 use crate::{
-    deployment, endpoint_slice, endpoints, ephemeral_volume, garbage_collector, namespace, node_ipam, node_lifecycle,
-    persistent_volume, pod_gc, replica_set, root_ca, service_account, service_lb, taint_eviction, volume_protection,
+    bootstrap_signer, certificates, cluster_role_aggregation, deployment, endpoint_slice, endpoints, ephemeral_volume,
+    garbage_collector, namespace, node_ipam, node_lifecycle, persistent_volume, pod_gc, replica_set, root_ca,
+    service_account, service_lb, taint_eviction, token_cleaner, volume_protection,
 };
 
 /// One informer for each kind that controllers read; only those wanted run.
 pub(crate) struct Informers {
+    pub(crate) bootstrap_tokens: Arc<Informer<TokenSecret>>,
+    pub(crate) cluster_info: Arc<Informer<ConfigMap>>,
+    pub(crate) cluster_roles: Arc<Informer<ClusterRole>>,
     pub(crate) config_maps: Arc<Informer<ConfigMap>>,
     pub(crate) deployments: Arc<Informer<Deployment>>,
     pub(crate) endpoint_slices: Arc<Informer<EndpointSlice>>,
@@ -40,6 +49,7 @@ pub(crate) struct Informers {
     pub(crate) replica_sets: Arc<Informer<ReplicaSet>>,
     pub(crate) service_accounts: Arc<Informer<ServiceAccount>>,
     pub(crate) services: Arc<Informer<Service>>,
+    pub(crate) signing_requests: Arc<Informer<SigningRequest>>,
     pub(crate) storage_classes: Arc<Informer<StorageClass>>,
 }
 
@@ -47,7 +57,7 @@ pub(crate) struct Informers {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) informers: Informers,
-    pub(crate) writer: Writer,
+    clients: Clients,
     pub(crate) shutdown: Shutdown,
     metrics: WorkqueueMetrics,
     broadcaster: Broadcaster,
@@ -58,12 +68,13 @@ pub(crate) struct Shared {
 /// # Errors
 ///
 /// When the configuration cannot be run; once running, errors are retried and logged.
-pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), Error> {
+pub async fn run(config: Config, clients: impl Into<Clients>, daemon: Context) -> Result<(), Error> {
     config.validate()?;
+    let clients = clients.into();
     let metrics = WorkqueueMetrics::default();
     metrics.register(&daemon.metrics);
     let term = |shutdown| {
-        let term = control(config.clone(), client.clone(), metrics.clone(), shutdown);
+        let term = control(config.clone(), clients.clone(), metrics.clone(), shutdown);
         async {
             term.await;
             Ok(())
@@ -73,17 +84,18 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
         None => term(daemon.shutdown).await,
         Some(election) => {
             let (metrics, shutdown) = (&daemon.metrics, &daemon.shutdown);
-            election.lead(client.clone(), metrics, shutdown, term).await
+            election.lead(clients.manager().clone(), metrics, shutdown, term).await
         }
     }
 }
 
 /// Runs the controllers; when this ends, everything that it started has ended too.
-async fn control(config: Config, client: Client, metrics: WorkqueueMetrics, shutdown: Shutdown) {
+async fn control(config: Config, clients: Clients, metrics: WorkqueueMetrics, shutdown: Shutdown) {
+    let client = clients.manager().clone();
     let shared = Shared {
         config,
         informers: Informers::new(),
-        writer: Writer::new(client.clone()),
+        clients,
         shutdown: shutdown.clone(),
         metrics,
         broadcaster: Broadcaster::new(),
@@ -99,6 +111,10 @@ async fn control(config: Config, client: Client, metrics: WorkqueueMetrics, shut
 
 fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     let config = &shared.config;
+    start_certificates(shared, tasks);
+    if config.enables("clusterrole-aggregation-controller") {
+        tasks.spawn(cluster_role_aggregation::start(shared));
+    }
     if config.enables("deployment-controller") {
         tasks.spawn(deployment::start(shared));
     }
@@ -152,11 +168,38 @@ fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     }
 }
 
+/// What machines join by.
+fn start_certificates(shared: &Shared, tasks: &mut JoinSet<()>) {
+    let config = &shared.config;
+    if config.enables("bootstrap-signer-controller") {
+        tasks.spawn(bootstrap_signer::start(shared));
+    }
+    if config.enables("certificatesigningrequest-approving-controller") {
+        tasks.spawn(certificates::start_approving(shared));
+    }
+    if config.enables("certificatesigningrequest-cleaner-controller") {
+        tasks.spawn(certificates::start_cleaning(shared));
+    }
+    if let Some(signing) = &config.cluster_signing
+        && config.enables("certificatesigningrequest-signing-controller")
+    {
+        tasks.spawn(certificates::start_signing(shared, signing));
+    }
+    if config.enables("token-cleaner-controller") {
+        tasks.spawn(token_cleaner::start(shared));
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
     pub(crate) fn queue<T: QueueKey>(&self, name: &'static str) -> Arc<Queue<T>> {
         Queue::new(self.metrics.queue(name))
+    }
+
+    /// The hands of a controller: writes go under its own identity.
+    pub(crate) fn writer(&self, account: &'static str) -> Writer {
+        Writer::new(self.clients.of(account))
     }
 
     pub(crate) fn recorder(&self, component: &'static str) -> Recorder {
@@ -191,6 +234,15 @@ impl Shared {
 impl Informers {
     fn new() -> Self {
         Self {
+            bootstrap_tokens: Informer::new(
+                |client| Api::namespaced(client, bootstrap_tokens::NAMESPACE),
+                Some("type=bootstrap.kubernetes.io/token"),
+            ),
+            cluster_info: Informer::new(
+                |client| Api::namespaced(client, bootstrap_tokens::CLUSTER_INFO_NAMESPACE),
+                Some("metadata.name=cluster-info"),
+            ),
+            cluster_roles: Informer::new(Api::all, None),
             config_maps: Informer::new(Api::all, Some("metadata.name=kube-root-ca.crt")),
             deployments: Informer::new(Api::all, None),
             endpoint_slices: Informer::new(Api::all, None),
@@ -205,6 +257,7 @@ impl Informers {
             replica_sets: Informer::new(Api::all, None),
             service_accounts: Informer::new(Api::all, None),
             services: Informer::new(Api::all, None),
+            signing_requests: Informer::new(Api::all, None),
             storage_classes: Informer::new(Api::all, None),
         }
     }
@@ -241,6 +294,9 @@ impl Informers {
     }
 
     fn start(&self, client: &Client, shutdown: &Shutdown, tasks: &mut JoinSet<()>) {
+        tasks.spawn(Arc::clone(&self.bootstrap_tokens).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.cluster_info).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.cluster_roles).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.config_maps).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.deployments).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.endpoint_slices).run(client.clone(), shutdown.clone()));
@@ -255,6 +311,7 @@ impl Informers {
         tasks.spawn(Arc::clone(&self.replica_sets).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.service_accounts).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.services).run(client.clone(), shutdown.clone()));
+        tasks.spawn(Arc::clone(&self.signing_requests).run(client.clone(), shutdown.clone()));
         tasks.spawn(Arc::clone(&self.storage_classes).run(client.clone(), shutdown.clone()));
     }
 }

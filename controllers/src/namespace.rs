@@ -59,7 +59,7 @@ struct Controller {
 pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
     let controller = Arc::new(Controller {
         namespaces: shared.informers.namespaces.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("namespace-controller"),
         queue: shared.queue("namespace"),
     });
     let queue = Arc::clone(&controller.queue);

@@ -37,7 +37,7 @@ struct Ranges {
 pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
     let controller = Arc::new(Controller {
         nodes: shared.informers.nodes.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("node-controller"),
         recorder: shared.recorder("cidrAllocator"),
         queue: shared.queue("node_ipam"),
         ranges: Mutex::new(Ranges::new(&shared.config)),

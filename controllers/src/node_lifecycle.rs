@@ -62,7 +62,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         nodes: shared.informers.nodes.want(),
         pods: shared.informers.pods.want(),
         leases: shared.informers.leases.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("node-controller"),
         recorder: shared.recorder("node-controller"),
         queue: shared.queue("node_lifecycle_controller"),
         heard: Mutex::default(),

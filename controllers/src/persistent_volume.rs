@@ -86,7 +86,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         classes: informers.storage_classes.want(),
         pods: informers.pods.want(),
         nodes: informers.nodes.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("persistent-volume-binder"),
         recorder: shared.recorder("persistentvolume-controller"),
         queue: shared.queue("persistentvolume_binder"),
     });

@@ -51,7 +51,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     let controller = Arc::new(Controller {
         nodes: shared.informers.nodes.want(),
         pods: shared.informers.pods.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("pod-garbage-collector"),
         queue: shared.queue("pod_garbage_collector"),
         threshold: shared.config.terminated_pod_gc_threshold,
         quarantine: shared.config.node_quarantine,

@@ -43,7 +43,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     let controller = Arc::new(Controller {
         sets: shared.informers.replica_sets.want(),
         pods: shared.informers.pods.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("replicaset-controller"),
         recorder: shared.recorder("replicaset-controller"),
         queue: shared.queue("replicaset"),
         expectations: Expectations::default(),

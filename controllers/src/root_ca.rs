@@ -19,7 +19,7 @@ const DESCRIPTION_TEXT: &str = "Contains a CA bundle that can be used to verify 
 /// Registers the handlers; the future runs until shutdown.
 pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
     let (writer, pem) = (
-        shared.writer.clone(),
+        shared.writer("root-ca-cert-publisher"),
         Arc::<str>::from(shared.config.root_ca_pem.as_str()),
     );
     let maps = shared.informers.config_maps.want();

@@ -10,7 +10,7 @@ const NAME: &str = "default";
 
 /// Registers the handlers; the future runs until shutdown.
 pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
-    let writer = shared.writer.clone();
+    let writer = shared.writer("service-account-controller");
     let accounts = shared.informers.service_accounts.want();
     per_namespace::keep(shared, "serviceaccount", (accounts, NAME), move |key, present| {
         let writer = writer.clone();

@@ -47,7 +47,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         slices: shared.informers.endpoint_slices.want(),
         classes: shared.informers.ingress_classes.want(),
         node_ports: shared.config.node_port_range.clone(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("service-controller"),
         recorder: shared.recorder("service-controller"),
         queue: shared.queue("service"),
     });

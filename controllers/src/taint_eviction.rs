@@ -43,7 +43,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     let controller = Arc::new(Controller {
         nodes: shared.informers.nodes.want(),
         pods: shared.informers.pods.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("node-controller"),
         recorder: shared.recorder("taint-eviction-controller"),
         queue: shared.queue("taint_eviction_controller"),
         scheduled: Mutex::default(),

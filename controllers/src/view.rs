@@ -20,7 +20,7 @@ use skiff_api::k8s_openapi::api::networking::v1::IngressClass;
 use skiff_api::k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, OwnerReference, Time};
 use skiff_api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use skiff_api::{owners, volumes};
+use skiff_api::{bootstrap_tokens::BootstrapSecret, owners, volumes};
 
 /// Namespace and name; the namespace of a cluster-scoped object is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -433,6 +433,87 @@ part!(ConfigMap { metadata: ObjectMeta, data: BTreeMap<String, String> });
 resource!(ConfigMap, "", "v1", "configmaps", NamespaceResourceScope);
 
 impl View for ConfigMap {}
+
+part!(ClusterRole {
+    metadata: ObjectMeta,
+    rules: Vec<Value>,
+    aggregation_rule: Option<AggregationRule>,
+});
+part!(AggregationRule { cluster_role_selectors: Vec<Value> });
+resource!(
+    ClusterRole,
+    "rbac.authorization.k8s.io",
+    "v1",
+    "clusterroles",
+    ClusterResourceScope
+);
+
+impl View for ClusterRole {}
+
+/// The Secret of a bootstrap token; a Secret that is none has no `token`.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenSecret {
+    metadata: ObjectMeta,
+    pub(crate) token: Option<BootstrapSecret>,
+}
+resource!(TokenSecret, "", "v1", "secrets", NamespaceResourceScope);
+
+impl View for TokenSecret {}
+
+impl<'de> Deserialize<'de> for TokenSecret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let secret = Value::deserialize(deserializer)?;
+        let metadata = serde_json::from_value(secret["metadata"].clone()).map_err(serde::de::Error::custom)?;
+        Ok(Self {
+            metadata,
+            token: BootstrapSecret::of(&secret),
+        })
+    }
+}
+
+part!(SigningRequest {
+    metadata: ObjectMeta,
+    spec: SigningRequestSpec,
+    status: SigningRequestStatus
+});
+part!(SigningRequestSpec {
+    request: String,
+    signer_name: String,
+    expiration_seconds: Option<i64>,
+    usages: Vec<String>,
+    username: String,
+    uid: String,
+    groups: Vec<String>,
+    extra: BTreeMap<String, Vec<String>>,
+});
+part!(
+    /// Conditions stay JSON: they are written back whole.
+    SigningRequestStatus { conditions: Vec<Value>, certificate: String }
+);
+resource!(
+    SigningRequest,
+    "certificates.k8s.io",
+    "v1",
+    "certificatesigningrequests",
+    ClusterResourceScope
+);
+
+impl View for SigningRequest {}
+
+impl SigningRequest {
+    /// A condition, if it is there: these count by being there.
+    pub(crate) fn condition(&self, type_: &str) -> Option<&Value> {
+        self.status
+            .conditions
+            .iter()
+            .find(|condition| condition["type"] == type_)
+    }
+
+    /// Whether somebody has said yes or no.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.condition("Approved").is_some() || self.condition("Denied").is_some()
+    }
+}
 
 impl View for skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice {
     fn index(&self) -> Vec<Index> {

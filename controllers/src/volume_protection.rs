@@ -63,7 +63,7 @@ pub(crate) fn start_volumes(shared: &Shared) -> impl Future<Output = ()> + Send 
     let queue: Arc<Queue<Key>> = shared.queue("pvprotection");
     let waiting = Arc::clone(&queue);
     volumes.on_change(move |change| waiting.add(change.object().key()));
-    let writer = shared.writer.clone();
+    let writer = shared.writer("pv-protection-controller");
     shared.work(&queue, 1, [volumes.synced()], move |key| {
         let (volumes, writer) = (Arc::clone(&volumes), writer.clone());
         async move {
@@ -96,7 +96,7 @@ pub(crate) fn start_claims(shared: &Shared) -> impl Future<Output = ()> + Send +
     let controller = Arc::new(Claims {
         claims: shared.informers.persistent_volume_claims.want(),
         pods: shared.informers.pods.want(),
-        writer: shared.writer.clone(),
+        writer: shared.writer("pvc-protection-controller"),
     });
     let queue: Arc<Queue<Key>> = shared.queue("pvcprotection");
     let waiting = Arc::clone(&queue);

@@ -163,6 +163,12 @@ impl Writer {
         self.send::<K, K>("patch status of", key, request).await
     }
 
+    /// Merges a patch into an object through another of its subresources.
+    pub(crate) async fn patch_part<K: Object>(&self, part: &'static str, key: &Key, body: &Value) -> Result<K, Error> {
+        let request = at::<K>(key).patch_subresource(part, &key.name, &patch_params(), &Patch::Merge(body));
+        self.send::<K, K>("patch a part of", key, request).await
+    }
+
     /// Deletes the object if it is still the one with this uid.
     pub(crate) async fn delete<K: Object>(&self, key: &Key, uid: &str, params: DeleteParams) -> Result<(), Error> {
         let preconditions = Preconditions {

@@ -104,6 +104,8 @@ pub struct Flags {
     pub node_labels: BTreeMap<String, String>,
     /// `--cgroup-root`: overrides the file's `cgroupRoot`.
     pub cgroup_root: Option<String>,
+    /// `--cert-dir`: where the node's certificates are kept; `pki` in the root directory otherwise.
+    pub cert_dir: Option<PathBuf>,
     /// `--local-path-dir`: where the volumes of the local-path provisioner are; `local-path` in the root directory otherwise.
     pub local_path_dir: Option<PathBuf>,
 }
@@ -120,6 +122,7 @@ impl Default for Flags {
             overrides: Map::new(),
             node_labels: BTreeMap::new(),
             cgroup_root: None,
+            cert_dir: None,
             local_path_dir: None,
         }
     }
@@ -184,6 +187,12 @@ impl Config {
         let dir = dir.unwrap_or_else(|| self.flags.root_dir.join("local-path"));
         // Volumes name it for good: it must not depend on where this process was started.
         std::path::absolute(&dir).unwrap_or(dir)
+    }
+
+    /// Where the node's certificates are kept.
+    pub fn cert_dir(&self) -> PathBuf {
+        let dir = self.flags.cert_dir.clone();
+        dir.unwrap_or_else(|| self.flags.root_dir.join("pki"))
     }
 
     /// The node's name: the override, or the host's name in lower case.

@@ -16,8 +16,10 @@
 //! - [`stats`] looks at what pods use when somebody asks, [`metrics`] counts what the kubelet does;
 //! - [`local_path`] provisions volumes on this node: one task that watches, one for each directory in work;
 //! - [`eviction`] watches for what runs short, [`image_gc`] removes images, [`log_rotation`] rotates logs;
+//! - [`certificates`] gets the node's certificates and renews them, one task each;
 //! - [`node`] registers the node, keeps its conditions and its lease; [`events`] writes events; [`server`] serves :10250.
 
+pub mod certificates;
 pub mod config;
 
 mod admission;

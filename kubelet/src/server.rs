@@ -24,9 +24,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use skiff_daemon::{Metrics, Shutdown, error_chain};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 
 use crate::agent::Agent;
+use crate::certificates::Serving;
 use crate::pod;
 use crate::pods::{Directory, Entry};
 use crate::stats::{self, Stats};
@@ -62,7 +62,7 @@ pub(crate) struct Server {
     agent: Arc<Agent>,
     directory: Directory,
     access: Access,
-    tls: TlsAcceptor,
+    tls: Serving,
     stats: Arc<Stats>,
     metrics: Metrics,
     /// What is shown at `/metrics/probes`.
@@ -107,7 +107,6 @@ impl Server {
         (metrics, probes): (&Metrics, Metrics),
     ) -> Result<Self, Error> {
         let kubelet = &agent.config.kubelet;
-        let identity = identity(&agent).map_err(|error| Error::Tls(Box::new(error)))?;
         let authority = match &kubelet.authentication.x509.client_ca_file {
             Some(path) => Some(std::fs::read_to_string(path).map_err(|source| Error::Authority {
                 path: path.clone(),
@@ -115,11 +114,14 @@ impl Server {
             })?),
             None => None,
         };
-        let tls =
-            skiff_pki::server_config(&identity, authority.as_deref()).map_err(|error| Error::Tls(Box::new(error)))?;
+        let tls = Serving::new(authority.as_deref());
+        if !kubelet.server_tls_bootstrap {
+            let shown = identity(&agent).and_then(|identity| tls.show(&identity));
+            shown.map_err(|error| Error::Tls(Box::new(error)))?;
+        }
         Ok(Self {
             access: Access::new(agent.client.clone(), kubelet, &agent.node_name),
-            tls: TlsAcceptor::from(Arc::new(tls)),
+            tls,
             metrics: metrics.clone(),
             probes,
             stats,
@@ -131,6 +133,9 @@ impl Server {
     /// Serves until shutdown.
     pub(crate) async fn run(self, listener: TcpListener, shutdown: Shutdown) {
         let server = Arc::new(self);
+        if server.agent.config.kubelet.server_tls_bootstrap {
+            tokio::spawn(Arc::clone(&server).keep_certificate(shutdown.clone()));
+        }
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -157,9 +162,21 @@ impl Server {
         }
     }
 
+    async fn keep_certificate(self: Arc<Self>, shutdown: Shutdown) {
+        let (agent, dir) = (&self.agent, self.agent.config.cert_dir());
+        let serving = self.tls.clone();
+        serving
+            .keep(agent.client.clone(), &dir, &agent.node_name, &agent.node_ips, shutdown)
+            .await;
+    }
+
     async fn connection(self: Arc<Self>, stream: TcpStream) {
         stream.set_nodelay(true).ok();
-        let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, self.tls.accept(stream)).await else {
+        let Some(tls) = self.tls.acceptor() else {
+            tracing::debug!("no serving certificate available for the kubelet");
+            return;
+        };
+        let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else {
             return;
         };
         let certificates = stream.get_ref().1.peer_certificates();

@@ -18,7 +18,7 @@ pub const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long an issued certificate is valid unless asked otherwise: one year, as kubeadm's.
 pub const LEAF_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Certificates begin this long ago, so that a node whose clock is a little behind accepts them.
-const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
 /// Signs certificates; its own is what others trust.
 pub struct CertificateAuthority {
@@ -132,6 +132,10 @@ impl CertificateAuthority {
         Ok(crate::validity::content(&identity.chain()?[0])? == wanted)
     }
 
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
     fn from_pem(name: &str, certificate_pem: String, key_pem: &str) -> Result<Self, Error> {
         let key = parse_key(name, key_pem)?;
         let certificate = certificates(&certificate_pem, name)?.swap_remove(0);
@@ -160,10 +164,17 @@ pub(crate) fn generate_key() -> Result<KeyPair, Error> {
 }
 
 fn set_lifetime(params: &mut CertificateParams, lifetime: Duration) {
+    let now = Timestamp::now();
+    let end = now.checked_add(lifetime).unwrap_or(Timestamp::MAX);
+    set_validity(params, now.checked_sub(CLOCK_SKEW).unwrap_or(now), end);
+}
+
+/// The span in which the certificate is valid, to the second.
+pub(crate) fn set_validity(params: &mut CertificateParams, begin: Timestamp, end: Timestamp) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    let now = Duration::from_secs(u64::try_from(Timestamp::now().as_second()).unwrap_or_default());
-    params.not_before = epoch + now.saturating_sub(CLOCK_SKEW);
-    params.not_after = epoch + now + lifetime;
+    let since = |at: Timestamp| Duration::from_secs(u64::try_from(at.as_second()).unwrap_or_default());
+    params.not_before = epoch + since(begin);
+    params.not_after = epoch + since(end);
 }
 
 #[cfg(test)]

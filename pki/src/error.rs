@@ -71,6 +71,26 @@ pub enum PkiError {
         /// How many were asked for.
         count: usize,
     },
+    /// Text that should be a bootstrap token is not.
+    #[error(
+        "not a bootstrap token: it should be of the form \"abcdef.0123456789abcdef\"; skiff token list shows those that there are"
+    )]
+    BootstrapToken,
+    /// The system gave no random bytes.
+    #[error("get random bytes from the system")]
+    Random,
+    /// Bytes that should hold a certificate signing request do not.
+    #[error("parse a certificate signing request: {reason}")]
+    ParseRequest {
+        /// What the parser said.
+        reason: String,
+    },
+    /// A certificate signing request asks for what cannot be said in a certificate of ours.
+    #[error("refuse a certificate signing request: {reason}")]
+    RefuseRequest {
+        /// What cannot be said.
+        reason: String,
+    },
     /// The TLS library refused a key, a certificate or an authority.
     #[error("set up TLS: {step}")]
     Tls {

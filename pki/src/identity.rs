@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::{Error, LEAF_LIFETIME, Validity, files};
 
-const ORGANIZATION_OID: [u64; 4] = [2, 5, 4, 10];
+pub(crate) const ORGANIZATION_OID: [u64; 4] = [2, 5, 4, 10];
 
 /// How many organizations a certificate can name.
 pub(crate) const MAX_ORGANIZATIONS: usize = 2;
@@ -44,6 +44,15 @@ pub struct Request {
     pub usage: Usage,
     /// How long it is valid, from now.
     pub lifetime: Duration,
+}
+
+/// The names and addresses of a server's certificate.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Names {
+    /// Names.
+    pub dns_names: Vec<String>,
+    /// Addresses.
+    pub ip_addresses: Vec<IpAddr>,
 }
 
 /// A key with its certificate chain, both PEM.
@@ -124,6 +133,29 @@ impl Identity {
     /// Takes a certificate (the leaf first, then its chain) and its key, both PEM; refuses a pair that does not belong together.
     pub fn from_pem(certificate_pem: String, key_pem: String) -> Result<Self, Error> {
         Self::checked("given as text", certificate_pem, key_pem)
+    }
+
+    /// Takes a certificate (and its chain) and its key out of one PEM text.
+    pub fn from_combined_pem(pem: &str) -> Result<Self, Error> {
+        const END: &str = "-----END CERTIFICATE-----";
+        let (mut certificates, mut key) = (String::new(), pem.to_owned());
+        while let Some(begin) = key.find("-----BEGIN CERTIFICATE-----") {
+            let end = key[begin..].find(END).map_or(key.len(), |end| begin + end + END.len());
+            certificates.push_str(&key[begin..end]);
+            certificates.push('\n');
+            key.replace_range(begin..end, "");
+        }
+        Self::from_pem(certificates, key.trim_start().to_owned())
+    }
+
+    /// Whether a PEM text holds a private key that can be used.
+    pub fn is_key(pem: &str) -> bool {
+        parse_key("", pem).is_ok()
+    }
+
+    /// The names and addresses that the certificate is for.
+    pub fn names(&self) -> Result<Names, Error> {
+        crate::validity::names(&self.chain()?[0])
     }
 
     /// Reads `<name>.crt` and `<name>.key` in `directory`.
@@ -213,10 +245,14 @@ pub(crate) fn paths(directory: &Path, name: &str) -> (PathBuf, PathBuf) {
 }
 
 pub(crate) fn parse_key(name: &str, pem: &str) -> Result<KeyPair, Error> {
-    KeyPair::from_pem(pem).map_err(|source| Error::ParseKey {
-        name: name.to_owned(),
-        source,
-    })
+    // The key may stand behind its certificate, in one file.
+    PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| rcgen::Error::CouldNotParseKeyPair)
+        .and_then(|key| KeyPair::try_from(&key))
+        .map_err(|source| Error::ParseKey {
+            name: name.to_owned(),
+            source,
+        })
 }
 
 /// Every certificate in a PEM text; at least one.
@@ -240,4 +276,33 @@ pub(crate) fn belongs(certificate: &CertificateDer<'_>, key: &KeyPair, name: &st
         reason: error.to_string(),
     })?;
     Ok(parsed.public_key().raw == key.subject_public_key_info())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CertificateAuthority;
+
+    #[test]
+    fn one_file_holds_both() {
+        let authority = CertificateAuthority::generate("kubernetes").unwrap();
+        let wanted = Request::server("s", &["localhost"], &["192.0.2.1".parse().unwrap()]);
+        let identity = authority.issue(&wanted).unwrap();
+        for pem in [
+            format!("{}\n{}", identity.certificate_pem(), identity.key_pem()),
+            format!("{}\n{}", identity.key_pem(), identity.certificate_pem()),
+        ] {
+            let read = Identity::from_combined_pem(&pem).unwrap();
+            assert!(!read.certificate_pem().contains("PRIVATE") && !read.key_pem().contains("CERTIFICATE"));
+            assert_eq!(read.chain().unwrap(), identity.chain().unwrap());
+            assert_eq!(
+                read.names().unwrap(),
+                Names {
+                    dns_names: wanted.dns_names.clone(),
+                    ip_addresses: wanted.ip_addresses.clone(),
+                }
+            );
+        }
+        assert!(Identity::from_combined_pem(identity.certificate_pem()).is_err());
+    }
 }

@@ -130,6 +130,17 @@ pub struct Credentials {
     pub token: Option<String>,
 }
 
+impl Cluster {
+    /// An API server at `server` that an authority vouches for.
+    pub fn at(server: &str, ca_pem: &str) -> Self {
+        Self {
+            server: server.to_owned(),
+            certificate_authority_data: Some(STANDARD.encode(ca_pem)),
+            ..Self::default()
+        }
+    }
+}
+
 // === impl Kubeconfig ===
 
 impl Kubeconfig {
@@ -141,11 +152,7 @@ impl Kubeconfig {
             kind: "Config".to_owned(),
             clusters: vec![NamedCluster {
                 name: cluster.to_owned(),
-                cluster: Cluster {
-                    server: server.to_owned(),
-                    certificate_authority_data: Some(STANDARD.encode(ca_pem)),
-                    ..Cluster::default()
-                },
+                cluster: Cluster::at(server, ca_pem),
             }],
             contexts: vec![NamedContext {
                 name: context.clone(),

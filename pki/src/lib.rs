@@ -9,16 +9,20 @@ pub mod files;
 pub mod kubeconfig;
 
 mod authority;
+mod bootstrap_token;
 mod error;
 mod identity;
 mod service_account;
+mod signing_request;
 mod tls;
 mod validity;
 
 pub use authority::{CA_LIFETIME, CertificateAuthority, LEAF_LIFETIME};
+pub use bootstrap_token::BootstrapToken;
 pub use error::Error;
-pub use identity::{Identity, Request, Usage};
+pub use identity::{Identity, Names, Request, Usage};
 pub use kubeconfig::Kubeconfig;
 pub use service_account::ServiceAccountKey;
+pub use signing_request::SigningRequest;
 pub use tls::{PeerIdentity, client_config, peer_identity, server_config};
 pub use validity::Validity;

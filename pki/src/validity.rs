@@ -1,13 +1,14 @@
 //! When a certificate is valid, and what it says apart from that.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::ParsedExtension;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 
 use crate::Error;
-use crate::identity::certificates;
+use crate::identity::{Names, certificates};
 
 /// The span in which a certificate is valid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -81,6 +82,33 @@ pub(crate) fn content(der: &[u8]) -> Result<Content, Error> {
         }
     }
     Ok(content)
+}
+
+/// The names and addresses that a certificate is for.
+pub(crate) fn names(der: &[u8]) -> Result<Names, Error> {
+    let certificate = parse(der)?;
+    let mut names = Names::default();
+    for extension in certificate.extensions() {
+        let ParsedExtension::SubjectAlternativeName(found) = extension.parsed_extension() else {
+            continue;
+        };
+        for name in &found.general_names {
+            match name {
+                GeneralName::DNSName(name) => names.dns_names.push((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => names.ip_addresses.extend(address(bytes)),
+                _ => {}
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// An address of 4 or 16 bytes.
+pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes)
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
 }
 
 pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {

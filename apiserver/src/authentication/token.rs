@@ -200,11 +200,6 @@ impl Tokens {
         Ok((token, Timestamp::from_second(expires).unwrap_or(now)))
     }
 
-    /// Whom a token for this server names.
-    pub fn verify(&self, token: &str) -> Result<Arc<User>, Error> {
-        self.verify_for(token, &[]).map(|(user, _)| user)
-    }
-
     /// Whom a token names, and for which of `audiences` (of this server, when empty) it is good.
     pub fn verify_for(&self, token: &str, audiences: &[String]) -> Result<(Arc<User>, Vec<String>), Error> {
         let known = self.remembered.read().get(token).cloned();
@@ -265,6 +260,11 @@ impl Tokens {
         Ok(good)
     }
 
+    /// Those of `wanted` that mean this server; all of its own when none is wanted.
+    pub(super) fn own_audiences(&self, wanted: &[String]) -> Result<Vec<String>, Error> {
+        self.good_for(&Audience::One(self.issuer.clone()), wanted)
+    }
+
     fn check_bound(&self, private: &Private) -> Result<(), Error> {
         let namespace = &private.namespace;
         check(
@@ -292,14 +292,19 @@ pub fn username(namespace: &str, name: &str) -> String {
     format!("system:serviceaccount:{namespace}:{name}")
 }
 
+/// The groups of all service accounts of a namespace.
+pub fn service_account_groups(namespace: &str) -> [String; 2] {
+    [
+        "system:serviceaccounts".to_owned(),
+        format!("system:serviceaccounts:{namespace}"),
+    ]
+}
+
 fn user(claims: &Claims) -> User {
     let private = &claims.private;
     let mut user = User::new(
         &username(&private.namespace, &private.serviceaccount.name),
-        [
-            "system:serviceaccounts".to_owned(),
-            format!("system:serviceaccounts:{}", private.namespace),
-        ],
+        service_account_groups(&private.namespace),
     );
     user.uid.clone_from(&private.serviceaccount.uid);
     let mut say = |key: &str, value: &str| {

@@ -305,34 +305,47 @@ fn parse<T: DeserializeOwned + Default>(object: &Object) -> T {
 }
 
 fn rules_of(object: &Arc<Object>, all: &[Arc<Object>], parsed: &mut Parsed) -> Arc<[Rule]> {
-    let mut role = |object: &Object| -> Arc<Role> {
-        if let Some((revision, role)) = parsed.get(object.key())
-            && *revision == object.revision
-        {
-            return Arc::clone(role);
+    let mut rules = Vec::new();
+    let mut seen = Vec::new();
+    collect(object, all, parsed, &mut seen, &mut rules);
+    rules.into()
+}
+
+/// Adds the rules of a role, and of the roles that it is made of: those of their parts too, so that nothing waits for the
+/// controller that writes them down.
+fn collect(
+    object: &Arc<Object>,
+    all: &[Arc<Object>],
+    parsed: &mut Parsed,
+    seen: &mut Vec<Arc<Object>>,
+    rules: &mut Vec<Rule>,
+) {
+    if seen.iter().any(|other| Arc::ptr_eq(other, object)) {
+        return;
+    }
+    seen.push(Arc::clone(object));
+    let role = match parsed.get(object.key()) {
+        Some((revision, role)) if *revision == object.revision => Arc::clone(role),
+        _ => {
+            let role = Arc::new(parse::<Role>(object));
+            parsed.insert(Arc::clone(object.key()), (object.revision, Arc::clone(&role)));
+            role
         }
-        let role = Arc::new(parse::<Role>(object));
-        parsed.insert(Arc::clone(object.key()), (object.revision, Arc::clone(&role)));
-        role
     };
-    let own = role(object);
-    let mut rules = own.rules.clone().unwrap_or_default();
-    let selectors = own
+    for rule in role.rules.iter().flatten() {
+        if !rules.contains(rule) {
+            rules.push(rule.clone());
+        }
+    }
+    let selectors = role
         .aggregation_rule
         .iter()
         .flat_map(|rule| &rule.cluster_role_selectors);
     for selector in selectors.filter_map(|selector| LabelSelector::from_label_selector(Some(selector)).ok()) {
-        for other in all.iter().filter(|other| !Arc::ptr_eq(other, object)) {
-            if selector.matches_with(|key| other.label(key)) {
-                for rule in role(other).rules.iter().flatten() {
-                    if !rules.contains(rule) {
-                        rules.push(rule.clone());
-                    }
-                }
-            }
+        for other in all.iter().filter(|other| selector.matches_with(|key| other.label(key))) {
+            collect(other, all, parsed, seen, rules);
         }
     }
-    rules.into()
 }
 
 /// Whether `held` together allow all that `wanted` does.

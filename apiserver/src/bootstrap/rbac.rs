@@ -1,12 +1,22 @@
 //! The roles and bindings that upstream's clusters begin with.
 
+mod certificates;
+mod controllers;
+
 use serde_json::{Value, json};
+use skiff_api::meta;
 
 use super::Resource;
+use crate::authorization::{Rule, Rules, all_held};
+use controllers::{CONTROLLERS, NAMESPACED};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 const ROLES: Resource = (GROUP, "clusterroles");
 const BINDINGS: Resource = (GROUP, "clusterrolebindings");
+const ROLES_OF_NAMESPACES: Resource = (GROUP, "roles");
+const ROLE_BINDINGS: Resource = (GROUP, "rolebindings");
+
+const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
@@ -25,10 +35,132 @@ const ANY: &[&str] = &["*"];
 /// Every role and binding.
 pub(super) fn objects() -> Vec<(Resource, Value)> {
     let roles = general().into_iter().chain(users()).chain(components());
+    let roles = roles.chain(certificates::roles());
     let roles = roles.map(|object| (ROLES, object));
     roles
         .chain(bindings().into_iter().map(|object| (BINDINGS, object)))
+        .chain(certificates::bindings())
+        .chain(certificates::cluster_info())
+        .chain(controller_roles())
         .collect()
+}
+
+/// A default role or binding with what it lacks of the wanted one; `None` when it lacks nothing, or is not to be touched.
+pub(super) fn completed(current: &Value, wanted: &Value) -> Option<Value> {
+    if meta::annotation(current, AUTOUPDATE) == Some("false") {
+        return None;
+    }
+    let mut completed = current.clone();
+    for key in ["rules", "subjects"] {
+        let Some(wanted) = wanted[key].as_array() else { continue };
+        let held = current[key].as_array().map_or(&[][..], Vec::as_slice);
+        let missing = wanted.iter().filter(|item| !holds(key, held, item));
+        let missing: Vec<Value> = missing.cloned().collect();
+        if !missing.is_empty() {
+            completed[key] = [held, &missing].concat().into();
+        }
+    }
+    (completed != *current).then_some(completed)
+}
+
+fn holds(key: &str, held: &[Value], wanted: &Value) -> bool {
+    if key == "subjects" {
+        let same = |field: &str, held: &Value| held[field] == wanted[field];
+        return held
+            .iter()
+            .any(|held| ["kind", "name", "namespace"].iter().all(|field| same(field, held)));
+    }
+    let parse = |rule: &Value| serde_json::from_value::<Rule>(rule.clone()).unwrap_or_default();
+    all_held(&[Rules(held.iter().map(parse).collect())], &parse(wanted))
+}
+
+/// One rule of a table: verbs and resources are words.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    verbs: &'static str,
+    group: &'static str,
+    resources: &'static str,
+    names: &'static str,
+}
+
+impl Line {
+    const fn new(verbs: &'static str, group: &'static str, resources: &'static str) -> Self {
+        Self {
+            verbs,
+            group,
+            resources,
+            names: "",
+        }
+    }
+
+    /// The same for objects of these names.
+    const fn only(self, names: &'static str) -> Self {
+        Self { names, ..self }
+    }
+
+    fn rule(&self) -> Value {
+        let words = |text: &'static str| text.split_whitespace().collect::<Vec<_>>();
+        let mut rule = rule(&words(self.verbs), self.group, &words(self.resources));
+        if !self.names.is_empty() {
+            rule["resourceNames"] = words(self.names).into();
+        }
+        rule
+    }
+}
+
+/// Whom a binding is for.
+enum Subjects<'a> {
+    Groups(&'a [&'a str]),
+    User(&'a str),
+    Account(&'a str),
+}
+
+fn binding(name: &str, role: &str, subjects: &Subjects<'_>) -> Value {
+    let subjects: Vec<Value> = match *subjects {
+        Subjects::Groups(groups) => groups
+            .iter()
+            .map(|group| json!({"apiGroup": GROUP, "kind": "Group", "name": group}))
+            .collect(),
+        Subjects::User(user) => vec![json!({"apiGroup": GROUP, "kind": "User", "name": user})],
+        Subjects::Account(account) => {
+            vec![json!({"kind": "ServiceAccount", "name": account, "namespace": "kube-system"})]
+        }
+    };
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": metadata(name),
+        "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": role},
+        "subjects": subjects,
+    })
+}
+
+/// Makes a cluster's role or binding one of a namespace.
+fn in_namespace(object: &mut Value, kind: &str, namespace: &str) {
+    object["kind"] = kind.into();
+    object["metadata"]["namespace"] = namespace.into();
+}
+
+/// A role and a binding for each controller.
+fn controller_roles() -> Vec<(Resource, Value)> {
+    let mut objects = Vec::new();
+    for (name, lines) in CONTROLLERS {
+        let full = format!("system:controller:{name}");
+        let rules = lines.iter().map(Line::rule).chain(events()).collect();
+        objects.push((ROLES, role(&full, rules)));
+        objects.push((BINDINGS, binding(&full, &full, &Subjects::Account(name))));
+    }
+    for (namespace, name, lines) in NAMESPACED {
+        let full = format!("system:controller:{name}");
+        let mut role = role(&full, lines.iter().map(Line::rule).collect());
+        let mut binding = binding(&full, &full, &Subjects::Account(name));
+        binding["roleRef"]["kind"] = "Role".into();
+        in_namespace(&mut role, "Role", namespace);
+        in_namespace(&mut binding, "RoleBinding", namespace);
+        objects.push((ROLES_OF_NAMESPACES, role));
+        objects.push((ROLE_BINDINGS, binding));
+    }
+    objects
 }
 
 fn rule(verbs: &[&str], group: &str, resources: &[&str]) -> Value {
@@ -48,7 +180,7 @@ fn metadata(name: &str) -> Value {
     json!({
         "name": name,
         "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
-        "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
+        "annotations": {AUTOUPDATE: "true"},
     })
 }
 
@@ -56,21 +188,25 @@ fn role(name: &str, rules: Vec<Value>) -> Value {
     json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata(name), "rules": rules})
 }
 
-/// A role whose rules become part of the roles that it names by label.
-fn part(name: &str, of: &[&str], rules: Vec<Value>) -> Value {
+/// A role whose rules become part of the role that it names by label.
+fn part(name: &str, of: &str, rules: Vec<Value>) -> Value {
     let mut role = role(name, rules);
-    for target in of {
-        role["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{target}")] = "true".into();
-    }
+    role["metadata"]["labels"][aggregate_to(of)] = "true".into();
     role
 }
 
-/// A role made of the parts that name it, and of what is given here.
-fn whole(name: &str, rules: Vec<Value>) -> Value {
-    let mut role = role(name, rules);
-    let label = format!("rbac.authorization.k8s.io/aggregate-to-{name}");
-    role["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]});
+/// A role made of the parts that name it, and itself a part of a wider one.
+fn whole(name: &str, of: Option<&str>) -> Value {
+    let mut role = match of {
+        Some(wider) => part(name, wider, Vec::new()),
+        None => role(name, Vec::new()),
+    };
+    role["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {aggregate_to(name): "true"}}]});
     role
+}
+
+fn aggregate_to(role: &str) -> String {
+    format!("rbac.authorization.k8s.io/aggregate-to-{role}")
 }
 
 fn general() -> Vec<Value> {
@@ -232,15 +368,15 @@ fn users() -> Vec<Value> {
         rule(ALL, GROUP, &["rolebindings", "roles"]),
     ];
     vec![
-        whole("view", Vec::new()),
-        whole("edit", Vec::new()),
-        whole("admin", Vec::new()),
-        part("system:aggregate-to-view", &["view", "edit", "admin"], view),
-        part("system:aggregate-to-edit", &["edit", "admin"], edit),
-        part("system:aggregate-to-admin", &["admin"], admin),
+        whole("view", Some("edit")),
+        whole("edit", Some("admin")),
+        whole("admin", None),
+        part("system:aggregate-to-view", "view", view),
+        part("system:aggregate-to-edit", "edit", edit),
+        part("system:aggregate-to-admin", "admin", admin),
         part(
             "system:aggregated-metrics-reader",
-            &["view", "edit", "admin"],
+            "view",
             vec![rule(READ, "metrics.k8s.io", &["nodes", "pods"])],
         ),
     ]
@@ -391,18 +527,22 @@ fn components() -> Vec<Value> {
                 rule(&["get"], "storage.k8s.io", &["storageclasses"]),
             ],
         ),
-        // One identity for all controllers until each gets its own: the garbage collector alone needs nearly everything.
+        // What informers of all controllers read; each acts under an identity of its own.
         role(
             "system:kube-controller-manager",
-            vec![rule(ANY, "*", ANY), urls(&["get"], ANY)],
-        ),
-        role(
-            "system:node-bootstrapper",
-            vec![rule(
-                &["create", "get", "list", "watch"],
-                "certificates.k8s.io",
-                &["certificatesigningrequests"],
-            )],
+            [
+                Line::new("list watch", "*", "*"),
+                Line::new("create", "coordination.k8s.io", "leases"),
+                Line::new("get patch update", "coordination.k8s.io", "leases").only("kube-controller-manager"),
+                Line::new("get", "", "configmaps namespaces secrets serviceaccounts"),
+                Line::new("create", "", "serviceaccounts serviceaccounts/token"),
+                Line::new("create", "authentication.k8s.io", "tokenreviews"),
+                Line::new("create", "authorization.k8s.io", "subjectaccessreviews"),
+            ]
+            .iter()
+            .map(Line::rule)
+            .chain(events())
+            .collect(),
         ),
         role(
             "system:service-account-issuer-discovery",
@@ -494,18 +634,68 @@ fn bindings() -> Vec<Value> {
             &["system:serviceaccounts"],
         ),
     ]
-    .map(|(name, role, kind, subjects)| {
-        let subjects: Vec<Value> = subjects
-            .iter()
-            .map(|subject| json!({"apiGroup": GROUP, "kind": kind, "name": subject}))
-            .collect();
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": metadata(name),
-            "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": role},
-            "subjects": subjects,
-        })
+    .map(|(name, role, kind, subjects)| match (kind, subjects) {
+        (USER, [user]) => binding(name, role, &Subjects::User(user)),
+        _ => binding(name, role, &Subjects::Groups(subjects)),
     })
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_bindings_lead_somewhere() {
+        let objects = objects();
+        let id = |resource: &Resource, object: &Value| {
+            format!("{}/{}/{}", resource.1, meta::namespace(object), meta::name(object))
+        };
+        let mut ids: Vec<String> = objects.iter().map(|(resource, object)| id(resource, object)).collect();
+        let count = ids.len();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), count);
+        for (_, binding) in objects.iter().filter(|(resource, _)| resource.1.ends_with("bindings")) {
+            let (kind, name) = (
+                &binding["roleRef"]["kind"],
+                binding["roleRef"]["name"].as_str().unwrap(),
+            );
+            let role = match kind.as_str().unwrap() {
+                "Role" => format!("roles/{}/{name}", meta::namespace(binding)),
+                _ => format!("clusterroles//{name}"),
+            };
+            assert!(ids.contains(&role), "{role}");
+        }
+    }
+
+    #[test]
+    fn only_masters_may_do_everything() {
+        let roles = objects()
+            .into_iter()
+            .filter(|(resource, _)| !resource.1.ends_with("bindings"));
+        for (_, role) in roles {
+            let everything = json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]});
+            let rules = role["rules"].as_array().map_or(&[][..], Vec::as_slice);
+            let may = holds("rules", rules, &everything);
+            assert_eq!(may, meta::name(&role) == "cluster-admin", "{}", meta::name(&role));
+        }
+    }
+
+    #[test]
+    fn what_is_there_gets_what_it_lacks() {
+        let one = rule(&["get"], "", &["pods"]);
+        let two = rule(&["get"], "", &["nodes"]);
+        let wanted = role("r", vec![one.clone(), two.clone()]);
+        let mut current = role("r", vec![rule(&["*"], "", &["pods"])]);
+        let completed_rules = completed(&current, &wanted).unwrap()["rules"].clone();
+        assert_eq!(completed_rules, json!([rule(&["*"], "", &["pods"]), two]));
+        assert_eq!(completed(&wanted, &wanted), None);
+        current["metadata"]["annotations"][AUTOUPDATE] = "false".into();
+        assert_eq!(completed(&current, &wanted), None);
+        let bound = binding("b", "r", &Subjects::User("u"));
+        let mut unbound = bound.clone();
+        unbound["subjects"] = json!([]);
+        assert_eq!(completed(&unbound, &bound).unwrap(), bound);
+    }
 }

@@ -338,6 +338,7 @@ pub fn context(scope: Scope<'_>) -> Context<'_> {
         user: &scope.user.name,
         uid: &scope.user.uid,
         groups: &scope.user.groups,
+        extra: Some(&scope.user.extra),
     }
 }
 

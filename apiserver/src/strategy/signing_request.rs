@@ -1,7 +1,7 @@
 //! Certificate signing requests: who asks is what the server saw, not what the object says.
 
 use serde_json::{Value, json};
-use skiff_api::field;
+use skiff_api::{field, meta};
 
 use super::generic::{self, Status, keep, keep_all_but_status};
 use super::{Context, Strategy};
@@ -26,6 +26,10 @@ impl Strategy for SigningRequest {
             }
         }
         spec["groups"] = context.groups.iter().map(String::as_str).collect::<Vec<_>>().into();
+        match context.extra {
+            Some(extra) if !extra.is_empty() => spec["extra"] = json!(extra),
+            _ => drop(spec.as_object_mut().and_then(|spec| spec.remove("extra"))),
+        }
     }
 
     fn prepare_update(&self, new: &mut Value, old: &Value, subresource: Option<&str>) {
@@ -38,12 +42,14 @@ impl Strategy for SigningRequest {
                 let others = new_ones.into_iter().filter(|condition| !is_approval(condition));
                 let merged: Vec<Value> = approval.into_iter().chain(others).collect();
                 set_conditions(new, merged);
+                date_conditions(new, old);
             }
             Some("approval") => {
                 let wanted = conditions(new);
                 keep(new, old, "spec");
                 keep(new, old, "status");
                 set_conditions(new, wanted);
+                date_conditions(new, old);
             }
             _ => {
                 keep(new, old, "spec");
@@ -53,7 +59,17 @@ impl Strategy for SigningRequest {
     }
 
     fn validate_create(&self, object: &Value) -> Vec<field::Error> {
-        generic::validate_create(object)
+        let mut faults = generic::validate_create(object);
+        let request = object["spec"]["request"].as_str().unwrap_or_default();
+        let pem = skiff_api::defaults::from_base64(request).unwrap_or_default();
+        // Whoever asks has the key: who is not sure of that must not approve.
+        if faults.is_empty()
+            && let Err(error) = skiff_pki::SigningRequest::parse(&pem)
+        {
+            let path = field::Path::root("spec.request");
+            faults.push(field::Error::invalid(&path, request, error.to_string()));
+        }
+        faults
     }
 
     fn validate_update(&self, new: &Value, old: &Value, subresource: Option<&str>) -> Vec<field::Error> {
@@ -78,6 +94,29 @@ fn conditions(object: &Value) -> Vec<Value> {
         .and_then(Value::as_array)
         .cloned()
         .unwrap_or_default()
+}
+
+/// Gives each condition the times that it lacks: of its last update now, of its last transition that of the same condition before.
+fn date_conditions(new: &mut Value, old: &Value) {
+    let now = meta::now();
+    let before = conditions(old);
+    let lacks = |condition: &Value, key: &str| condition.get(key).is_none_or(Value::is_null);
+    let list = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in list.into_iter().flatten() {
+        if lacks(condition, "lastUpdateTime") {
+            condition["lastUpdateTime"] = now.as_str().into();
+        }
+        if lacks(condition, "lastTransitionTime") {
+            let same = |other: &&Value| other["type"] == condition["type"] && other["status"] == condition["status"];
+            let known = before
+                .iter()
+                .find(same)
+                .map(|known| known["lastTransitionTime"].clone());
+            condition["lastTransitionTime"] = known
+                .filter(|time| !time.is_null())
+                .unwrap_or_else(|| now.as_str().into());
+        }
+    }
 }
 
 fn set_conditions(object: &mut Value, conditions: Vec<Value>) {
@@ -108,6 +147,7 @@ mod tests {
                 user: "jane",
                 uid: "",
                 groups: &groups,
+                extra: None,
             },
         );
         assert_eq!(
@@ -119,19 +159,36 @@ mod tests {
     #[test]
     fn status_cannot_approve() {
         let old = json!({"spec": {}, "status": {}});
+        let kinds = |object: &Value| -> Vec<String> {
+            let kinds = conditions(object);
+            kinds
+                .iter()
+                .map(|condition| condition["type"].as_str().unwrap().to_owned())
+                .collect()
+        };
         let mut new = json!({"spec": {}, "status": {"certificate": "x", "conditions": [{"type": "Approved"}, {"type": "Failed"}]}});
         SigningRequest.prepare_update(&mut new, &old, Some("status"));
         assert_eq!(
-            new["status"],
-            json!({"certificate": "x", "conditions": [{"type": "Failed"}]})
+            (kinds(&new), &new["status"]["certificate"]),
+            (vec!["Failed".to_owned()], &json!("x"))
         );
 
-        let mut approved =
-            json!({"spec": {"x": 1}, "status": {"certificate": "y", "conditions": [{"type": "Approved"}]}});
+        let mut approved = json!({"spec": {"x": 1}, "status": {"conditions": [{"type": "Approved"}]}});
         SigningRequest.prepare_update(&mut approved, &old, Some("approval"));
         assert_eq!(
-            approved,
-            json!({"spec": {}, "status": {"conditions": [{"type": "Approved"}]}})
+            (kinds(&approved), &approved["spec"]),
+            (vec!["Approved".to_owned()], &json!({}))
         );
+        assert!(approved["status"]["conditions"][0]["lastUpdateTime"].is_string());
+    }
+
+    #[test]
+    fn conditions_keep_the_time_of_their_transition() {
+        let then = "2026-01-01T00:00:00Z";
+        let old = json!({"spec": {}, "status": {"conditions": [{"type": "Approved", "status": "True", "lastTransitionTime": then}]}});
+        let mut new = json!({"spec": {}, "status": {"conditions": [{"type": "Approved", "status": "True"}]}});
+        SigningRequest.prepare_update(&mut new, &old, Some("approval"));
+        assert_eq!(new["status"]["conditions"][0]["lastTransitionTime"], then);
+        assert_ne!(new["status"]["conditions"][0]["lastUpdateTime"], then);
     }
 }

@@ -1,12 +1,6 @@
 //! Who may do what: certificates, tokens, roles, impersonation, nobody.
 
-use std::process::Output;
-
-use crate::cluster::Cluster;
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
+use crate::cluster::{Cluster, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn roles_open_doors_and_nobody_hands_out_keys_they_lack() {

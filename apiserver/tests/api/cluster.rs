@@ -18,6 +18,11 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// Everything that a program said.
+pub(crate) fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
 pub(crate) struct Cluster {
     pub(crate) server: ApiServer,
     pub(crate) url: String,
@@ -129,8 +134,27 @@ impl Cluster {
 
     /// What nobody in particular gets at a path: the whole response.
     pub(crate) async fn get_as_nobody(&self, path: &str) -> String {
-        let mut stream = self.connect_as(None).await;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        self.exchange(
+            None,
+            &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"),
+        )
+        .await
+    }
+
+    /// What a user gets for a merge patch: the whole response.
+    pub(crate) async fn patch_as(&self, user: &str, path: &str, patch: &str) -> String {
+        let identity = self.authority.issue(&Request::client(user, &[])).unwrap();
+        let request = format!(
+            "PATCH {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/merge-patch+json\r\n\
+             content-length: {}\r\n\r\n{patch}",
+            patch.len()
+        );
+        self.exchange(Some(&identity), &request).await
+    }
+
+    /// The answer to the bytes of one request that closes its connection.
+    pub(crate) async fn exchange(&self, identity: Option<&Identity>, request: &str) -> String {
+        let mut stream = self.connect_as(identity).await;
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut response = String::new();
         stream.read_to_string(&mut response).await.unwrap();

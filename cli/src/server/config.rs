@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use skiff_api::config::{API_VERSION, EtcdConfiguration, ServerConfiguration};
+use skiff_controllers::ClusterSigning;
 use skiff_daemon::election::{Election, Timing};
 use skiff_pki::{CertificateAuthority, Identity, ServiceAccountKey};
 use skiff_store::backup::Place;
@@ -102,6 +103,7 @@ pub(super) fn controllers_config(
         service_cluster_ip_range: vec![config.service_cluster_ip_range],
         node_port_range: node_port_range(config)?,
         root_ca_pem: ca(config)?,
+        cluster_signing: Some(ClusterSigning::new(CertificateAuthority::load(&config.pki_dir, "ca")?)),
         node_monitor_grace_period: Duration::from_secs(config.node_monitor_grace_period_seconds.into()),
         ..skiff_controllers::Config::default()
     })

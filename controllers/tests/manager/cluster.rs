@@ -13,6 +13,7 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::core::v1::{Node, Pod};
 use skiff_apiserver::ApiServer;
+use skiff_controllers::{Clients, ClusterSigning};
 use skiff_daemon::{Context, Shutdown};
 use skiff_pki::{CertificateAuthority, Request as CertificateRequest, ServiceAccountKey};
 use tokio::net::TcpListener;
@@ -23,11 +24,15 @@ pub(crate) const NEVER_READY: &str = "never-ready";
 
 pub(crate) struct Cluster {
     pub(crate) client: kube::Client,
-    server: ApiServer,
+    pub(crate) server: ApiServer,
+    pub(crate) url: String,
+    pub(crate) ca_pem: String,
     config: skiff_controllers::Config,
     manager: Shutdown,
     context: Context,
     directory: tempfile::TempDir,
+    /// Requests of the test itself that are to be refused.
+    pub(crate) refusals_expected: u32,
 }
 
 impl Cluster {
@@ -40,9 +45,12 @@ impl Cluster {
         skiff_daemon::install_crypto();
         let log = tracing_subscriber::fmt().with_test_writer();
         // A process that runs several tests logs for all of them.
-        log.with_env_filter("info,skiff_controllers=debug").try_init().ok();
+        log.with_env_filter("info,skiff_controllers=debug,skiff_apiserver::server=debug")
+            .try_init()
+            .ok();
         let directory = tempfile::tempdir().unwrap();
         let authority = CertificateAuthority::generate("kubernetes").unwrap();
+        authority.save(directory.path(), "ca").unwrap();
         let loopback: std::net::IpAddr = [127, 0, 0, 1].into();
         let request = CertificateRequest::server("kube-apiserver", &["localhost"], &[loopback]);
         let identity = authority.issue(&request).unwrap();
@@ -81,17 +89,23 @@ impl Cluster {
             cluster_cidr: vec!["10.244.0.0/16".parse().unwrap()],
             service_cluster_ip_range: vec!["10.96.0.0/12".parse().unwrap()],
             root_ca_pem: authority.certificate_pem().to_owned(),
+            cluster_signing: Some(ClusterSigning::new(
+                CertificateAuthority::load(directory.path(), "ca").unwrap(),
+            )),
             ..skiff_controllers::Config::default()
         };
         change(&mut manager);
         let client = server.client("admin", &["system:masters"]);
         let mut cluster = Self {
+            url,
+            ca_pem: authority.certificate_pem().to_owned(),
             client,
             server,
             config: manager,
             manager: Shutdown::new(),
             context,
             directory,
+            refusals_expected: 0,
         };
         cluster.restart_manager();
         // Without it no pod is admitted.
@@ -113,22 +127,24 @@ impl Cluster {
     }
 
     /// Stops the manager and starts one with this client.
-    pub(crate) fn restart_manager_with(&mut self, client: kube::Client) {
+    pub(crate) fn restart_manager_with(&mut self, clients: impl Into<Clients>) {
+        let clients = clients.into();
         self.manager.cancel();
         let context = Context {
             shutdown: self.context.shutdown.child_token(),
             ..Context::default()
         };
         self.manager = context.shutdown.clone();
-        tokio::spawn(skiff_controllers::run(self.config.clone(), client, context));
+        tokio::spawn(skiff_controllers::run(self.config.clone(), clients, context));
     }
 
     /// Stops the manager wherever it is, and starts another that knows nothing of it.
     pub(crate) fn restart_manager(&mut self) {
-        self.restart_manager_with(
-            self.server
-                .client("system:kube-controller-manager", &["system:authenticated"]),
-        );
+        let server = self.server.clone();
+        let manager = server.client("system:kube-controller-manager", &["system:authenticated"]);
+        self.restart_manager_with(Clients::each(manager, move |name| {
+            server.account_client("kube-system", name)
+        }));
     }
 
     /// Plays `count` nodes: pods are bound in turn, run at once, and end when deleted.
@@ -280,6 +296,21 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.context.shutdown.cancel();
+        // Whatever a test had the controllers do: their own roles were enough for it.
+        let metrics = self.context.metrics.encode();
+        let refused = "apiserver_authorization_attempts_total{result=\"no-opinion\"}";
+        let count = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(refused))
+            .map(str::trim);
+        if !std::thread::panicking() {
+            let expected = self.refusals_expected.to_string();
+            assert_eq!(
+                count,
+                Some(expected.as_str()),
+                "requests that no role allowed; the log has them"
+            );
+        }
     }
 }
 

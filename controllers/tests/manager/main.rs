@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "test code outside of test functions too")]
 
+mod certificates;
 mod cluster;
 mod garbage;
 mod load_balancers;

@@ -241,6 +241,18 @@ pub const FLAGS: &[Flag] = &[
         "Whose resolver settings pods get",
     ),
     flag(
+        "rotate-certificates",
+        "rotateCertificates",
+        Kind::Switch,
+        "Renew the client certificate before it ends",
+    ),
+    flag(
+        "rotate-server-certificates",
+        "serverTLSBootstrap",
+        Kind::Switch,
+        "Have the serving certificate signed by the cluster, and renew it",
+    ),
+    flag(
         "runtime-request-timeout",
         "runtimeRequestTimeout",
         Kind::Text,

@@ -1,0 +1,166 @@
+//! Approves what needs no person: requests of a known kind whose requester is allowed to make them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde_json::json;
+use skiff_api::k8s_openapi::api::authorization::v1::SubjectAccessReview;
+use skiff_api::k8s_openapi::api::core::v1::Endpoints;
+use skiff_daemon::error_chain;
+
+use super::recognize::{node_name, recognize};
+use super::{KUBELET_SERVING, parse, serving, with_condition};
+use crate::informer::Informer;
+use crate::manager::Shared;
+use crate::queue::Queue;
+use crate::view::{Key, Node, SigningRequest, View};
+use crate::write::{Error, Writer};
+
+struct Controller {
+    requests: Arc<Informer<SigningRequest>>,
+    nodes: Arc<Informer<Node>>,
+    endpoints: Arc<Informer<Endpoints>>,
+    ranges: Vec<IpNet>,
+    writer: Writer,
+    queue: Arc<Queue<Key>>,
+}
+
+/// Registers the handlers; the future runs until shutdown.
+pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
+    let config = &shared.config;
+    let controller = Arc::new(Controller {
+        requests: shared.informers.signing_requests.want(),
+        nodes: shared.informers.nodes.want(),
+        endpoints: shared.informers.endpoints.want(),
+        ranges: [&config.cluster_cidr[..], &config.service_cluster_ip_range].concat(),
+        writer: shared.writer("certificate-controller"),
+        queue: shared.queue("certificate"),
+    });
+    let this = Arc::clone(&controller);
+    controller.requests.on_change(move |change| {
+        if change.new.is_some_and(|request| !request.is_decided()) {
+            this.queue.add(change.object().key());
+        }
+    });
+    let this = Arc::clone(&controller);
+    controller.nodes.on_change(move |change| {
+        // A heartbeat is no news.
+        let told = |node: Option<&Arc<Node>>| node.map(|node| (node.status.addresses.clone(), node.labels().clone()));
+        if told(change.old) != told(change.new) {
+            this.look_again(change.object().name());
+        }
+    });
+    let synced = [
+        controller.requests.synced(),
+        controller.nodes.synced(),
+        controller.endpoints.synced(),
+    ];
+    let queue = Arc::clone(&controller.queue);
+    shared.work(&queue, 1, synced, move |key| {
+        let this = Arc::clone(&controller);
+        async move { this.sync(&key).await }
+    })
+}
+
+impl Controller {
+    /// What a node asked for and was not given may be due now.
+    fn look_again(&self, node: &str) {
+        let waits = |request: &Arc<SigningRequest>| !request.is_decided() && node_name(request) == Some(node);
+        for request in self.requests.list().iter().filter(|request| waits(request)) {
+            self.queue.add(request.key());
+        }
+    }
+
+    async fn sync(&self, key: &Key) -> Result<(), Error> {
+        let Some(request) = self.requests.get(key) else {
+            return Ok(());
+        };
+        if request.is_decided() || !request.status.certificate.is_empty() {
+            return Ok(());
+        }
+        let parsed = match parse(&request) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                tracing::warn!(request = %key, error = error_chain(&error), "cannot read a certificate signing request");
+                return Ok(());
+            }
+        };
+        if request.spec.signer_name == KUBELET_SERVING {
+            let api_servers = self.api_servers();
+            let world = serving::World {
+                nodes: &self.nodes.list(),
+                api_servers: &api_servers,
+                ranges: &self.ranges,
+            };
+            return match serving::judge(&request, &parsed, world) {
+                Ok(()) => self.approve(&request, serving::MESSAGE).await,
+                Err(why) => {
+                    tracing::info!(request = %key, user = request.spec.username, why, "a serving certificate waits for a decision");
+                    Ok(())
+                }
+            };
+        }
+        let recognized = recognize(&request, &parsed);
+        for kind in &recognized {
+            if self.is_allowed(&request, kind.permission).await? {
+                return self.approve(&request, kind.message).await;
+            }
+        }
+        if let Some(kind) = recognized.first() {
+            tracing::info!(
+                request = %key,
+                user = request.spec.username,
+                kind = kind.permission,
+                "recognized a certificate signing request, but its requester may not have it approved by itself"
+            );
+        }
+        Ok(())
+    }
+
+    async fn approve(&self, request: &SigningRequest, message: &str) -> Result<(), Error> {
+        tracing::info!(request = request.name(), user = request.spec.username, "{message}");
+        let patch = with_condition(request, "Approved", "AutoApproved", message, Timestamp::now());
+        let approved = self
+            .writer
+            .patch_part::<SigningRequest>("approval", &request.key(), &patch)
+            .await;
+        match approved {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    async fn is_allowed(&self, request: &SigningRequest, subresource: &str) -> Result<bool, Error> {
+        let spec = &request.spec;
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": spec.username, "uid": spec.uid, "groups": spec.groups, "extra": spec.extra,
+                "resourceAttributes": {
+                    "group": "certificates.k8s.io", "resource": "certificatesigningrequests", "verb": "create",
+                    "subresource": subresource, "version": "*",
+                },
+            },
+        });
+        let answer = self
+            .writer
+            .create::<SubjectAccessReview>(&Key::cluster(""), &review)
+            .await?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+
+    /// Where API servers are reached.
+    fn api_servers(&self) -> Vec<IpAddr> {
+        let endpoints = self.endpoints.get(&Key::new("default", "kubernetes"));
+        let subsets = endpoints
+            .and_then(|endpoints| endpoints.subsets.clone())
+            .unwrap_or_default();
+        let addresses = subsets
+            .into_iter()
+            .flat_map(|subset| subset.addresses.unwrap_or_default());
+        addresses.filter_map(|address| address.ip.parse().ok()).collect()
+    }
+}
