@@ -18,7 +18,7 @@ use skiff_daemon::{Shutdown, error_chain};
 use skiff_store::{Entry, Error as StoreError, Event, Revision, Store, Watch, Write};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::bootstrap::{self, Resource};
+use crate::bootstrap::{self, Present, Resource};
 use crate::config::Config;
 use crate::registry::Registry;
 use crate::start::Error;
