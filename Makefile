@@ -63,7 +63,7 @@ deb-package:
 	@packaging/deps.sh deb
 	@rm -rf target/package target/debian
 	@$(MAKE) --no-print-directory install DESTDIR=target/package/root
-	@cargo deb --quiet --no-build --no-strip --compress-system $(if $(filter dev,$(PROFILE)),--fast) --package skiff-cli --output target/debian/
+	@cargo deb --quiet --no-build --no-strip --compress-system $(if $(filter dev,$(PROFILE)),--fast --compress-type gz) --package skiff-cli --output target/debian/
 
 vm-test: ## Test in virtual machines: one master, two workers, their failures (PROFILE=release)
 	@packaging/vm-test.sh full $(PROFILE)

@@ -10,6 +10,8 @@ install -D -m 755 "$built/skiff" "$to/usr/bin/skiff"
 install -D -m 755 "$built/skiff-cni" "$to/usr/lib/skiff/skiff-cni"
 # Symbols are for those who debug: they take most of the space of a build that keeps them.
 strip --strip-unneeded --remove-section=.comment --remove-section=.note "$to/usr/bin/skiff" "$to/usr/lib/skiff/skiff-cni"
+# `skiff up` looks for it beside its own binary.
+ln -sf ../lib/skiff/skiff-cni "$to/usr/bin/skiff-cni"
 mkdir -p "$to/usr/lib/skiff/cni"
 for plugin in bridge host-local loopback portmap; do
     ln -sf ../skiff-cni "$to/usr/lib/skiff/cni/$plugin"

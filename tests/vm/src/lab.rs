@@ -14,9 +14,10 @@ use crate::machine::{COMMAND, Machine};
 /// What a person who looks for the cause asks a machine first.
 const REPORT: &str = "
 systemctl list-units --failed --no-legend --plain
-for unit in containerd skiff-server skiff-kubelet skiff-proxy; do
+journalctl --boot --unit containerd --no-pager --lines 6 --output cat | cut -c 1-300
+for unit in skiff-server skiff-kubelet skiff-proxy; do
     echo \"--- $unit: $(systemctl is-active $unit)\"
-    journalctl --boot --unit $unit --no-pager --lines 25 --output short-monotonic
+    journalctl --boot --unit $unit --no-pager --lines 30 --output short-monotonic | cut -c 1-400
 done
 free -m | head -n 2; uptime
 ";
