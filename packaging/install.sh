@@ -6,16 +6,12 @@ built=${1:?usage: packaging/install.sh BUILT [DESTDIR]} to=${2:-}
 cd "$(dirname "$0")/.."
 
 install -D -m 755 "$built/skiff" "$to/usr/bin/skiff"
-# The plugins have a directory of their own: /usr/lib/cni belongs to Debian's containernetworking-plugins.
+# `skiff init` links it to where the container runtime looks for plugins.
 install -D -m 755 "$built/skiff-cni" "$to/usr/lib/skiff/skiff-cni"
 # Symbols are for those who debug: they take most of the space of a build that keeps them.
 strip --strip-unneeded --remove-section=.comment --remove-section=.note "$to/usr/bin/skiff" "$to/usr/lib/skiff/skiff-cni"
-# `skiff up` looks for it beside its own binary.
+# `skiff` looks for it beside its own binary.
 ln -sf ../lib/skiff/skiff-cni "$to/usr/bin/skiff-cni"
-mkdir -p "$to/usr/lib/skiff/cni"
-for plugin in bridge host-local loopback portmap; do
-    ln -sf ../skiff-cni "$to/usr/lib/skiff/cni/$plugin"
-done
 
 install -d "$to/usr/lib/systemd/system" "$to/usr/lib/sysctl.d" "$to/usr/lib/modules-load.d" "$to/etc/default"
 install -m 644 systemd/skiff-*.service "$to/usr/lib/systemd/system/"

@@ -20,7 +20,10 @@ pub(crate) fn until<T: Debug>(
     loop {
         match look() {
             Ok(seen) if wanted(&seen) => return Ok(seen),
-            seen if begin.elapsed() > limit => anyhow::bail!("{what}: not so after {limit:?}; last seen: {seen:?}"),
+            Ok(seen) if begin.elapsed() > limit => anyhow::bail!("{what}: not so after {limit:?}; last seen: {seen:?}"),
+            Err(error) if begin.elapsed() > limit => {
+                return Err(error.context(format!("{what}: not so after {limit:?}")));
+            }
             _ => std::thread::sleep(LOOK_EVERY),
         }
     }
@@ -47,6 +50,6 @@ mod tests {
         let told = until("never", Duration::ZERO, || Ok(1), |_| false)
             .unwrap_err()
             .to_string();
-        assert!(told.contains("never") && told.contains("Ok(1)"), "{told}");
+        assert!(told.contains("never") && told.contains("seen: 1"), "{told}");
     }
 }
