@@ -35,7 +35,8 @@ impl LogOptions {
             _ => "trace",
         };
         let default = format!(
-            "warn,{}",
+            // kube's own warnings of a refused watch never end; whoever watches tells of it.
+            "warn,kube_runtime::watcher=error,{}",
             crates()
                 .map(|name| format!("{name}={level}"))
                 .collect::<Vec<_>>()

@@ -57,6 +57,7 @@ mod services;
 mod stats;
 mod status;
 mod volumes;
+mod watching;
 
 pub use config::{Config, Flags, KubeletConfiguration};
 pub use run::{Error, run, run_with};

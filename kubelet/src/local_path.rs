@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use skiff_api::k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use skiff_daemon::{Shutdown, error_chain};
+use skiff_daemon::Shutdown;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::events::Recorder;
+use crate::watching::{Failures, patiently};
 
 mod directory;
 mod plan;
@@ -121,8 +121,10 @@ impl Provisioner {
         let claims = watcher(Api::all(self.client.clone()), watcher::Config::default());
         let own = watcher::Config::default().labels(&format!("{HOSTNAME}={}", self.node));
         let volumes = watcher(Api::all(self.client.clone()), own);
-        let claims = quietly("persistentvolumeclaims", claims.default_backoff());
-        let volumes = quietly("persistentvolumes", volumes.default_backoff());
+        // Another API server than skiff's refuses both, until nodes have the ClusterRole system:node:local-path-provisioner.
+        let failures = |kind| Failures::of(kind, LAST_RETRY);
+        let claims = patiently(failures("persistentvolumeclaims, for local volumes"), claims);
+        let volumes = patiently(failures("persistentvolumes, for local volumes"), volumes);
         let claims = claims.map(|event| match event {
             Event::Init => Seen::ListBegins,
             Event::InitApply(claim) | Event::Apply(claim) => Seen::Claim(Arc::new(claim)),
@@ -139,34 +141,6 @@ impl Provisioner {
         });
         futures::stream::select(claims, volumes)
     }
-}
-
-/// The events of a watch; of failures only the first is told: the watch goes on by itself.
-fn quietly<T: Send>(
-    kind: &'static str,
-    stream: impl futures::Stream<Item = watcher::Result<Event<T>>> + Send,
-) -> impl futures::Stream<Item = Event<T>> + Send {
-    let mut told = false;
-    stream.filter_map(move |event| {
-        let event = match event {
-            Ok(event) => {
-                told = false;
-                Some(event)
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!(
-                        kind,
-                        error = error_chain(&error),
-                        "cannot watch for local volumes; trying again. Against another API server than skiff's, nodes need \
-                         the ClusterRole system:node:local-path-provisioner"
-                    );
-                }
-                None
-            }
-        };
-        futures::future::ready(event)
-    })
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -15,9 +15,12 @@ use skiff_api::k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use tokio::sync::{mpsc, watch};
 
 use crate::pod;
+use crate::watching::Failures;
 
 /// How long a first answer may take before the pod is told that there is none yet.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often an object that is refused is asked for in the end.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// What kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -184,8 +187,13 @@ impl Follower {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut stream = watcher(api, config).boxed();
         let mut found = false;
+        let mut failures = Failures::untold(LONGEST);
         loop {
-            match stream.try_next().await {
+            let event = stream.try_next().await;
+            if matches!(event, Ok(Some(Event::Apply(_) | Event::InitApply(_) | Event::InitDone))) {
+                failures.end();
+            }
+            match event {
                 Ok(Some(Event::Init)) => found = false,
                 Ok(Some(Event::Apply(object) | Event::InitApply(object))) => {
                     found = true;
@@ -201,7 +209,7 @@ impl Follower {
                 Ok(None) => return,
                 Err(error) => {
                     self.explain(&error);
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    tokio::time::sleep(failures.pause(&error)).await;
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
 use parking_lot::RwLock;
@@ -14,8 +14,12 @@ use skiff_api::k8s_openapi::api::core::v1::Service;
 use skiff_daemon::Shutdown;
 use tokio::sync::watch;
 
+use crate::watching::{Failures, patiently};
+
 /// How long a pod's start waits for the first list of Services.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often they are asked for in the end while they are refused.
+const LONGEST: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
@@ -50,30 +54,27 @@ impl Services {
     /// Watches Services until shutdown.
     pub(crate) async fn run(self: Arc<Self>, client: kube::Client, shutdown: Shutdown) {
         let api: Api<Service> = Api::all(client);
-        let mut stream = watcher(api, watcher::Config::default().page_size(500)).boxed();
+        let events = watcher(api, watcher::Config::default().page_size(500));
+        let mut stream = patiently(Failures::of("services", LONGEST), events);
         let mut fresh = Table::new();
         loop {
             let event = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                event = stream.try_next() => event,
+                event = stream.next() => event,
             };
             match event {
-                Ok(Some(Event::Init)) => fresh = Table::new(),
-                Ok(Some(Event::InitApply(service))) => apply(&mut fresh, &service),
-                Ok(Some(Event::InitDone)) => {
+                Some(Event::Init) => fresh = Table::new(),
+                Some(Event::InitApply(service)) => apply(&mut fresh, &service),
+                Some(Event::InitDone) => {
                     *self.table.write() = std::mem::take(&mut fresh);
                     self.synced.send_replace(true);
                 }
-                Ok(Some(Event::Apply(service))) => apply(&mut self.table.write(), &service),
-                Ok(Some(Event::Delete(service))) => {
+                Some(Event::Apply(service)) => apply(&mut self.table.write(), &service),
+                Some(Event::Delete(service)) => {
                     self.table.write().remove(&key(&service));
                 }
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::debug!(error = skiff_daemon::error_chain(&error), "cannot watch services");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+                None => return,
             }
         }
     }

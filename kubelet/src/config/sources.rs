@@ -5,7 +5,7 @@ pub(crate) mod manifests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
 use skiff_api::k8s_openapi::api::core::v1::Pod;
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::hop::hop;
 use crate::pod;
+use crate::watching::{Failures, patiently};
 
 /// A place that pods come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,45 +36,35 @@ pub(crate) enum Update {
     Remove(Arc<Pod>),
 }
 
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Nothing runs here while the API server refuses to tell what should.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// Watches the pods bound to `node` until shutdown; nothing is lost while the API server is away: it is listed again.
 pub(crate) async fn api(client: kube::Client, node: String, updates: mpsc::Sender<Update>, shutdown: Shutdown) {
     let api: Api<Pod> = Api::all(client);
-    let mut stream = watcher(api, watcher::Config::default().fields(&format!("spec.nodeName={node}"))).boxed();
+    let events = watcher(api, watcher::Config::default().fields(&format!("spec.nodeName={node}")));
+    let mut stream = patiently(Failures::of("pods of this node", LONGEST), events);
     let mut fresh = Vec::new();
-    let mut delay = FIRST_RETRY;
     loop {
         let event = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            event = stream.try_next() => event,
+            event = stream.next() => event,
         };
         let update = match event {
-            Ok(Some(Event::Init)) => {
+            Some(Event::Init) => {
                 fresh.clear();
                 continue;
             }
-            Ok(Some(Event::InitApply(pod))) => {
+            Some(Event::InitApply(pod)) => {
                 fresh.push(slim(pod));
                 continue;
             }
-            Ok(Some(Event::InitDone)) => Update::All(Source::Api, std::mem::take(&mut fresh)),
-            Ok(Some(Event::Apply(pod))) => Update::Apply(slim(pod)),
-            Ok(Some(Event::Delete(pod))) => Update::Remove(slim(pod)),
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(
-                    error = skiff_daemon::error_chain(&error),
-                    "cannot watch the pods of this node"
-                );
-                tokio::time::sleep(delay).await;
-                delay = (delay * 2).min(LAST_RETRY);
-                continue;
-            }
+            Some(Event::InitDone) => Update::All(Source::Api, std::mem::take(&mut fresh)),
+            Some(Event::Apply(pod)) => Update::Apply(slim(pod)),
+            Some(Event::Delete(pod)) => Update::Remove(slim(pod)),
+            None => return,
         };
-        delay = FIRST_RETRY;
         if updates.send(update).await.is_err() {
             return;
         }

@@ -102,10 +102,7 @@ pub(super) async fn release(context: &Context) -> Outcome {
     let uid = pod::uid(&context.pod);
     let agent = &context.agent;
     if let Err(error) = off_loop(agent, uid, Volumes::remove).await {
-        return Outcome::Failed {
-            reason: "FailedUnmount",
-            message: skiff_daemon::error_chain(error.as_ref()),
-        };
+        return not_unmounted(context, error.as_ref());
     }
     agent.objects.release(uid);
     remove_cgroup(context).await
@@ -139,10 +136,7 @@ pub(super) async fn cleanup(context: &Context) -> Outcome {
         }
     }
     if let Err(error) = off_loop(agent, uid, Volumes::remove_pod).await {
-        return Outcome::Failed {
-            reason: "FailedUnmount",
-            message: skiff_daemon::error_chain(error.as_ref()),
-        };
+        return not_unmounted(context, error.as_ref());
     }
     agent.objects.release(uid);
     if let Err(error) = std::fs::remove_dir_all(agent.log_dir(&context.pod))
@@ -151,6 +145,16 @@ pub(super) async fn cleanup(context: &Context) -> Outcome {
         tracing::warn!(%error, pod = pod::full_name(&context.pod), "cannot remove the pod's logs");
     }
     remove_cgroup(context).await
+}
+
+/// A volume that somebody holds: the pod stays until it can be unmounted, and says why.
+fn not_unmounted(context: &Context, error: &(dyn std::error::Error + 'static)) -> Outcome {
+    const REASON: &str = "FailedUnMount";
+    let message = skiff_daemon::error_chain(error);
+    let events = &context.agent.events;
+    events.pod(&context.pod, Severity::Warning, REASON, message.clone());
+    let reason = REASON;
+    Outcome::Failed { reason, message }
 }
 
 /// Removing a large emptyDir takes its time: not on a thread that others wait for.

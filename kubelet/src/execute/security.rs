@@ -93,30 +93,8 @@ impl Subject<'_> {
                 )
                 .map_err(|text| StartError::new("CreateContainerConfigError", text))?,
             ),
-            apparmor: self.apparmor(own, of_pod),
-        })
-    }
-
-    /// The container's profile, the one of its annotation as older clusters write it, or the pod's. Only where the kernel
-    /// has AppArmor: a pod that asks for a profile elsewhere is not admitted.
-    fn apparmor(&self, own: &SecurityContext, of_pod: &PodSecurityContext) -> Option<SecurityProfile> {
-        if !self.agent.host.apparmor {
-            return None;
-        }
-        let profile = own.app_armor_profile.as_ref();
-        let key = format!("container.apparmor.security.beta.kubernetes.io/{}", self.container.name);
-        if let (None, Some(value)) = (profile, pod::annotation(self.pod, &key)) {
-            return Some(match value {
-                "unconfined" => SecurityProfile::Unconfined,
-                "runtime/default" => SecurityProfile::RuntimeDefault,
-                name => SecurityProfile::Localhost(name.trim_start_matches("localhost/").to_owned()),
-            });
-        }
-        let profile = profile.or(of_pod.app_armor_profile.as_ref())?;
-        Some(match profile.type_.as_str() {
-            "Unconfined" => SecurityProfile::Unconfined,
-            "Localhost" => SecurityProfile::Localhost(profile.localhost_profile.clone().unwrap_or_default()),
-            _ => SecurityProfile::RuntimeDefault,
+            // Only where the kernel has it: a pod that asks for a profile elsewhere is not admitted.
+            apparmor: apparmor(self.pod, self.container, of_pod).filter(|_| self.agent.host.apparmor),
         })
     }
 
@@ -161,6 +139,26 @@ impl Subject<'_> {
     }
 }
 
+/// The container's AppArmor profile, the one of its annotation as older clusters write it, or the pod's.
+fn apparmor(pod: &Pod, container: &Container, of_pod: &PodSecurityContext) -> Option<SecurityProfile> {
+    let own = container.security_context.as_ref();
+    let profile = own.and_then(|own| own.app_armor_profile.as_ref());
+    let key = format!("container.apparmor.security.beta.kubernetes.io/{}", container.name);
+    if let (None, Some(value)) = (profile, pod::annotation(pod, &key)) {
+        return Some(match value {
+            "unconfined" => SecurityProfile::Unconfined,
+            "runtime/default" => SecurityProfile::RuntimeDefault,
+            name => SecurityProfile::Localhost(name.trim_start_matches("localhost/").to_owned()),
+        });
+    }
+    let profile = profile.or(of_pod.app_armor_profile.as_ref())?;
+    Some(match profile.type_.as_str() {
+        "Unconfined" => SecurityProfile::Unconfined,
+        "Localhost" => SecurityProfile::Localhost(profile.localhost_profile.clone().unwrap_or_default()),
+        _ => SecurityProfile::RuntimeDefault,
+    })
+}
+
 /// fsGroup and supplementalGroups.
 pub(super) fn groups(context: &PodSecurityContext) -> Vec<i64> {
     context
@@ -200,5 +198,71 @@ pub(super) fn seccomp(
             Ok(SecurityProfile::Localhost(path.to_string_lossy().into_owned()))
         }
         Some(other) => Err(format!("unknown seccomp profile type {other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn apparmor_profiles() {
+        let localhost = || SecurityProfile::Localhost("mine".into());
+        let profile = |kind: &str| json!({"appArmorProfile": {"type": kind, "localhostProfile": "mine"}});
+        let cases = [
+            (Value::Null, Value::Null, None, None),
+            (
+                profile("Unconfined"),
+                Value::Null,
+                None,
+                Some(SecurityProfile::Unconfined),
+            ),
+            (
+                Value::Null,
+                profile("RuntimeDefault"),
+                None,
+                Some(SecurityProfile::RuntimeDefault),
+            ),
+            (Value::Null, profile("Localhost"), None, Some(localhost())),
+            (profile("Unconfined"), profile("Localhost"), None, Some(localhost())),
+            (Value::Null, Value::Null, Some("localhost/mine"), Some(localhost())),
+            (
+                Value::Null,
+                Value::Null,
+                Some("runtime/default"),
+                Some(SecurityProfile::RuntimeDefault),
+            ),
+            (
+                profile("Localhost"),
+                Value::Null,
+                Some("unconfined"),
+                Some(SecurityProfile::Unconfined),
+            ),
+            (
+                Value::Null,
+                profile("RuntimeDefault"),
+                Some("unconfined"),
+                Some(SecurityProfile::RuntimeDefault),
+            ),
+        ];
+        for (of_pod, own, annotation, wanted) in cases {
+            let mut p = crate::pod::tests::pod(&json!({"containers": [{"name": "c", "securityContext": own}]}));
+            p.metadata.annotations = annotation.map(|value| {
+                [(
+                    "container.apparmor.security.beta.kubernetes.io/c".to_owned(),
+                    value.to_owned(),
+                )]
+                .into()
+            });
+            let context: PodSecurityContext = serde_json::from_value(of_pod.clone()).unwrap_or_default();
+            let container = &p.spec.as_ref().unwrap().containers[0];
+            assert_eq!(
+                apparmor(&p, container, &context),
+                wanted,
+                "{of_pod} {own} {annotation:?}"
+            );
+        }
     }
 }

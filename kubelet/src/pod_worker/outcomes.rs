@@ -55,12 +55,7 @@ impl Worker {
             (Action::Cleanup, Outcome::Done) => (self.memory.cleaned, self.memory.cleanup) = (true, None),
             (Action::KillContainer { id, .. }, Outcome::Failed { message, .. }) => {
                 tracing::warn!(id, message, "cannot stop a container");
-                self.memory.cleanup = Some(Failure::growing(
-                    self.memory.cleanup.as_ref(),
-                    "FailedKillPod",
-                    message,
-                    now,
-                ));
+                self.not_cleaned("FailedKillPod", message, now);
             }
             (_, Outcome::Failed { reason, message }) => {
                 tracing::warn!(
@@ -69,10 +64,17 @@ impl Worker {
                     pod = pod::full_name(&self.pod),
                     "a step failed; it will be tried again"
                 );
-                self.memory.cleanup = Some(Failure::growing(self.memory.cleanup.as_ref(), reason, message, now));
+                self.not_cleaned(reason, message, now);
             }
             _ => {}
         }
+    }
+
+    /// An end is tried again as mounting is: what stands in its way is mostly gone in a moment.
+    fn not_cleaned(&mut self, reason: &str, message: String, now: Timestamp) {
+        let last = self.memory.cleanup.as_ref().map(|failure| failure.delay);
+        let delay = last.map_or(FIRST_VOLUME_RETRY, |last| (last * 2).min(LAST_VOLUME_RETRY));
+        self.memory.cleanup = Some(Failure::steady(reason, message, delay, now));
     }
 
     /// Volumes are tried again after half a second, then after twice that, up to `longest`.

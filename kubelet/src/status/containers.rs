@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use skiff_api::k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus,
+    ContainerStatus, VolumeMountStatus,
 };
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -92,8 +92,25 @@ fn of_container(
             terminated: last,
             ..ContainerState::default()
         }),
+        volume_mounts: volume_mounts(spec),
         ..ContainerStatus::default()
     }
+}
+
+/// Which volumes are mounted; of read-only ones the mounts below them may be written to, as runc leaves them.
+fn volume_mounts(spec: &Spec) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = spec.volume_mounts.as_ref().filter(|mounts| !mounts.is_empty())?;
+    let shown = mounts.iter().map(|mount| VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: mount.read_only.filter(|read_only| *read_only),
+        recursive_read_only: mount
+            .read_only
+            .filter(|read_only| *read_only)
+            .map(|_| "Disabled".into()),
+        volume_status: None,
+    });
+    Some(shown.collect())
 }
 
 /// How the run before ended, as the API remembers it: the runtime may have lost its records.

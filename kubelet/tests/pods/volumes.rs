@@ -137,6 +137,15 @@ async fn a_volume_that_will_not_unmount_is_tried_again() {
                 .then_some(())
         })
         .await;
+    let told = |api: &crate::api::Api| {
+        let events = api.events();
+        let begins = "FailedUnMount: cannot unmount ";
+        events.iter().any(|event| event.starts_with(begins)).then_some(())
+    };
+    scene
+        .api
+        .until("an event that says why the pod is still there", told)
+        .await;
     assert!(mount.join("open").exists());
     drop(held);
     scene.until_gone("p").await;
