@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use skiff_daemon::{LogFormat, LogOptions};
 
-use crate::{backup, cluster, completion, image, ingress, kubelet, package, proxy, server};
+use crate::{
+    backup, certs, check, cluster, completion, image, ingress, init, kubelet, package, proxy, reset, server, token,
+};
 
 /// Kubernetes, complete and small.
 #[derive(Debug, Parser)]
@@ -26,6 +28,16 @@ const EXAMPLES: &str = "Examples:
 /// A component to run, or a thing to do with a cluster.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Begin a cluster: make this machine its control plane
+    Init(Box<init::InitArgs>),
+    /// Undo `init` or `join`: make this machine a bare one again
+    Reset(reset::ResetArgs),
+    /// Work with bootstrap tokens, which machines join with
+    Token(token::TokenArgs),
+    /// See to the certificates of a control plane
+    Certs(certs::CertsArgs),
+    /// Tell how every part of this machine does, with the probable cause where one does not
+    Check(check::CheckArgs),
     /// Start a cluster on this machine; each node is a network namespace with its own containerd
     Up(cluster::UpArgs),
     /// Take a cluster down; its state stays unless --purge

@@ -2,16 +2,22 @@
 
 mod args;
 mod backup;
+mod certs;
+mod check;
 mod client;
 mod cluster;
 mod completion;
 mod image;
 mod ingress;
+mod init;
 mod kubelet;
+mod machine;
 mod package;
 mod proxy;
+mod reset;
 mod server;
 mod showcase;
+mod token;
 
 use std::process::ExitCode;
 
@@ -30,6 +36,11 @@ fn main() -> ExitCode {
         Command::Kubelet(args) => skiff_daemon::run("skiff-kubelet", logs, |shutdown| kubelet::run(args, shutdown)),
         Command::Proxy(args) => skiff_daemon::run("skiff-proxy", logs, |shutdown| proxy::run(*args, shutdown)),
         Command::Ingress(args) => skiff_daemon::run("skiff-ingress", logs, |shutdown| ingress::run(args, shutdown)),
+        Command::Init(args) => skiff_daemon::run("skiff", logs, |shutdown| init::run(*args, shutdown)),
+        Command::Reset(args) => skiff_daemon::run("skiff", logs, |_| reset::run(args)),
+        Command::Certs(args) => skiff_daemon::run("skiff", logs, |_| certs::run(args)),
+        Command::Check(args) => skiff_daemon::run("skiff", logs, |_| check::run(args)),
+        Command::Token(args) => skiff_daemon::run("skiff", logs, |_| token::run(args)),
         Command::Up(args) => skiff_daemon::run("skiff", logs, |shutdown| cluster::up(args, shutdown)),
         Command::Down(args) => skiff_daemon::run("skiff", logs, |_| cluster::down(args)),
         Command::Clusters(args) => skiff_daemon::run("skiff", logs, |_| cluster::list(args)),

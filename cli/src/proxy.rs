@@ -18,7 +18,7 @@ pub(crate) struct ProxyArgs {
     /// The file with a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Remove the rules of Services from this node, and exit
+    /// Remove the rules of Services, the routes to other nodes and the CNI configuration from this node, and exit
     #[arg(long)]
     cleanup: bool,
     /// How to reach the API server, and as whom; the file's clientConnection.kubeconfig when absent
@@ -154,6 +154,14 @@ impl SettingArgs {
 /// Runs until asked to stop, or until one of the parts fails.
 pub(crate) async fn run(args: ProxyArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     if args.cleanup {
+        let overlay = skiff_overlay::Config {
+            cni_config_dir: args.cni_conf_dir,
+            cni_data_dir: args.cni_data_dir,
+            ..skiff_overlay::Config::new("")
+        };
+        skiff_overlay::clean(&overlay)
+            .await
+            .context("remove routes and the CNI configuration")?;
         return skiff_proxy::cleanup().context("clean up");
     }
     let (file, origin) = match &args.config {

@@ -32,17 +32,10 @@ pub(crate) fn cni_program(skiff: &Path) -> Result<PathBuf> {
 pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], cni_program: &Path) -> Result<()> {
     write_json(&layout.server_config(), &server(layout, &nodes[0]))?;
     for node in nodes {
-        for directory in [
-            node.cni_bin(),
-            node.cni_config(),
-            node.cni_data(),
-            node.kubelet_root(),
-            node.pod_logs(),
-            node.manifests(),
-        ] {
+        for directory in [node.cni_data(), node.kubelet_root(), node.pod_logs()] {
             fs::create_dir_all(&directory).map_err(Error::file("create", &directory))?;
         }
-        write_text(&node.containerd_config(), &containerd(node).render())?;
+        write_runtime(node)?;
         write_json(&node.kubelet_config(), &kubelet(layout, node))?;
         write_json(&node.proxy_config(), &proxy(node))?;
         for plugin in CNI_PLUGINS {
@@ -50,6 +43,14 @@ pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], cni_program: &Path) -
         }
     }
     Ok(())
+}
+
+/// The files of a node's container runtime.
+pub(crate) fn write_runtime(node: &NodeLayout) -> Result<()> {
+    for directory in [node.cni_bin(), node.cni_config()] {
+        fs::create_dir_all(&directory).map_err(Error::file("create", &directory))?;
+    }
+    write_text(&node.containerd_config(), &containerd(node).render())
 }
 
 fn server(layout: &Layout, node: &NodeLayout) -> Value {

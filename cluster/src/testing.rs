@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use skiff_net::netns::Namespace;
 
+mod bare;
+
+pub use bare::BareMachines;
+
 use crate::{Cluster, NodeLayout, Options, Result, Role, Silent, credentials, leftovers, network};
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -208,29 +212,33 @@ impl Drop for TestCluster {
         if std::thread::panicking() {
             eprintln!("{}", self.report());
         }
-        let (home, name) = (self.home.path().to_owned(), self.cluster.layout().name().to_owned());
-        // Drop is not async, and the test's runtime may be shutting down: a thread with a runtime of its own does it.
-        let taken_down = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| e.to_string())?;
-            let down = async {
-                tokio::time::timeout(Duration::from_secs(60), Cluster::down(&home, &name, true, &Silent)).await
-            };
-            match runtime.block_on(down) {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(skiff_daemon::error_chain(&error)),
-                Err(_) => Err("taking the cluster down takes too long".to_owned()),
-            }
-        })
-        .join();
-        match taken_down {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) if std::thread::panicking() => eprintln!("{error}"),
-            Ok(Err(error)) => panic!("the cluster left something behind: {error}"),
-            Err(_) => eprintln!("taking the cluster down panicked"),
+        take_down(self.home.path(), self.cluster.layout().name());
+    }
+}
+
+/// Takes a test's cluster down, whatever runs in it; a test that passed otherwise fails when something stays.
+fn take_down(home: &Path, name: &str) {
+    let (home, name) = (home.to_owned(), name.to_owned());
+    // Drop is not async, and the test's runtime may be shutting down: a thread with a runtime of its own does it.
+    let taken_down = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| e.to_string())?;
+        let down =
+            async { tokio::time::timeout(Duration::from_secs(60), Cluster::down(&home, &name, true, &Silent)).await };
+        match runtime.block_on(down) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(skiff_daemon::error_chain(&error)),
+            Err(_) => Err("taking the cluster down takes too long".to_owned()),
         }
+    })
+    .join();
+    match taken_down {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) if std::thread::panicking() => eprintln!("{error}"),
+        Ok(Err(error)) => panic!("the cluster left something behind: {error}"),
+        Err(_) => eprintln!("taking the cluster down panicked"),
     }
 }
 

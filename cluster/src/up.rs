@@ -115,7 +115,7 @@ impl Cluster {
         }
     }
 
-    fn ensure(&mut self, role: Role, node: &NodeLayout, binary: &Path) -> Result<()> {
+    pub(crate) fn ensure(&mut self, role: Role, node: &NodeLayout, binary: &Path) -> Result<()> {
         if self
             .record
             .process(role, &node.name)
@@ -172,7 +172,7 @@ impl Cluster {
             })
     }
 
-    async fn wait_for_socket(&self, node: &NodeLayout) -> Result<()> {
+    pub(crate) async fn wait_for_socket(&self, node: &NodeLayout) -> Result<()> {
         let begin = Instant::now();
         while tokio::net::UnixStream::connect(node.containerd_socket()).await.is_err() {
             self.check_alive(Role::Containerd, node)?;
@@ -353,7 +353,7 @@ fn prepare_record(layout: &Layout, options: &Options) -> Result<Record> {
     })
 }
 
-fn check_machine() -> Result<()> {
+pub(crate) fn check_machine() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
     }

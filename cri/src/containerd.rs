@@ -209,8 +209,9 @@ pub fn unmount_below(directory: &Path) -> io::Result<usize> {
     Ok(below.len())
 }
 
-/// The fifth field, in which the kernel writes blanks as octal escapes.
-fn mount_point(line: &str) -> Option<PathBuf> {
+/// Where a line of `/proc/self/mountinfo` says that something is mounted: its fifth field, in which the kernel writes blanks as
+/// octal escapes.
+pub fn mount_point(line: &str) -> Option<PathBuf> {
     let field = line.split(' ').nth(4)?;
     let unescaped = field
         .replace("\\040", " ")

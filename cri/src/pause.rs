@@ -16,13 +16,21 @@ const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pause"));
 /// # Errors
 /// When `to` cannot be written.
 pub fn write_archive(to: impl Write) -> Result<String, Error> {
+    write_archive_as(IMAGE, to)
+}
+
+/// The same under another name: the one that a runtime asks for by its `sandbox_image`.
+///
+/// # Errors
+/// When `to` cannot be written.
+pub fn write_archive_as(image: &str, to: impl Write) -> Result<String, Error> {
     // The pod may run as anybody, so the program is readable and executable for everybody.
     let execution = Execution {
         entrypoint: vec!["/pause".into()],
         user: "65535:65535".into(),
         ..Default::default()
     };
-    Builder::new(IMAGE)
+    Builder::new(image)
         .bytes("/pause", 0o555, PROGRAM)
         .execution(execution)
         .write(to)

@@ -1,5 +1,7 @@
 //! What containerd tells of its own configuration (`crictl info`), in the forms of 1.6, 1.7 and 2.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use crate::types::{CgroupDriver, RuntimeSettings};
@@ -19,20 +21,33 @@ pub(crate) fn read(text: &str) -> RuntimeSettings {
             (None, false) => None,
         },
         sandbox_image: config["sandboxImage"].as_str().map(str::to_owned),
+        cni_config_dir: config["cni"]["confDir"].as_str().map(PathBuf::from),
+        // containerd 2.1 names several, the old field is then empty.
+        cni_plugin_dir: [&config["cni"]["binDir"], &config["cni"]["binDirs"][0]]
+            .into_iter()
+            .filter_map(Value::as_str)
+            .find(|dir| !dir.is_empty())
+            .map(PathBuf::from),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn what_containerd_tells() {
         let config = r#"{"containerd": {"defaultRuntimeName": "runc", "runtimes": {"runc": {"options": {"SystemdCgroup": true}}}},
-                         "sandboxImage": "registry.k8s.io/pause:3.6"}"#;
+                         "cni": {"binDir": "/usr/lib/cni", "confDir": "/etc/cni/net.d"}, "sandboxImage": "registry.k8s.io/pause:3.6"}"#;
         let settings = read(config);
         assert_eq!(settings.cgroup_driver, Some(CgroupDriver::Systemd));
         assert_eq!(settings.sandbox_image.as_deref(), Some("registry.k8s.io/pause:3.6"));
+        assert_eq!(settings.cni_config_dir.as_deref(), Some(Path::new("/etc/cni/net.d")));
+        assert_eq!(settings.cni_plugin_dir.as_deref(), Some(Path::new("/usr/lib/cni")));
+        let newer = read(r#"{"cni": {"binDir": "", "binDirs": ["/opt/cni/bin"]}}"#);
+        assert_eq!(newer.cni_plugin_dir.as_deref(), Some(Path::new("/opt/cni/bin")));
         let unset = read(r#"{"containerd": {"runtimes": {"runc": {"options": {}}}}}"#);
         assert_eq!(unset.cgroup_driver, Some(CgroupDriver::Cgroupfs));
         assert_eq!(read("no JSON"), RuntimeSettings::default());

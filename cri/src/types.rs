@@ -1,6 +1,7 @@
 //! CRI v1 in plain Rust: the messages of [`Runtime`](crate::Runtime) without protobuf's optional wrappers.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 
@@ -31,6 +32,10 @@ pub struct RuntimeSettings {
     pub cgroup_driver: Option<CgroupDriver>,
     /// The image of the pause process.
     pub sandbox_image: Option<String>,
+    /// Where it looks for CNI configuration.
+    pub cni_config_dir: Option<PathBuf>,
+    /// Where it looks for CNI plugins.
+    pub cni_plugin_dir: Option<PathBuf>,
 }
 
 /// Conditions of the runtime.

@@ -11,7 +11,7 @@ use rcgen::{
 };
 
 use crate::identity::{MAX_ORGANIZATIONS, belongs, certificates, parse_key, paths};
-use crate::{Error, Identity, Request, files};
+use crate::{Error, Identity, Request, Validity, files};
 
 /// How long a new authority is valid: ten years, as kubeadm's.
 pub const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -87,6 +87,11 @@ impl CertificateAuthority {
     /// The certificate to trust.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    /// When its certificate is valid.
+    pub fn validity(&self) -> Result<Validity, Error> {
+        Validity::of_pem(&self.certificate_pem)
     }
 
     /// Signs a certificate for a fresh ECDSA P-256 key.

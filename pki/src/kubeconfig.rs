@@ -175,12 +175,72 @@ impl Kubeconfig {
         }
     }
 
+    /// A cluster without a user: what `cluster-info` tells everybody.
+    pub fn anonymous(server: &str, ca_pem: &str) -> Self {
+        Self {
+            api_version: "v1".to_owned(),
+            kind: "Config".to_owned(),
+            clusters: vec![NamedCluster {
+                name: String::new(),
+                cluster: Cluster {
+                    server: server.to_owned(),
+                    certificate_authority_data: Some(STANDARD.encode(ca_pem)),
+                    ..Cluster::default()
+                },
+            }],
+            ..Self::default()
+        }
+    }
+
+    /// A user who shows a token: what `join` writes as `bootstrap-kubelet.conf`.
+    pub fn with_token(server: &str, ca_pem: &str, user: &str, token: &str) -> Self {
+        let mut config = Self::anonymous(server, ca_pem);
+        let cluster = "kubernetes";
+        for named in &mut config.clusters {
+            cluster.clone_into(&mut named.name);
+        }
+        config.current_context = format!("{user}@{cluster}");
+        config.contexts = vec![NamedContext {
+            name: config.current_context.clone(),
+            context: Context {
+                cluster: cluster.to_owned(),
+                user: user.to_owned(),
+                ..Context::default()
+            },
+        }];
+        config.users = vec![NamedUser {
+            name: user.to_owned(),
+            user: User {
+                token: Some(token.to_owned()),
+                ..User::default()
+            },
+        }];
+        config
+    }
+
+    /// Reads a text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        serde_saphyr::from_str(text).map_err(|error| Error::ParseKubeconfig {
+            path: "given as text".into(),
+            reason: error.to_string(),
+        })
+    }
+
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self, Error> {
         serde_saphyr::from_str(&files::read(path)?).map_err(|error| Error::ParseKubeconfig {
             path: path.to_owned(),
             reason: error.to_string(),
         })
+    }
+
+    /// The name of the user of the current context.
+    pub fn current_user(&self) -> Option<String> {
+        let current = self
+            .contexts
+            .iter()
+            .find(|context| context.name == self.current_context);
+        current.map(|context| context.context.user.clone())
     }
 
     /// The file's text.
@@ -192,6 +252,15 @@ impl Kubeconfig {
     /// Writes a file that only its owner may read.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         files::write_private(path, self.to_yaml().as_bytes())
+    }
+
+    /// Server and authority of the first cluster, as `cluster-info` holds them.
+    pub fn first_cluster(&self) -> Result<Option<(String, String)>, Error> {
+        let Some(NamedCluster { cluster, .. }) = self.clusters.first() else {
+            return Ok(None);
+        };
+        let ca = embedded_or_read(Path::new("given as text"), &cluster.certificate_authority_data, &None)?;
+        Ok(ca.map(|ca| (cluster.server.clone(), ca)))
     }
 
     /// The server and credentials of the current context of the file at `path`, with the files that it names read
@@ -235,6 +304,16 @@ impl Kubeconfig {
             identity,
             token: user.token.clone(),
         })
+    }
+}
+
+impl User {
+    /// Shows this certificate from now on, embedded.
+    pub fn set_identity(&mut self, identity: &Identity) {
+        self.client_certificate_data = Some(STANDARD.encode(identity.certificate_pem()));
+        self.client_key_data = Some(STANDARD.encode(identity.key_pem()));
+        self.client_certificate = None;
+        self.client_key = None;
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod census;
 pub mod home;
 pub mod kubectl;
+pub mod machine;
 pub mod traffic;
 pub mod wait;
 

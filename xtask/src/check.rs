@@ -24,6 +24,7 @@ const LAYERS: &[&[&str]] = &[
         "ingress",
         "overlay",
         "cni",
+        "machine",
     ],
     &["cri", "net", "pki", "store"],
     &["daemon"],
@@ -41,6 +42,7 @@ const CLUSTER_MAY_NOT: &[&str] = &[
     "ingress",
     "overlay",
     "cni",
+    "machine",
 ];
 
 /// Runs every check and reports all failures at once.

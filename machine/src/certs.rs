@@ -1,0 +1,318 @@
+//! `skiff certs`: when the certificates of a control plane end, and new ones in their place.
+//!
+//! Files are replaced in one step, the key before its certificate; the processes that use them read them again by themselves.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use skiff_pki::{CertificateAuthority, Identity, Kubeconfig, Validity};
+
+use crate::{Error, Layout};
+
+/// The certificates that `init` makes, beside kubeconfigs; and who signs them.
+const LEAVES: [(&str, &str); 3] = [
+    ("apiserver", "ca"),
+    ("apiserver-kubelet-client", "ca"),
+    ("front-proxy-client", "front-proxy-ca"),
+];
+const AUTHORITIES: [&str; 2] = ["ca", "front-proxy-ca"];
+const KUBECONFIGS: [&str; 4] = ["admin", "super-admin", "proxy", "ingress"];
+
+/// A certificate and its end.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Certificate {
+    /// `apiserver`, or `admin.conf`.
+    pub name: String,
+    /// When it ends.
+    pub expires: String,
+    /// Seconds until then; 0 when it has ended.
+    pub residual_seconds: u64,
+    /// Who signed it; empty for an authority.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub authority: String,
+    /// Whether its signer's key is elsewhere, so that it cannot be renewed here.
+    pub externally_managed: bool,
+}
+
+/// Why certificates cannot be renewed.
+#[derive(Debug, thiserror::Error)]
+pub enum CertsError {
+    /// There are none.
+    #[error("there are no certificates in {}: this machine is no control plane; a worker's kubelet renews its own", path.display())]
+    NoControlPlane {
+        /// Where they would be.
+        path: PathBuf,
+    },
+    /// There is none of this name.
+    #[error("there is no certificate {name:?} here; there are: {known}, and `all`")]
+    Unknown {
+        /// What was given.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// The authority's key is elsewhere.
+    #[error("{name} cannot be renewed here: the key of its authority, {}, is not on this machine", key.display())]
+    ExternalAuthority {
+        /// The certificate.
+        name: String,
+        /// Where the key would be.
+        key: PathBuf,
+    },
+}
+
+/// Where a certificate is.
+enum Place {
+    Pair,
+    Kubeconfig(PathBuf),
+}
+
+struct Found {
+    name: String,
+    authority: &'static str,
+    place: Place,
+    identity: Identity,
+}
+
+/// All certificates, then the authorities.
+///
+/// # Errors
+/// When there are none, or one cannot be read.
+pub fn check_expiration(layout: &Layout, now: Timestamp) -> Result<(Vec<Certificate>, Vec<Certificate>), Error> {
+    let pki = layout.pki();
+    let mut certificates = Vec::new();
+    for found in find(layout)? {
+        let external = !pki.join(format!("{}.key", found.authority)).exists();
+        certificates.push(describe(
+            found.name,
+            found.identity.validity()?,
+            now,
+            found.authority,
+            external,
+        ));
+    }
+    let mut authorities = Vec::new();
+    for name in AUTHORITIES {
+        let path = pki.join(format!("{name}.crt"));
+        if path.exists() {
+            let external = !pki.join(format!("{name}.key")).exists();
+            let validity = Validity::of_pem(&skiff_pki::files::read(&path)?)?;
+            authorities.push(describe(name.to_owned(), validity, now, "", external));
+        }
+    }
+    Ok((certificates, authorities))
+}
+
+/// Issues `names` (or, with `all`, every one) anew; returns those that were.
+///
+/// # Errors
+/// When a name is unknown, before anything is changed; or when one cannot be written.
+pub fn renew(layout: &Layout, names: &[String]) -> Result<Vec<String>, Error> {
+    let found = find(layout)?;
+    let all = names.iter().any(|name| name == "all");
+    if let Some(name) = names
+        .iter()
+        .find(|name| *name != "all" && !found.iter().any(|found| found.name == **name))
+    {
+        let known: Vec<_> = found.iter().map(|found| found.name.as_str()).collect();
+        return Err(CertsError::Unknown {
+            name: name.clone(),
+            known: known.join(", "),
+        }
+        .into());
+    }
+    let mut renewed = Vec::new();
+    for found in found.into_iter().filter(|found| all || names.contains(&found.name)) {
+        renew_one(layout, &found)?;
+        renewed.push(found.name);
+    }
+    Ok(renewed)
+}
+
+fn renew_one(layout: &Layout, found: &Found) -> Result<(), Error> {
+    let pki = layout.pki();
+    let key = pki.join(format!("{}.key", found.authority));
+    if !key.exists() {
+        return Err(CertsError::ExternalAuthority {
+            name: found.name.clone(),
+            key,
+        }
+        .into());
+    }
+    let identity = CertificateAuthority::load(&pki, found.authority)?.renew(&found.identity)?;
+    match &found.place {
+        Place::Pair => identity.save(&pki, &found.name)?,
+        Place::Kubeconfig(path) => write_kubeconfig(path, &identity)?,
+    }
+    Ok(())
+}
+
+/// The same file, but for the certificate and the key of its user.
+fn write_kubeconfig(path: &Path, identity: &Identity) -> Result<(), Error> {
+    let mut kubeconfig = Kubeconfig::read(path)?;
+    let user = kubeconfig.current_user();
+    for named in kubeconfig
+        .users
+        .iter_mut()
+        .filter(|named| Some(&named.name) == user.as_ref())
+    {
+        named.user.set_identity(identity);
+    }
+    Ok(kubeconfig.write(path)?)
+}
+
+fn find(layout: &Layout) -> Result<Vec<Found>, Error> {
+    let pki = layout.pki();
+    let mut all = Vec::new();
+    for name in KUBECONFIGS {
+        let path = layout.kubeconfig(name);
+        if let Some(identity) = path
+            .exists()
+            .then(|| Kubeconfig::load(&path))
+            .transpose()?
+            .and_then(|found| found.identity)
+        {
+            all.push(Found {
+                name: format!("{name}.conf"),
+                authority: "ca",
+                place: Place::Kubeconfig(path),
+                identity,
+            });
+        }
+    }
+    for (name, authority) in LEAVES {
+        if let Some(identity) = Identity::load_if_there(&pki, name)? {
+            all.push(Found {
+                name: name.to_owned(),
+                authority,
+                place: Place::Pair,
+                identity,
+            });
+        }
+    }
+    // A worker has a kubeconfig of its proxy, but nothing to sign another with.
+    if all.iter().any(|found| matches!(found.place, Place::Pair)) {
+        return Ok(all);
+    }
+    Err(CertsError::NoControlPlane { path: pki }.into())
+}
+
+fn describe(
+    name: String,
+    validity: Validity,
+    now: Timestamp,
+    authority: &str,
+    externally_managed: bool,
+) -> Certificate {
+    Certificate {
+        name,
+        expires: validity.not_after.to_string(),
+        residual_seconds: validity.remaining(now).as_secs(),
+        authority: authority.to_owned(),
+        externally_managed,
+    }
+}
+
+impl Certificate {
+    /// How long it is valid yet.
+    pub fn residual(&self) -> Duration {
+        Duration::from_secs(self.residual_seconds)
+    }
+}
+
+/// A key for `skiff init --certificate-key`, as kubeadm makes it: 32 random bytes in hexadecimal.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn certificate_key() -> Result<String, Error> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use skiff_pki::Request;
+
+    use super::*;
+
+    /// A control plane whose certificates are about to end.
+    fn control_plane() -> (tempfile::TempDir, Layout) {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        let pki = layout.pki();
+        let ca = CertificateAuthority::load_or_generate(&pki, "ca", "kubernetes").unwrap();
+        CertificateAuthority::load_or_generate(&pki, "front-proxy-ca", "front-proxy-ca").unwrap();
+        let soon = Duration::from_secs(1);
+        let server = Request::server("kube-apiserver", &["kubernetes"], &["10.0.0.1".parse().unwrap()]);
+        ca.issue(&server.lifetime(soon))
+            .unwrap()
+            .save(&pki, "apiserver")
+            .unwrap();
+        let admin = Request::client("kubernetes-admin", &["kubeadm:cluster-admins"]);
+        let admin = ca.issue(&admin.lifetime(soon)).unwrap();
+        let kubeconfig = Kubeconfig::embedded(
+            "kubernetes",
+            "https://10.0.0.1:6443",
+            ca.certificate_pem(),
+            "kubernetes-admin",
+            &admin,
+        );
+        kubeconfig.write(&layout.kubeconfig("admin")).unwrap();
+        (root, layout)
+    }
+
+    #[test]
+    fn what_has_expired_is_told_and_renewed() {
+        let (_root, layout) = control_plane();
+        let later = Timestamp::now() + Duration::from_secs(60);
+        let (before, authorities) = check_expiration(&layout, later).unwrap();
+        let names: Vec<_> = before
+            .iter()
+            .map(|found| (found.name.as_str(), found.residual_seconds))
+            .collect();
+        assert_eq!(names, [("admin.conf", 0), ("apiserver", 0)]);
+        assert!(
+            authorities
+                .iter()
+                .all(|authority| authority.residual_seconds > 0 && !authority.externally_managed)
+        );
+
+        assert_eq!(renew(&layout, &["apiserver".to_owned()]).unwrap(), ["apiserver"]);
+        let (after, _) = check_expiration(&layout, later).unwrap();
+        assert!(after[0].residual_seconds == 0 && after[1].residual_seconds > 0);
+        assert_eq!(
+            renew(&layout, &["all".to_owned()]).unwrap(),
+            ["admin.conf", "apiserver"]
+        );
+        let admin = Kubeconfig::load(&layout.kubeconfig("admin")).unwrap();
+        assert_eq!(admin.server, "https://10.0.0.1:6443");
+        assert!(admin.identity.unwrap().validity().unwrap().remaining(later) > Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn what_cannot_be_renewed_says_why() {
+        let (_root, layout) = control_plane();
+        let error = renew(&layout, &["apisever".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("admin.conf, apiserver"), "{error}");
+        std::fs::remove_file(layout.pki().join("ca.key")).unwrap();
+        let error = renew(&layout, &["apiserver".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("is not on this machine"), "{error}");
+        let empty = Layout::new(tempfile::tempdir().unwrap().path());
+        assert!(
+            check_expiration(&empty, Timestamp::now())
+                .unwrap_err()
+                .to_string()
+                .contains("no control plane")
+        );
+    }
+
+    #[test]
+    fn a_certificate_key_is_32_bytes() {
+        let key = certificate_key().unwrap();
+        assert!(key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
+}

@@ -1,0 +1,603 @@
+//! What `init` and `join` are asked for: flags, laid over a file with kubeadm's kinds. Pure.
+
+mod kubeadm;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+use skiff_api::config::EtcdConfiguration;
+
+pub use kubeadm::{Argument, Files};
+
+use crate::token::Token;
+
+/// Where pods get their addresses from, where nothing else is said: the habit of the field.
+const POD_SUBNET: &str = "10.244.0.0/16";
+/// Where Services get theirs from: kubeadm's default.
+const SERVICE_SUBNET: &str = "10.96.0.0/12";
+/// A node's part of the pods' range.
+const NODE_MASK: u8 = 24;
+/// The API server's port.
+pub const API_PORT: u16 = 6443;
+/// How long a token is valid, where nothing else is said.
+pub const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// What is wrong with flags or file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file is not YAML.
+    #[error("the configuration file is not YAML: {reason}")]
+    Syntax {
+        /// The parser's words.
+        reason: String,
+    },
+    /// A document of a kind that has no place here.
+    #[error(
+        "the configuration file holds a {found}; the kinds are kubeadm.k8s.io/v1beta4 {wanted}, KubeletConfiguration and KubeProxyConfiguration"
+    )]
+    Kind {
+        /// What was found.
+        found: String,
+        /// What is looked for.
+        wanted: &'static str,
+    },
+    /// A document with a wrong field.
+    #[error("the {kind} in the configuration file: {reason}")]
+    Field {
+        /// The document's kind.
+        kind: String,
+        /// The decoder's words.
+        reason: String,
+    },
+    /// A value that cannot work.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// The flag or field.
+        what: &'static str,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+}
+
+/// A host and a port.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoint {
+    /// A name or an address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// What all machines of a cluster have in common.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Where clients find the API server, when not at the first machine's own address.
+    pub endpoint: Option<Endpoint>,
+    /// The API server's port.
+    pub port: u16,
+    /// Where pods get their addresses from.
+    pub pod_subnet: IpNet,
+    /// Where Services get theirs from.
+    pub service_subnet: IpNet,
+    /// The domain of the cluster's names.
+    pub dns_domain: String,
+    /// Further names and addresses in the API server's certificate.
+    pub cert_sans: Vec<String>,
+    /// An etcd cluster instead of SQLite.
+    pub etcd: Option<EtcdConfiguration>,
+    /// Fields of every kubelet's configuration that a person gave.
+    pub kubelet: Map<String, Value>,
+    /// The same of every proxy.
+    pub proxy: Map<String, Value>,
+    /// How packets get to other nodes' pods (`skiff proxy --network`).
+    pub network: String,
+}
+
+/// What is wished for one machine.
+#[derive(Clone, Debug, Default)]
+pub struct NodeWish {
+    /// The node's name, where it is not the host's.
+    pub name: Option<String>,
+    /// Its address.
+    pub ip: Option<IpAddr>,
+    /// The container runtime's socket.
+    pub runtime_endpoint: Option<String>,
+    /// Its taints, where not kubeadm's.
+    pub taints: Option<Vec<Value>>,
+    /// Arguments for its kubelet.
+    pub kubelet_args: Vec<Argument>,
+    /// Preflight checks whose failure is only told.
+    pub ignore: BTreeSet<String>,
+}
+
+/// `skiff init`, all told.
+#[derive(Clone, Debug)]
+pub struct Init {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// This machine.
+    pub node: NodeWish,
+    /// The bootstrap token; one is made up where none is given.
+    pub token: Option<Token>,
+    /// How long it is valid; `None` for ever.
+    pub token_ttl: Option<Duration>,
+    /// Phases to leave out.
+    pub skip_phases: BTreeSet<String>,
+}
+
+/// The flags of `skiff init`.
+#[derive(Clone, Debug, Default)]
+pub struct InitFlags {
+    /// `--apiserver-advertise-address`.
+    pub advertise_address: Option<IpAddr>,
+    /// `--apiserver-bind-port`.
+    pub bind_port: Option<u16>,
+    /// `--apiserver-cert-extra-sans`.
+    pub cert_sans: Vec<String>,
+    /// `--control-plane-endpoint`.
+    pub endpoint: Option<String>,
+    /// `--pod-network-cidr`.
+    pub pod_subnet: Option<IpNet>,
+    /// `--service-cidr`.
+    pub service_subnet: Option<IpNet>,
+    /// `--service-dns-domain`.
+    pub dns_domain: Option<String>,
+    /// `--token`.
+    pub token: Option<Token>,
+    /// `--token-ttl`; zero is for ever.
+    pub token_ttl: Option<Duration>,
+    /// `--etcd-servers` and its companions.
+    pub etcd: Option<EtcdConfiguration>,
+    /// `--network`.
+    pub network: Option<String>,
+    /// `--skip-phases`.
+    pub skip_phases: Vec<String>,
+    /// What `init` and `join` share.
+    pub node: NodeFlags,
+}
+
+/// The flags that `init` and `join` share.
+#[derive(Clone, Debug, Default)]
+pub struct NodeFlags {
+    /// `--node-name`.
+    pub name: Option<String>,
+    /// `--node-ip`.
+    pub ip: Option<IpAddr>,
+    /// `--cri-socket`.
+    pub runtime_endpoint: Option<String>,
+    /// `--ignore-preflight-errors`.
+    pub ignore: Vec<String>,
+}
+
+/// `skiff join`, all told.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// Where the API server is.
+    pub endpoint: Endpoint,
+    /// What `cluster-info` is signed with.
+    pub discovery_token: Token,
+    /// What the kubelet gets its certificate with.
+    pub bootstrap_token: Token,
+    /// Hashes of authorities to trust; with none, the token alone is trusted.
+    pub pins: Vec<String>,
+    /// This machine.
+    pub node: NodeWish,
+}
+
+/// The flags of `skiff join`.
+#[derive(Clone, Debug, Default)]
+pub struct JoinFlags {
+    /// `HOST:PORT`.
+    pub endpoint: Option<String>,
+    /// `--token`: for both.
+    pub token: Option<Token>,
+    /// `--discovery-token`.
+    pub discovery_token: Option<Token>,
+    /// `--tls-bootstrap-token`.
+    pub bootstrap_token: Option<Token>,
+    /// `--discovery-token-ca-cert-hash`.
+    pub pins: Vec<String>,
+    /// `--discovery-token-unsafe-skip-ca-verification`.
+    pub unsafe_skip_ca_verification: bool,
+    /// What `init` and `join` share.
+    pub node: NodeFlags,
+}
+
+// === impl Join ===
+
+impl Join {
+    /// Lays the flags over the file.
+    ///
+    /// # Errors
+    /// What is wrong with either.
+    pub fn new(flags: JoinFlags, file: Option<&str>) -> Result<Self, Error> {
+        const LINE: &str =
+            "take the whole line that `skiff token create --print-join-command` prints on the control plane";
+        let missing = |what| Error::Invalid {
+            what,
+            reason: format!("is missing; {LINE}"),
+        };
+        let join = Files::read(file.unwrap_or_default(), "JoinConfiguration")?
+            .join
+            .unwrap_or_default();
+        let discovery = join.discovery.bootstrap_token;
+        let endpoint = flags
+            .endpoint
+            .or(discovery.api_server_endpoint)
+            .ok_or_else(|| missing("HOST:PORT"))?;
+        let token = flags.token.or(discovery.token);
+        let discovery_token = flags
+            .discovery_token
+            .or_else(|| token.clone())
+            .ok_or_else(|| missing("--token"))?;
+        let bootstrap_token = flags.bootstrap_token.or(join.discovery.tls_bootstrap_token).or(token);
+        let pins: Vec<_> = flags
+            .pins
+            .into_iter()
+            .chain(discovery.ca_cert_hashes)
+            .map(|pin| pin.to_lowercase())
+            .collect();
+        let is_pin = |pin: &String| {
+            let hex = pin.strip_prefix("sha256:").unwrap_or_default();
+            hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        if let Some(pin) = pins.iter().find(|pin| !is_pin(pin)) {
+            return Err(Error::Invalid {
+                what: "--discovery-token-ca-cert-hash",
+                reason: format!("{pin:?} is not sha256: and 64 hexadecimal digits; {LINE}"),
+            });
+        }
+        if pins.is_empty() && !flags.unsafe_skip_ca_verification && !discovery.unsafe_skip_ca_verification {
+            return Err(missing("--discovery-token-ca-cert-hash"));
+        }
+        Ok(Self {
+            endpoint: Endpoint::parse(&endpoint, API_PORT).map_err(invalid("HOST:PORT"))?,
+            bootstrap_token: bootstrap_token.unwrap_or_else(|| discovery_token.clone()),
+            discovery_token,
+            pins,
+            node: NodeWish::new(flags.node, join.node_registration)?,
+        })
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Reads `host`, `host:port`, `address` or `[address]:port`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str, default_port: u16) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not of the form HOST or HOST:PORT");
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self {
+                host: address.to_string(),
+                port: default_port,
+            });
+        }
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?),
+            None => (text, default_port),
+        };
+        let host = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(host);
+        if host.parse::<IpAddr>().is_err() && !is_host_name(host) {
+            return Err(bad());
+        }
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+
+    /// `https://host:port`.
+    pub fn url(&self) -> String {
+        format!("https://{self}")
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Whether this can name a host, and a node: RFC 1123.
+pub(crate) fn is_host_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let edges = |end: Option<u8>| end.is_some_and(|byte| byte.is_ascii_alphanumeric());
+        (1..=63).contains(&label.len())
+            && edges(label.bytes().next())
+            && edges(label.bytes().last())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+// === impl Init ===
+
+impl Init {
+    /// Lays the flags over the file.
+    ///
+    /// # Errors
+    /// What is wrong with either.
+    pub fn new(flags: InitFlags, file: Option<&str>) -> Result<Self, Error> {
+        let Files {
+            init,
+            cluster,
+            kubelet,
+            proxy,
+            ..
+        } = Files::read(file.unwrap_or_default(), "InitConfiguration, ClusterConfiguration")?;
+        let init = init.unwrap_or_default();
+        let cluster = cluster.unwrap_or_default();
+        let port = flags
+            .bind_port
+            .or(init.local_api_endpoint.bind_port)
+            .unwrap_or(API_PORT);
+        let endpoint = flags
+            .endpoint
+            .or(cluster.control_plane_endpoint)
+            .filter(|endpoint| !endpoint.is_empty());
+        let given_token = init.bootstrap_tokens.into_iter().next();
+        let mut node = NodeWish::new(flags.node, init.node_registration)?;
+        node.ip = flags
+            .advertise_address
+            .or(node.ip)
+            .or(init.local_api_endpoint.advertise_address);
+        let ttl = flags
+            .token_ttl
+            .or(given_token.as_ref().and_then(|token| token.ttl))
+            .unwrap_or(TOKEN_TTL);
+        let settings = Self {
+            cluster: Cluster {
+                endpoint: endpoint
+                    .map(|text| Endpoint::parse(&text, port).map_err(invalid("--control-plane-endpoint")))
+                    .transpose()?,
+                port,
+                pod_subnet: (flags.pod_subnet.or(cluster.networking.pod_subnet)).unwrap_or_else(|| subnet(POD_SUBNET)),
+                service_subnet: (flags.service_subnet.or(cluster.networking.service_subnet))
+                    .unwrap_or_else(|| subnet(SERVICE_SUBNET)),
+                dns_domain: (flags.dns_domain.or(cluster.networking.dns_domain))
+                    .unwrap_or_else(|| "cluster.local".to_owned()),
+                cert_sans: flags
+                    .cert_sans
+                    .into_iter()
+                    .chain(cluster.api_server.cert_sans)
+                    .collect(),
+                etcd: flags.etcd.or(cluster.etcd.external),
+                kubelet,
+                proxy,
+                network: flags.network.unwrap_or_else(|| "auto".to_owned()),
+            },
+            node,
+            token: flags.token.or(given_token.and_then(|token| token.token)),
+            token_ttl: (!ttl.is_zero()).then_some(ttl),
+            skip_phases: flags.skip_phases.into_iter().chain(init.skip_phases).collect(),
+        };
+        settings.cluster.check()?;
+        Ok(settings)
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// The address of cluster DNS: the tenth of the Services'.
+    pub fn dns_address(&self) -> IpAddr {
+        nth(self.service_subnet, 10)
+    }
+
+    /// The address of the `kubernetes` Service: the first of the Services'.
+    pub fn kubernetes_address(&self) -> IpAddr {
+        nth(self.service_subnet, 1)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let refuse = |what, reason: String| Err(Error::Invalid { what, reason });
+        let (pods, services) = (self.pod_subnet, self.service_subnet);
+        if pods.contains(&services) || services.contains(&pods) {
+            return refuse(
+                "--pod-network-cidr",
+                format!("{pods} and --service-cidr {services} overlap; choose others"),
+            );
+        }
+        if pods.addr().is_ipv4() && pods.prefix_len() > NODE_MASK {
+            return refuse(
+                "--pod-network-cidr",
+                format!("{pods} is too small: each node gets a /{NODE_MASK} of it"),
+            );
+        }
+        if services.max_prefix_len() - services.prefix_len() < 4 {
+            return refuse(
+                "--service-cidr",
+                format!("{services} is too small: it must hold 16 addresses at least"),
+            );
+        }
+        if !is_host_name(&self.dns_domain) {
+            return refuse("--service-dns-domain", format!("{:?} is not a domain", self.dns_domain));
+        }
+        for san in &self.cert_sans {
+            let name = san.strip_prefix("*.").unwrap_or(san);
+            if san.parse::<IpAddr>().is_err() && !is_host_name(name) {
+                return refuse(
+                    "--apiserver-cert-extra-sans",
+                    format!("{san:?} is neither a name nor an address"),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+// === impl NodeWish ===
+
+impl NodeWish {
+    pub(crate) fn new(flags: NodeFlags, file: kubeadm::NodeRegistration) -> Result<Self, Error> {
+        let name = flags.name.or(file.name).map(|name| name.trim().to_lowercase());
+        if let Some(name) = name.as_ref().filter(|name| !is_host_name(name)) {
+            return Err(Error::Invalid {
+                what: "--node-name",
+                reason: format!("{name:?} cannot name a node: use letters, digits, dashes and dots"),
+            });
+        }
+        Ok(Self {
+            name,
+            ip: flags.ip,
+            runtime_endpoint: flags.runtime_endpoint.or(file.cri_socket),
+            taints: file.taints,
+            kubelet_args: file.kubelet_extra_args,
+            ignore: flags
+                .ignore
+                .into_iter()
+                .chain(file.ignore_preflight_errors)
+                .map(|name| name.to_lowercase())
+                .collect(),
+        })
+    }
+}
+
+fn invalid(what: &'static str) -> impl FnOnce(String) -> Error {
+    move |reason| Error::Invalid { what, reason }
+}
+
+fn subnet(text: &str) -> IpNet {
+    text.parse().expect("a constant of this file")
+}
+
+/// The address that many places after a network's first.
+fn nth(net: IpNet, number: u8) -> IpAddr {
+    match net.network() {
+        IpAddr::V4(first) => IpAddr::V4((u32::from(first) + u32::from(number)).into()),
+        IpAddr::V6(first) => IpAddr::V6((u128::from(first) + u128::from(number)).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn init(file: &str) -> Result<Init, String> {
+        Init::new(InitFlags::default(), Some(file)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn without_anything_the_defaults_hold() {
+        let init = Init::new(InitFlags::default(), None).unwrap();
+        assert_eq!(init.cluster.dns_address().to_string(), "10.96.0.10");
+        assert_eq!(init.cluster.kubernetes_address().to_string(), "10.96.0.1");
+        assert_eq!(init.cluster.pod_subnet.to_string(), "10.244.0.0/16");
+        assert_eq!((init.cluster.port, init.token_ttl), (6443, Some(TOKEN_TTL)));
+    }
+
+    #[test]
+    fn kubeadms_file_is_understood_and_flags_win() {
+        let file = "
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+bootstrapTokens: [{token: abcdef.0123456789abcdef, ttl: 1h0m0s}]
+localAPIEndpoint: {advertiseAddress: 192.168.56.10, bindPort: 7443}
+nodeRegistration: {name: Master, taints: [], kubeletExtraArgs: [{name: v, value: '2'}], ignorePreflightErrors: [Swap]}
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: ClusterConfiguration
+controlPlaneEndpoint: api.example
+networking: {podSubnet: 10.0.0.0/16, serviceSubnet: 10.1.0.0/16, dnsDomain: k.local}
+apiServer: {certSANs: [a.example, 1.2.3.4]}
+---
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+maxPods: 20
+";
+        let flags = InitFlags {
+            pod_subnet: Some("10.9.0.0/16".parse().unwrap()),
+            ..InitFlags::default()
+        };
+        let init = Init::new(flags, Some(file)).unwrap();
+        assert_eq!(init.node.name.as_deref(), Some("master"));
+        assert_eq!(init.node.ip.unwrap().to_string(), "192.168.56.10");
+        assert_eq!(init.node.taints, Some(vec![]));
+        assert!(init.node.ignore.contains("swap"));
+        assert_eq!(
+            init.cluster.endpoint.as_ref().unwrap().url(),
+            "https://api.example:7443"
+        );
+        assert_eq!(init.cluster.pod_subnet.to_string(), "10.9.0.0/16");
+        assert_eq!(init.cluster.service_subnet.to_string(), "10.1.0.0/16");
+        assert_eq!(init.cluster.kubelet["maxPods"], 20);
+        assert_eq!(init.token.unwrap().to_string(), "abcdef.0123456789abcdef");
+        assert_eq!(init.token_ttl, Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let kubeadm = |kind: &str, rest: &str| format!("apiVersion: kubeadm.k8s.io/v1beta4\nkind: {kind}\n{rest}\n");
+        let cases = [
+            ("[".to_owned(), "not YAML"),
+            ("kind: Pod\napiVersion: v1\n".to_owned(), "holds a v1 Pod"),
+            (kubeadm("InitConfiguration", "nodeRegistraton: {}"), "nodeRegistraton"),
+            (
+                kubeadm("ClusterConfiguration", "networking: {podSubnet: 10.96.0.0/16}"),
+                "overlap",
+            ),
+            (
+                kubeadm("ClusterConfiguration", "networking: {podSubnet: 10.0.0.0/25}"),
+                "too small",
+            ),
+            (
+                kubeadm("ClusterConfiguration", "networking: {serviceSubnet: 10.0.0.0/30}"),
+                "16 addresses",
+            ),
+            (
+                kubeadm("ClusterConfiguration", "controlPlaneEndpoint: 'a b'"),
+                "HOST:PORT",
+            ),
+            (
+                kubeadm("ClusterConfiguration", "apiServer: {certSANs: ['no name!']}"),
+                "neither a name nor an address",
+            ),
+            (
+                kubeadm("InitConfiguration", "nodeRegistration: {name: a_b}"),
+                "cannot name a node",
+            ),
+            (
+                kubeadm("InitConfiguration", "bootstrapTokens: [{token: short}]"),
+                "token",
+            ),
+        ];
+        for (file, wanted) in cases {
+            let error = init(&file).unwrap_err();
+            assert!(error.contains(wanted), "{file}: {error}");
+        }
+    }
+
+    #[test]
+    fn endpoints() {
+        let cases = [
+            ("10.0.0.1", Ok("10.0.0.1:6443")),
+            ("10.0.0.1:1", Ok("10.0.0.1:1")),
+            ("api.example:443", Ok("api.example:443")),
+            ("fd00::1", Ok("[fd00::1]:6443")),
+            ("[fd00::1]:1", Ok("[fd00::1]:1")),
+            ("", Err(())),
+            ("a:0", Err(())),
+            ("a:b", Err(())),
+            ("https://a", Err(())),
+        ];
+        for (text, wanted) in cases {
+            let parsed = Endpoint::parse(text, API_PORT)
+                .map(|endpoint| endpoint.to_string())
+                .map_err(drop);
+            assert_eq!(parsed, wanted.map(str::to_owned), "{text}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What can go wrong when a machine becomes a node, told to the person who asked for it.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::certs::CertsError;
+use crate::services::Service;
+use crate::{address, config, preflight, services};
+
+/// A failed step. Each text says what to do; the same command can then be run again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Flags or file.
+    #[error("what was asked for cannot be done")]
+    Config(#[from] config::Error),
+    /// The machine's address.
+    #[error("choose the address that other machines know this one by")]
+    Address(#[from] address::Error),
+    /// Preflight checks.
+    #[error("{0}")]
+    Preflight(preflight::Failed),
+    /// A phase that does not exist.
+    #[error("there is no phase {name:?}; the phases are: {phases}")]
+    NoSuchPhase {
+        /// What was given.
+        name: String,
+        /// Those that there are.
+        phases: String,
+    },
+    /// Another command is at work.
+    #[error("another `skiff init`, `join` or `reset` is at work on this machine; wait until it has ended")]
+    Busy,
+    /// A second `init` or `join`.
+    #[error("this machine is {role} already, since {since}; nothing was changed. {hint}")]
+    Already {
+        /// What it is.
+        role: &'static str,
+        /// When it became that.
+        since: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A file or directory.
+    #[error("{what} {}{}", path.display(), remedy(source))]
+    File {
+        /// The step.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The record is not what this version writes.
+    #[error("{} is garbled; restore it, or remove it and run `skiff reset`", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// Keys, certificates, kubeconfigs.
+    #[error("credentials{}", pki_remedy(.0))]
+    Credentials(#[from] skiff_pki::Error),
+    /// An authority that is over.
+    #[error("the authority {} has expired ({until}): everything that trusts it must get a new one; restore a newer one, or begin anew with `skiff reset`", path.display())]
+    AuthorityExpired {
+        /// Its certificate.
+        path: PathBuf,
+        /// Its end.
+        until: String,
+    },
+    /// The clock runs behind the authority's first second.
+    #[error("the authority {} is valid from {from} on only: is this machine's clock wrong? (timedatectl set-ntp true)", path.display())]
+    AuthorityNotYetValid {
+        /// Its certificate.
+        path: PathBuf,
+        /// Its beginning.
+        from: String,
+    },
+    /// systemd.
+    #[error("manage services")]
+    Services(#[from] services::Error),
+    /// A service that ends instead of running.
+    #[error("{service} does not stay up; {hint} shows why, and its last lines are:\n{log}")]
+    ServiceFailed {
+        /// Which.
+        service: Service,
+        /// How to see more.
+        hint: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// Something that did not come about.
+    #[error("{what} within {seconds} s; {hint}")]
+    TooLate {
+        /// What was awaited.
+        what: String,
+        /// How long.
+        seconds: u64,
+        /// Where to look.
+        hint: String,
+    },
+    /// A kubeconfig.
+    #[error("use the kubeconfig {}: is this machine a control plane? (skiff init)", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// A URL that is none.
+    #[error("{url:?} is not a URL of an API server")]
+    ServerUrl {
+        /// What was given.
+        url: String,
+    },
+    /// The API server's answer, or that there is none.
+    #[error("{what} at {server}")]
+    Api {
+        /// The request.
+        what: String,
+        /// Where.
+        server: String,
+        /// What came back.
+        source: Box<kube::Error>,
+    },
+    /// An answer that is no success.
+    #[error("{what} at {server}: HTTP status {status}")]
+    Answer {
+        /// The request.
+        what: String,
+        /// Where.
+        server: String,
+        /// The status code.
+        status: u16,
+    },
+    /// Something else answers.
+    #[error("what answers {path} at {server} is not an API server; check the address and the port")]
+    NotAnApiServer {
+        /// The request.
+        path: String,
+        /// Where.
+        server: String,
+    },
+    /// The container runtime.
+    #[error("the container runtime at {endpoint}")]
+    Runtime {
+        /// Its socket.
+        endpoint: String,
+        /// What it said.
+        source: skiff_cri::Error,
+    },
+    /// An image archive.
+    #[error("write the archive of the pause image to {}", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nothing says where the cluster is.
+    #[error(
+        "the cluster has no ConfigMap kube-public/cluster-info with a kubeconfig in it; `skiff init` makes it in its phase bootstrap-token"
+    )]
+    NoClusterInfo,
+    /// A name that leads nowhere.
+    #[error("the host {host:?} has no address; check the name, and this machine's DNS (getent hosts {host})")]
+    UnknownHost {
+        /// What was given.
+        host: String,
+    },
+    /// The server does not take the token.
+    #[error(
+        "the API server does not take the token: it was deleted, has expired, or is not for authentication; get a new one on the control plane: skiff token create --print-join-command"
+    )]
+    TokenRefused,
+    /// Two machines with one name.
+    #[error(
+        "the cluster has a live node called {name:?} already, at {address}; give this machine another name (--node-name, or hostnamectl set-hostname), or remove the other first: skiff reset there, then kubectl delete node {name}"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Where the other is.
+        address: String,
+    },
+    /// The cluster does not tell its nodes' configuration.
+    #[error(
+        "the cluster's ConfigMap kube-system/{name} is missing or garbled; `skiff init` makes it in its phase upload-config"
+    )]
+    NoConfiguration {
+        /// The ConfigMap.
+        name: String,
+    },
+    /// Not a node.
+    #[error("this machine is no node of a cluster; begin one with `skiff init`, or join one with `skiff join`")]
+    NoNode,
+    /// Certificates.
+    #[error("{0}")]
+    Certs(#[from] CertsError),
+    /// No randomness.
+    #[error("the system gives no random bytes for a token")]
+    Random,
+    /// Not a token's id.
+    #[error("{id:?} is neither a token nor a token's id; `skiff token list` shows them")]
+    TokenId {
+        /// What was given.
+        id: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { what, path, source }
+    }
+
+    pub(crate) fn api(what: impl Into<String>, server: &str) -> impl FnOnce(kube::Error) -> Self {
+        let (what, server) = (what.into(), server.to_owned());
+        move |source| Self::Api {
+            what,
+            server,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// A full disk is the one fault that a person can mend at once.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ": the disk is full; make room there (df -h), then run the same command again"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            ": the file system is read-only; mount it writable, then run the same command again"
+        }
+        _ => "",
+    }
+}
+
+fn pki_remedy(error: &skiff_pki::Error) -> &'static str {
+    match error {
+        skiff_pki::Error::Write { source, .. } => remedy(source),
+        _ => "",
+    }
+}

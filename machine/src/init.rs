@@ -1,0 +1,518 @@
+//! `skiff init`: a bare machine becomes the first of a cluster, in phases that are told as kubeadm tells them.
+//!
+//! Each phase makes only what is missing, so that an interrupted run is completed by the next one.
+
+mod certs;
+pub(crate) mod configuration;
+mod kubeconfig;
+mod objects;
+pub(crate) mod runtime;
+pub(crate) mod start;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::api::Client;
+use crate::config::{Argument, Endpoint, Init, NodeWish};
+use crate::files::{self, Wanted};
+use crate::preflight::{self, Level};
+use crate::record::{Host, Record, Role};
+use crate::services::Service;
+use crate::token::{self, Token, Wish};
+use crate::{Error, Machine, address};
+
+/// Phases, in their order: what `--skip-phases` takes.
+pub const PHASES: [&str; 10] = [
+    "preflight",
+    "certs",
+    "kubeconfig",
+    "control-plane",
+    "runtime",
+    "kubelet-start",
+    "upload-config",
+    "mark-control-plane",
+    "bootstrap-token",
+    "addon",
+];
+
+/// This machine as a node.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) address: IpAddr,
+    pub(crate) taints: Vec<Value>,
+    pub(crate) kubelet_args: Vec<Argument>,
+    /// Whether the ingress controller runs here.
+    pub(crate) ingress: bool,
+}
+
+/// What a person is told at the end.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Initialized {
+    /// The node's name.
+    pub node: String,
+    /// Where clients reach the API server.
+    pub server: String,
+    /// The administrator's kubeconfig.
+    pub kubeconfig: std::path::PathBuf,
+    /// What another machine runs to join.
+    pub join_command: String,
+}
+
+/// Runs all phases.
+///
+/// # Errors
+/// The first step that failed; the same command goes on from there.
+pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Error> {
+    check_phases(&wish.skip_phases)?;
+    let _lock = machine.lock()?;
+    let former = Record::read(&machine.layout)?;
+    refuse_second(
+        former.as_ref(),
+        Role::ControlPlane,
+        &machine.layout.kubeconfig("admin").display().to_string(),
+    )?;
+    let endpoint = wish
+        .node
+        .runtime_endpoint
+        .clone()
+        .unwrap_or_else(|| machine.layout.runtime_endpoint());
+    let node = resolve_node(machine, &wish)?;
+
+    let run = |phase: &str| !wish.skip_phases.contains(phase);
+    if run("preflight") {
+        check(machine, Role::ControlPlane, &node.name, &endpoint, &wish).await?;
+    }
+    let mut record = begin(machine, former, Role::ControlPlane, &node.name, &endpoint)?;
+    if run("preflight") {
+        mend(machine, &wish.node.ignore)?;
+    }
+    let server = server_url(&wish, &node);
+    let authorities = certs::apply(machine, &wish.cluster, &node)?;
+    if run("kubeconfig") {
+        kubeconfig::apply(machine, &authorities, &server, &node)?;
+    }
+    if run("control-plane") {
+        start::server(machine, &wish.cluster, &node).await?;
+    }
+    let api = Client::from_file(&machine.layout.kubeconfig("super-admin")).await?;
+    start::wait_for_api(machine, &api).await?;
+    apply_objects(&api, objects::identities()).await?;
+
+    let runtime = runtime::observe(&endpoint).await?;
+    if run("runtime") {
+        runtime::apply(machine, &runtime, &mut record)?;
+    }
+    let kubelet = configuration::kubelet_of_all(&machine.layout, &wish.cluster);
+    let proxy = configuration::proxy_of_all(&machine.layout, &wish.cluster);
+    if run("kubelet-start") {
+        let network = &wish.cluster.network;
+        write_all(
+            machine,
+            "kubelet-start",
+            configuration::node(&machine.layout, &node, &runtime, &kubelet, &proxy, network),
+        )?;
+        files::directory(&machine.layout.static_pods())?;
+        start::node(machine, run("addon"))?;
+    }
+    if run("upload-config") {
+        machine.say("upload-config", "Storing the configuration used in ConfigMap \"kubeadm-config\", \"kubelet-config\" and \"kube-proxy\" in the \"kube-system\" Namespace");
+        apply_objects(&api, objects::configuration(&wish.cluster, &kubelet, &proxy)).await?;
+    }
+    let token = if run("bootstrap-token") {
+        Some(bootstrap_token(machine, &api, &wish, &server, authorities.cluster_ca()).await?)
+    } else {
+        None
+    };
+    if run("addon") {
+        addon(machine, &node)?;
+    }
+    if run("kubelet-start") {
+        start::wait_for_node(
+            machine,
+            &api,
+            &node.name,
+            run("addon") && wish.cluster.network != "none",
+        )
+        .await?;
+    }
+    if run("mark-control-plane") {
+        start::mark_control_plane(machine, &api, &node, &endpoint).await?;
+    }
+    complete(machine, record)?;
+    let pin = skiff_pki::public_key_pin(authorities.cluster_ca())?;
+    Ok(Initialized {
+        node: node.name,
+        kubeconfig: machine.layout.kubeconfig("admin"),
+        join_command: join_command(&server, token.as_ref(), &pin),
+        server,
+    })
+}
+
+/// What `init` would do, told and not done.
+///
+/// # Errors
+/// What keeps `init` from being run at all.
+pub async fn dry_run(machine: &Machine<'_>, wish: Init) -> Result<Value, Error> {
+    check_phases(&wish.skip_phases)?;
+    let former = Record::read(&machine.layout)?;
+    refuse_second(
+        former.as_ref(),
+        Role::ControlPlane,
+        &machine.layout.kubeconfig("admin").display().to_string(),
+    )?;
+    let endpoint = wish
+        .node
+        .runtime_endpoint
+        .clone()
+        .unwrap_or_else(|| machine.layout.runtime_endpoint());
+    let node = resolve_node(machine, &wish)?;
+    if !wish.skip_phases.contains("preflight") {
+        check(machine, Role::ControlPlane, &node.name, &endpoint, &wish).await?;
+    }
+    let runtime = runtime::observe(&endpoint).await?;
+    let kubelet = configuration::kubelet_of_all(&machine.layout, &wish.cluster);
+    let proxy = configuration::proxy_of_all(&machine.layout, &wish.cluster);
+    let mut wanted = vec![configuration::server(&machine.layout, &wish.cluster, &node)];
+    wanted.extend(configuration::node(
+        &machine.layout,
+        &node,
+        &runtime,
+        &kubelet,
+        &proxy,
+        &wish.cluster.network,
+    ));
+    wanted.extend(configuration::ingress(&machine.layout, &node));
+    let server = server_url(&wish, &node);
+    let mut files = vec![json!({ "path": machine.layout.pki(), "content": "authorities, certificates and keys" })];
+    for file in &wanted {
+        machine.say(
+            "dryrun",
+            format!(
+                "Would write {:?} with:\n{}",
+                file.path.display().to_string(),
+                file.content
+            ),
+        );
+        files.push(json!({ "path": file.path, "content": file.content }));
+    }
+    let all = [
+        objects::identities(),
+        objects::configuration(&wish.cluster, &kubelet, &proxy),
+        objects::joining(&server, ""),
+    ]
+    .concat();
+    for (_, object) in &all {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        machine.say(
+            "dryrun",
+            format!("Would create {} {name:?}", object["kind"].as_str().unwrap_or_default()),
+        );
+    }
+    let objects: Vec<_> = all.into_iter().map(|(_, object)| object).collect();
+    Ok(json!({ "node": node.name, "nodeIP": node.address, "server": server, "files": files, "objects": objects }))
+}
+
+fn check_phases(skip: &BTreeSet<String>) -> Result<(), Error> {
+    match skip.iter().find(|name| !PHASES.contains(&name.as_str())) {
+        Some(name) => Err(Error::NoSuchPhase {
+            name: name.clone(),
+            phases: PHASES.join(", "),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// What was completed is not done again: another cluster would come of it.
+pub(crate) fn refuse_second(former: Option<&Record>, role: Role, kubeconfig: &str) -> Result<(), Error> {
+    let Some(former) = former else { return Ok(()) };
+    let hint = match former.role {
+        Role::ControlPlane => format!("Use it with: export KUBECONFIG={kubeconfig}. To begin anew: skiff reset"),
+        Role::Worker => "To leave its cluster: skiff reset".to_owned(),
+    };
+    match &former.completed {
+        None if former.role == role => Ok(()),
+        since => Err(Error::Already {
+            role: former.role.name(),
+            since: since.clone().unwrap_or_else(|| former.begun.clone()),
+            hint,
+        }),
+    }
+}
+
+fn resolve_node(machine: &Machine<'_>, wish: &Init) -> Result<Node, Error> {
+    let network = address::observe()?;
+    let choice = address::of_first(&network, wish.node.ip)?;
+    if let Some(warning) = choice.warning {
+        machine.say("preflight", format!("WARNING: {warning}"));
+    }
+    let mut node = Node::new(&wish.node, choice.ip)?;
+    node.taints = wish.node.taints.clone().unwrap_or_else(|| vec![control_plane_taint()]);
+    node.ingress = !wish.skip_phases.contains("addon");
+    Ok(node)
+}
+
+fn control_plane_taint() -> Value {
+    json!({ "key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule" })
+}
+
+impl Node {
+    /// A node of this wish, with this address.
+    pub(crate) fn new(wish: &NodeWish, address: IpAddr) -> Result<Self, Error> {
+        let name = match &wish.name {
+            Some(name) => name.clone(),
+            None => host_name()?,
+        };
+        Ok(Self {
+            name,
+            address,
+            taints: wish.taints.clone().unwrap_or_default(),
+            kubelet_args: wish.kubelet_args.clone(),
+            ingress: false,
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(name: &str, address: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            address: address.parse().unwrap(),
+            taints: Vec::new(),
+            kubelet_args: Vec::new(),
+            ingress: true,
+        }
+    }
+}
+
+/// The host's name as upstream takes it: in small letters, without spaces around it.
+fn host_name() -> Result<String, Error> {
+    let path = "/proc/sys/kernel/hostname";
+    let name = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    Ok(name.trim().to_lowercase())
+}
+
+fn server_url(wish: &Init, node: &Node) -> String {
+    let own = Endpoint {
+        host: node.address.to_string(),
+        port: wish.cluster.port,
+    };
+    wish.cluster.endpoint.as_ref().unwrap_or(&own).url()
+}
+
+pub(crate) async fn check(
+    machine: &Machine<'_>,
+    role: Role,
+    node: &str,
+    endpoint: &str,
+    wish: &Init,
+) -> Result<(), Error> {
+    machine.say("preflight", "Running pre-flight checks");
+    let swap_allowed = preflight::observe::swap_allowed(&wish.cluster);
+    let facts = preflight::observe(machine, role, node, endpoint, wish.cluster.port, swap_allowed).await;
+    settle(machine, preflight::judge(&facts, &wish.node.ignore))
+}
+
+pub(crate) fn mend(machine: &Machine<'_>, ignore: &BTreeSet<String>) -> Result<(), Error> {
+    let mut findings = preflight::mend::apply(machine);
+    for finding in &mut findings {
+        if ignore.contains("all") || ignore.contains(&finding.check.to_lowercase()) {
+            finding.level = Level::Warning;
+        }
+    }
+    settle(machine, findings)
+}
+
+/// Tells the warnings, and stops at errors.
+pub(crate) fn settle(machine: &Machine<'_>, findings: Vec<preflight::Finding>) -> Result<(), Error> {
+    let (errors, warnings): (Vec<_>, Vec<_>) = findings.into_iter().partition(|finding| finding.level == Level::Error);
+    for warning in warnings {
+        machine.say("preflight", warning.to_string());
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Preflight(preflight::Failed(errors)))
+    }
+}
+
+/// Notes what the machine is like, before the first change.
+pub(crate) fn begin(
+    machine: &Machine<'_>,
+    former: Option<Record>,
+    role: Role,
+    node: &str,
+    endpoint: &str,
+) -> Result<Record, Error> {
+    let mut record = former.unwrap_or_else(|| Record {
+        role,
+        node: String::new(),
+        begun: (machine.now)().to_string(),
+        completed: None,
+        runtime_endpoint: String::new(),
+        made: BTreeSet::new(),
+        before: Host::observe(&machine.layout),
+    });
+    node.clone_into(&mut record.node);
+    endpoint.clone_into(&mut record.runtime_endpoint);
+    record.write(&machine.layout)?;
+    Ok(record)
+}
+
+pub(crate) fn complete(machine: &Machine<'_>, mut record: Record) -> Result<(), Error> {
+    record.completed = Some((machine.now)().to_string());
+    record.write(&machine.layout)
+}
+
+pub(crate) fn write_all(machine: &Machine<'_>, phase: &str, files: Vec<Wanted>) -> Result<(), Error> {
+    for file in files {
+        if file.write()? {
+            machine.say(phase, format!("Writing {:?}", file.path.display().to_string()));
+        }
+    }
+    Ok(())
+}
+
+async fn apply_objects(api: &Client, objects: Vec<objects::Object>) -> Result<(), Error> {
+    for (collection, object) in objects {
+        api.apply(&collection, &object).await?;
+    }
+    Ok(())
+}
+
+async fn bootstrap_token(
+    machine: &Machine<'_>,
+    api: &Client,
+    wish: &Init,
+    server: &str,
+    ca_pem: &str,
+) -> Result<Token, Error> {
+    let token = match &wish.token {
+        Some(token) => token.clone(),
+        None => Token::generate()?,
+    };
+    machine.say("bootstrap-token", format!("Using token: {token}"));
+    machine.say(
+        "bootstrap-token",
+        "Configuring bootstrap tokens, cluster-info ConfigMap, RBAC Roles",
+    );
+    apply_objects(api, objects::joining(server, ca_pem)).await?;
+    let purpose = Wish {
+        ttl: wish.token_ttl,
+        description: "The default bootstrap token generated by 'skiff init'.".to_owned(),
+        ..Wish::default()
+    };
+    token::create(api, &token, &purpose).await?;
+    Ok(token)
+}
+
+/// Proxy and ingress controller: kubeadm's add-ons run beside the kubelet here. Cluster DNS is part of the server.
+fn addon(machine: &Machine<'_>, node: &Node) -> Result<(), Error> {
+    machine.say("addon", "Cluster DNS is served by skiff-server");
+    machine.say("addon", "Applied essential addon: kube-proxy (skiff-proxy)");
+    write_all(machine, "addon", configuration::ingress(&machine.layout, node))?;
+    machine.services.start(Service::Ingress)?;
+    machine.say("addon", "Applied addon: ingress controller (skiff-ingress)");
+    Ok(())
+}
+
+/// Where a cluster is and what its authority is known by.
+#[derive(Clone, Debug)]
+pub struct ClusterInfo {
+    /// `https://host:port`.
+    pub server: String,
+    /// The authority's certificate.
+    pub ca_pem: String,
+    /// `sha256:` and the hash of the authority's public key.
+    pub pin: String,
+}
+
+/// What the cluster tells those who want to join.
+///
+/// # Errors
+/// When there is no such ConfigMap, or it is garbled.
+pub async fn cluster_info(api: &Client) -> Result<ClusterInfo, Error> {
+    let path = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
+    let map = api.get(path).await?.unwrap_or_default();
+    ClusterInfo::read(map["data"]["kubeconfig"].as_str().unwrap_or_default())
+}
+
+impl ClusterInfo {
+    /// Reads the kubeconfig in ConfigMap `cluster-info`.
+    pub(crate) fn read(text: &str) -> Result<Self, Error> {
+        let kubeconfig = skiff_pki::Kubeconfig::parse(text)?;
+        let Some((server, ca_pem)) = kubeconfig.first_cluster()? else {
+            return Err(Error::NoClusterInfo);
+        };
+        let pin = skiff_pki::public_key_pin(&ca_pem)?;
+        Ok(Self { server, ca_pem, pin })
+    }
+}
+
+/// The line that another machine joins with.
+pub fn join_command(server: &str, token: Option<&Token>, pin: &str) -> String {
+    let host = server.trim_start_matches("https://");
+    let token = token.map_or_else(|| "TOKEN".to_owned(), ToString::to_string);
+    format!("skiff join {host} --token {token} \\\n\t--discovery-token-ca-cert-hash {pin}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(role: Role, completed: bool) -> Record {
+        Record {
+            role,
+            node: "n".to_owned(),
+            begun: "2026-01-01T00:00:00Z".to_owned(),
+            completed: completed.then(|| "2026-01-01T00:01:00Z".to_owned()),
+            runtime_endpoint: String::new(),
+            made: BTreeSet::new(),
+            before: Host::default(),
+        }
+    }
+
+    #[test]
+    fn only_what_was_interrupted_goes_on() {
+        let cases = [
+            (None, None),
+            (Some(record(Role::ControlPlane, false)), None),
+            (
+                Some(record(Role::ControlPlane, true)),
+                Some("a control plane already, since 2026-01-01T00:01:00Z"),
+            ),
+            (
+                Some(record(Role::Worker, true)),
+                Some("To leave its cluster: skiff reset"),
+            ),
+            (Some(record(Role::Worker, false)), Some("a worker of a cluster already")),
+        ];
+        for (former, wanted) in cases {
+            let refused = refuse_second(former.as_ref(), Role::ControlPlane, "/etc/kubernetes/admin.conf");
+            match (refused, wanted) {
+                (Ok(()), None) => {}
+                (Err(error), Some(wanted)) => assert!(error.to_string().contains(wanted), "{error}"),
+                (refused, _) => panic!("{former:?}: {refused:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn phases_that_do_not_exist_are_refused() {
+        check_phases(&BTreeSet::from(["addon".to_owned()])).unwrap();
+        let error = check_phases(&BTreeSet::from(["addons".to_owned()])).unwrap_err();
+        assert!(error.to_string().contains("bootstrap-token, addon"), "{error}");
+    }
+
+    #[test]
+    fn the_join_line_can_be_copied() {
+        let token: Token = "abcdef.0123456789abcdef".parse().unwrap();
+        assert_eq!(
+            join_command("https://192.168.56.10:6443", Some(&token), "sha256:00"),
+            "skiff join 192.168.56.10:6443 --token abcdef.0123456789abcdef \\\n\t--discovery-token-ca-cert-hash sha256:00"
+        );
+    }
+}

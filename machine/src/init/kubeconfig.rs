@@ -1,0 +1,164 @@
+//! Phase `kubeconfig`: how this machine's own parts and its administrator reach the API server, and as whom.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use skiff_pki::kubeconfig::{Credentials, User};
+use skiff_pki::{Kubeconfig, Request};
+
+use super::Node;
+use super::certs::Authorities;
+use crate::{Error, Machine, files};
+
+const PHASE: &str = "kubeconfig";
+/// kubeadm's name for every cluster.
+const CLUSTER: &str = "kubernetes";
+
+/// Whom kubeconfigs are for.
+struct Wanted {
+    /// `admin` is `admin.conf`.
+    name: &'static str,
+    request: Request,
+}
+
+fn plan(node: &Node) -> Vec<Wanted> {
+    let of = |name, user: &str, groups: &[&str]| Wanted {
+        name,
+        request: Request::client(user, groups),
+    };
+    let mut wanted = vec![
+        of("admin", "kubernetes-admin", &["kubeadm:cluster-admins"]),
+        // Works even where the bindings are damaged: not for every day.
+        of("super-admin", "kubernetes-super-admin", &["system:masters"]),
+        of("proxy", "system:kube-proxy", &[]),
+    ];
+    if node.ingress {
+        wanted.push(of("ingress", "system:skiff-ingress", &[]));
+    }
+    wanted
+}
+
+/// Writes those that are missing or no longer serve.
+pub(crate) fn apply(machine: &Machine<'_>, authorities: &Authorities, server: &str, node: &Node) -> Result<(), Error> {
+    let folder = machine.layout.kubernetes();
+    machine.say(
+        PHASE,
+        format!("Using kubeconfig folder {:?}", folder.display().to_string()),
+    );
+    for wanted in plan(node) {
+        let path = machine.layout.kubeconfig(wanted.name);
+        let ca = authorities.cluster.certificate_pem();
+        if serves(machine, &path, server, ca) {
+            machine.say(
+                PHASE,
+                format!("Using existing kubeconfig file: {:?}", path.display().to_string()),
+            );
+            continue;
+        }
+        machine.say(
+            PHASE,
+            format!("Writing {:?} kubeconfig file", format!("{}.conf", wanted.name)),
+        );
+        let identity = authorities.cluster.issue(&wanted.request)?;
+        Kubeconfig::embedded(CLUSTER, server, ca, &wanted.request.common_name, &identity).write(&path)?;
+    }
+    kubelet(machine, authorities, server, node)
+}
+
+/// The kubelet's: its certificate is a file of its own, so that the kubelet can renew it.
+fn kubelet(machine: &Machine<'_>, authorities: &Authorities, server: &str, node: &Node) -> Result<(), Error> {
+    let path = machine.layout.kubeconfig("kubelet");
+    let ca = authorities.cluster.certificate_pem();
+    if serves(machine, &path, server, ca) {
+        machine.say(
+            PHASE,
+            format!("Using existing kubeconfig file: {:?}", path.display().to_string()),
+        );
+        return Ok(());
+    }
+    machine.say(PHASE, "Writing \"kubelet.conf\" kubeconfig file");
+    let user = format!("system:node:{}", node.name);
+    let identity = authorities.cluster.issue(&Request::client(&user, &["system:nodes"]))?;
+    let pki = machine.layout.kubelet_pki();
+    let stamp = (machine.now)().strftime("%Y-%m-%d-%H-%M-%S");
+    let file = pki.join(format!("kubelet-client-{stamp}.pem"));
+    let pem = format!("{}{}", identity.certificate_pem(), identity.key_pem());
+    skiff_pki::files::write_private(&file, pem.as_bytes())?;
+    let current = pki.join("kubelet-client-current.pem");
+    files::link(&file, &current)?;
+
+    let mut kubeconfig = Kubeconfig::embedded(CLUSTER, server, ca, &user, &identity);
+    for named in &mut kubeconfig.users {
+        named.user = User {
+            client_certificate: Some(current.clone()),
+            client_key: Some(current.clone()),
+            ..User::default()
+        };
+    }
+    Ok(kubeconfig.write(&path)?)
+}
+
+fn serves(machine: &Machine<'_>, path: &Path, server: &str, ca: &str) -> bool {
+    Kubeconfig::load(path).is_ok_and(|found| is_good(&found, server, ca, (machine.now)()))
+}
+
+/// Whether what is there leads to this server, trusts this authority, and shows a certificate that is not near its end.
+fn is_good(found: &Credentials, server: &str, ca: &str, now: Timestamp) -> bool {
+    let lasts = found.identity.as_ref().and_then(|identity| identity.validity().ok());
+    found.server == server && found.ca_pem == ca && lasts.is_some_and(|validity| !validity.should_renew(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use skiff_pki::CertificateAuthority;
+
+    use super::*;
+
+    #[test]
+    fn a_kubeconfig_is_kept_while_it_serves() {
+        let authority = CertificateAuthority::generate("kubernetes").unwrap();
+        let identity = authority.issue(&Request::client("u", &[])).unwrap();
+        let credentials = Credentials {
+            server: "https://a:6443".to_owned(),
+            ca_pem: authority.certificate_pem().to_owned(),
+            identity: Some(identity),
+            token: None,
+        };
+        let now = Timestamp::now();
+        let ca = authority.certificate_pem();
+        assert!(is_good(&credentials, "https://a:6443", ca, now));
+        assert!(!is_good(&credentials, "https://b:6443", ca, now));
+        assert!(!is_good(&credentials, "https://a:6443", "another", now));
+        assert!(!is_good(
+            &credentials,
+            "https://a:6443",
+            ca,
+            now + Duration::from_secs(360 * 24 * 3600)
+        ));
+        let without = Credentials {
+            identity: None,
+            ..credentials
+        };
+        assert!(!is_good(&without, "https://a:6443", ca, now));
+    }
+
+    #[test]
+    fn each_part_has_an_identity_of_its_own() {
+        let node = Node::for_test("n", "10.0.0.1");
+        let users: Vec<_> = plan(&node)
+            .into_iter()
+            .map(|wanted| wanted.request.common_name)
+            .collect();
+        assert_eq!(
+            users,
+            [
+                "kubernetes-admin",
+                "kubernetes-super-admin",
+                "system:kube-proxy",
+                "system:skiff-ingress"
+            ]
+        );
+    }
+}

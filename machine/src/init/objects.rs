@@ -1,0 +1,226 @@
+//! Phases `upload-config` and `bootstrap-token`: what the cluster must know for machines to join it. Names are kubeadm's.
+
+use serde_json::{Value, json};
+use skiff_pki::Kubeconfig;
+
+use crate::config::Cluster;
+use crate::token::NODE_GROUP;
+
+/// Anybody who asks may read `cluster-info`: whoever joins knows nothing yet.
+const ANONYMOUS: &str = "system:anonymous";
+
+/// An object, and the collection that it belongs to.
+pub(crate) type Object = (String, Value);
+
+/// What is bound to identities that `init` hands out.
+pub(crate) fn identities() -> Vec<Object> {
+    let user = |name: &str| json!([{ "apiGroup": RBAC, "kind": "User", "name": name }]);
+    vec![
+        cluster_binding(
+            "kubeadm:cluster-admins",
+            "cluster-admin",
+            &group("kubeadm:cluster-admins"),
+        ),
+        cluster_binding(
+            "skiff:apiserver-kubelet-client",
+            "system:kubelet-api-admin",
+            &user("kube-apiserver-kubelet-client"),
+        ),
+    ]
+}
+
+/// What a joining machine reads, and who may.
+pub(crate) fn configuration(cluster: &Cluster, kubelet: &Value, proxy: &Value) -> Vec<Object> {
+    let joining = group(NODE_GROUP);
+    let nodes = json!([joining[0], group("system:nodes")[0]]);
+    let reads = |role: &str, map: &str, subjects: &Value| {
+        [
+            role_to_read("kube-system", role, map),
+            binding("kube-system", role, subjects),
+        ]
+    };
+    let mut objects = vec![
+        config_map(
+            "kubeadm-config",
+            json!({ "ClusterConfiguration": text(&cluster_configuration(cluster)) }),
+        ),
+        config_map("kubelet-config", json!({ "kubelet": text(kubelet) })),
+        config_map(
+            "kube-proxy",
+            json!({ "config.conf": text(proxy), "network": cluster.network }),
+        ),
+    ];
+    objects.extend(reads("kubeadm:nodes-kubeadm-config", "kubeadm-config", &nodes));
+    objects.extend(reads("kubeadm:kubelet-config", "kubelet-config", &nodes));
+    objects.extend(reads("kube-proxy", "kube-proxy", &joining));
+    objects
+}
+
+/// What holders of bootstrap tokens may, and where the cluster's authority is found.
+pub(crate) fn joining(server: &str, ca_pem: &str) -> Vec<Object> {
+    let joining = group(NODE_GROUP);
+    let get_nodes = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": { "name": "kubeadm:get-nodes" },
+        "rules": [{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get"] }],
+    });
+    let anonymous = json!([{ "apiGroup": RBAC, "kind": "User", "name": ANONYMOUS }]);
+    let approve = |what: &str| format!("system:certificates.k8s.io:certificatesigningrequests:{what}");
+    let reader = "kubeadm:bootstrap-signer-clusterinfo";
+    vec![
+        (cluster_roles(), get_nodes),
+        cluster_binding("kubeadm:get-nodes", "kubeadm:get-nodes", &joining),
+        cluster_binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", &joining),
+        cluster_binding("kubeadm:node-autoapprove-bootstrap", &approve("nodeclient"), &joining),
+        cluster_binding(
+            "kubeadm:node-autoapprove-certificate-rotation",
+            &approve("selfnodeclient"),
+            &group("system:nodes"),
+        ),
+        role_to_read("kube-public", reader, "cluster-info"),
+        binding("kube-public", reader, &anonymous),
+        cluster_info(server, ca_pem),
+    ]
+}
+
+/// Where the server is and whom to trust, for whoever holds a token to check the signature of. The signature is a controller's.
+fn cluster_info(server: &str, ca_pem: &str) -> Object {
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": "cluster-info", "namespace": "kube-public" },
+        "data": { "kubeconfig": Kubeconfig::anonymous(server, ca_pem).to_yaml() },
+    });
+    ("/api/v1/namespaces/kube-public/configmaps".to_owned(), object)
+}
+
+/// The cluster as kubeadm's kind describes it: what tools look for.
+fn cluster_configuration(cluster: &Cluster) -> Value {
+    let mut configuration = json!({
+        "apiVersion": "kubeadm.k8s.io/v1beta4",
+        "kind": "ClusterConfiguration",
+        "apiServer": { "certSANs": cluster.cert_sans },
+        "networking": {
+            "dnsDomain": cluster.dns_domain,
+            "podSubnet": cluster.pod_subnet,
+            "serviceSubnet": cluster.service_subnet,
+        },
+    });
+    if let Some(endpoint) = &cluster.endpoint {
+        configuration["controlPlaneEndpoint"] = endpoint.to_string().into();
+    }
+    if let Some(etcd) = &cluster.etcd {
+        configuration["etcd"] = json!({ "external": etcd });
+    }
+    configuration
+}
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+fn rbac(rest: &str) -> String {
+    format!("/apis/{RBAC}/v1/{rest}")
+}
+
+fn cluster_roles() -> String {
+    rbac("clusterroles")
+}
+
+fn group(name: &str) -> Value {
+    json!([{ "apiGroup": RBAC, "kind": "Group", "name": name }])
+}
+
+fn cluster_binding(name: &str, role: &str, subjects: &Value) -> Object {
+    let object = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": { "name": name },
+        "roleRef": { "apiGroup": RBAC, "kind": "ClusterRole", "name": role },
+        "subjects": subjects,
+    });
+    (rbac("clusterrolebindings"), object)
+}
+
+/// A Role of this name that reads one ConfigMap.
+fn role_to_read(namespace: &str, name: &str, map: &str) -> Object {
+    let object = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": { "name": name, "namespace": namespace },
+        "rules": [{ "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [map], "verbs": ["get"] }],
+    });
+    (rbac(&format!("namespaces/{namespace}/roles")), object)
+}
+
+/// Binds a Role to subjects under the Role's own name.
+fn binding(namespace: &str, role: &str, subjects: &Value) -> Object {
+    let object = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": { "name": role, "namespace": namespace },
+        "roleRef": { "apiGroup": RBAC, "kind": "Role", "name": role },
+        "subjects": subjects,
+    });
+    (rbac(&format!("namespaces/{namespace}/rolebindings")), object)
+}
+
+fn config_map(name: &str, data: Value) -> Object {
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": name, "namespace": "kube-system" },
+        "data": data,
+    });
+    ("/api/v1/namespaces/kube-system/configmaps".to_owned(), object)
+}
+
+fn text(value: &Value) -> String {
+    serde_saphyr::to_string(value).unwrap_or_else(|_| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Init, InitFlags};
+
+    #[test]
+    fn kubeadms_names_are_there() {
+        let cluster = Init::new(InitFlags::default(), None).unwrap().cluster;
+        let objects = [
+            identities(),
+            configuration(&cluster, &json!({ "kind": "KubeletConfiguration" }), &json!({})),
+            joining("https://a:6443", "PEM"),
+        ]
+        .concat();
+        let names: Vec<_> = objects
+            .iter()
+            .filter_map(|(_, object)| object["metadata"]["name"].as_str())
+            .collect();
+        for name in [
+            "cluster-info",
+            "kubelet-config",
+            "kubeadm-config",
+            "kubeadm:get-nodes",
+            "kubeadm:node-autoapprove-bootstrap",
+            "kubeadm:bootstrap-signer-clusterinfo",
+        ] {
+            assert!(names.contains(&name), "{name}");
+        }
+        for (collection, object) in &objects {
+            // Each goes where its namespace is.
+            if let Some(namespace) = object["metadata"]["namespace"].as_str() {
+                assert!(
+                    collection.contains(&format!("/namespaces/{namespace}/")),
+                    "{collection}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn cluster_info_has_no_credentials() {
+        let (_, object) = cluster_info("https://a:6443", "PEM");
+        let text = object["data"]["kubeconfig"].as_str().unwrap();
+        assert!(text.contains("https://a:6443") && !text.contains("client-"), "{text}");
+    }
+}

@@ -1,0 +1,123 @@
+//! `skiff reset`: what `init` or `join` made goes, and the proof that it went.
+//!
+//! People's data stays unless it is to be purged, and nothing is deleted through a mount point.
+
+mod files;
+mod kernel;
+mod remove;
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde::Serialize;
+use skiff_cri::{Client, Runtime as _, SandboxFilter};
+
+use crate::record::{Host, Record};
+use crate::services::Service;
+use crate::{Error, Machine};
+
+const PHASE: &str = "reset";
+/// A runtime that is stuck must not keep a machine from being reset.
+const RUNTIME_WITHIN: Duration = Duration::from_secs(60);
+/// Those that would make things again come first.
+const STOP_ORDER: [Service; 4] = [Service::Proxy, Service::Ingress, Service::Kubelet, Service::Server];
+
+/// What is to be reset, beside the usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// People's volumes too.
+    pub purge_data: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// People's data that was left where it is.
+    pub kept: Vec<PathBuf>,
+    /// What should have gone and is there still, with the reason.
+    pub left: Vec<String>,
+}
+
+/// Undoes what was done to this machine. One that is no node is no error.
+///
+/// # Errors
+/// When services cannot be stopped: then nothing else was touched. What cannot be removed is in the report.
+pub async fn reset(machine: &Machine<'_>, wish: Wish) -> Result<Report, Error> {
+    let _lock = machine.lock()?;
+    let record = match Record::read(&machine.layout) {
+        Ok(record) => record,
+        Err(error) => {
+            // A garbled record must not keep anybody from starting anew.
+            machine.say(PHASE, format!("WARNING: {}", skiff_daemon::error_chain(&error)));
+            None
+        }
+    };
+    for service in STOP_ORDER {
+        machine.say(PHASE, format!("Stopping {service}"));
+        machine.services.stop(service)?;
+    }
+    let mut report = Report::default();
+    remove_sandboxes(machine, record.as_ref(), &mut report).await;
+    remove_rules(machine, &mut report);
+    let before = record.as_ref().map(|record| record.before.clone()).unwrap_or_default();
+    kernel::restore(machine, &before, &mut report);
+    files::remove(machine, record.as_ref(), wish, &mut report);
+    kernel::compare(&before, &Host::observe(&machine.layout), record.is_some(), &mut report);
+    if report.left.is_empty() {
+        files::forget(machine, &before)?;
+        machine.say(
+            PHASE,
+            "The machine is as it was: rules, links, namespaces, mounts, settings, units and files were compared",
+        );
+    }
+    Ok(report)
+}
+
+/// Ends all pods, so that their networks and mounts go the way they came.
+async fn remove_sandboxes(machine: &Machine<'_>, record: Option<&Record>, report: &mut Report) {
+    let Some(record) = record else { return };
+    machine.say(PHASE, "Removing the pods of this node");
+    let client = Client::new(&record.runtime_endpoint).with_timeout(RUNTIME_WITHIN);
+    let removed = tokio::time::timeout(RUNTIME_WITHIN, async {
+        let sandboxes = client.list_sandboxes(&SandboxFilter::default()).await?;
+        for sandbox in sandboxes {
+            client.stop_sandbox(&sandbox.id).await?;
+            client.remove_sandbox(&sandbox.id).await?;
+        }
+        Ok::<_, skiff_cri::Error>(())
+    });
+    let failed = match removed.await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => skiff_daemon::error_chain(&error),
+        Err(_) => format!(
+            "the container runtime does not answer within {} s",
+            RUNTIME_WITHIN.as_secs()
+        ),
+    };
+    report.left.push(format!(
+        "pods: {failed}; start the container runtime, then run `skiff reset` again"
+    ));
+}
+
+/// The proxy knows its rules and routes, and takes them away itself.
+fn remove_rules(machine: &Machine<'_>, report: &mut Report) {
+    machine.say(PHASE, "Removing the rules of Services and the routes to other nodes");
+    let mut command = Command::new(&machine.binary);
+    command
+        .args(["proxy", "--cleanup", "--config"])
+        .arg(machine.layout.config_file("proxy"));
+    let arguments = std::fs::read_to_string(machine.layout.environment_file("proxy")).unwrap_or_default();
+    command.args(arguments.split('"').nth(1).unwrap_or_default().split_whitespace());
+    match command.stdin(Stdio::null()).stdout(Stdio::null()).output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => report
+            .left
+            .push(format!("rules: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => report.left.push(format!(
+            "rules: run {} proxy --cleanup: {error}",
+            machine.binary.display()
+        )),
+    }
+}

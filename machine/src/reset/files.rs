@@ -1,0 +1,137 @@
+//! The files that go.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::remove::remove_tree;
+use super::{PHASE, Report, Wish};
+use crate::record::{Host, Record};
+use crate::services::Service;
+use crate::{Error, Layout, Machine};
+
+/// What goes, and what in it stays.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Plan {
+    gone: Vec<PathBuf>,
+    kept: BTreeSet<PathBuf>,
+}
+
+fn plan(layout: &Layout, purge_data: bool) -> Plan {
+    let kubeconfigs = [
+        "admin",
+        "super-admin",
+        "kubelet",
+        "bootstrap-kubelet",
+        "proxy",
+        "ingress",
+        "controller-manager",
+        "scheduler",
+    ];
+    let mut gone: Vec<PathBuf> = kubeconfigs.iter().map(|name| layout.kubeconfig(name)).collect();
+    gone.extend([layout.pki(), layout.static_pods()]);
+    for service in Service::ALL {
+        gone.push(layout.config_file(service.name()));
+        gone.push(layout.environment_file(service.name()));
+    }
+    gone.extend([
+        layout.server_data(),
+        layout.images().join("pause.tar"),
+        layout.kubelet(),
+        layout.cni_data().join("skiff"),
+        layout.pod_logs(),
+        layout.container_logs(),
+    ]);
+    let kept = if purge_data {
+        BTreeSet::new()
+    } else {
+        BTreeSet::from([layout.local_volumes()])
+    };
+    Plan { gone, kept }
+}
+
+/// Removes them.
+pub(super) fn remove(machine: &Machine<'_>, record: Option<&Record>, wish: Wish, report: &mut Report) {
+    let layout = &machine.layout;
+    let Plan { gone, kept } = plan(layout, wish.purge_data);
+    machine.say(
+        PHASE,
+        format!(
+            "Deleting the files of this node below {:?}",
+            layout.root().display().to_string()
+        ),
+    );
+    for path in &gone {
+        let removed = remove_tree(path, &kept);
+        report.left.extend(removed.failed);
+        report.left.extend(removed.mounts.iter().map(|path| {
+            format!(
+                "{}: something is mounted there; unmount it if it may go",
+                path.display()
+            )
+        }));
+        report.kept.extend(removed.kept);
+    }
+    for path in record.iter().flat_map(|record| &record.made) {
+        if let Err(error) = remove_made(path, machine) {
+            report.left.push(format!("{}: {error}", path.display()));
+        }
+    }
+}
+
+/// A link that `init` made goes only while it is still that link.
+fn remove_made(path: &Path, machine: &Machine<'_>) -> std::io::Result<()> {
+    match fs::read_link(path) {
+        Ok(target) if target == machine.plugin_program => fs::remove_file(path),
+        Ok(_) => Ok(()),
+        // Gone, or replaced by a file of somebody else.
+        Err(error) if [ErrorKind::NotFound, ErrorKind::InvalidInput].contains(&error.kind()) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The record goes last, and directories that were not there before, where nothing is in them.
+pub(super) fn forget(machine: &Machine<'_>, before: &Host) -> Result<(), Error> {
+    let record = machine.layout.record();
+    match fs::remove_file(&record) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::file("remove", record)(error)),
+        _ => {}
+    }
+    for directory in Host::watched_directories(&machine.layout).iter().rev() {
+        if !before.directories.contains(directory) {
+            // One that holds something stays.
+            fs::remove_dir(directory).ok();
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_stay_unless_purged() {
+        let layout = Layout::default();
+        let usual = plan(&layout, false);
+        assert!(usual.gone.contains(&"/var/lib/kubelet".into()) && usual.gone.contains(&"/etc/kubernetes/pki".into()));
+        assert_eq!(usual.kept, BTreeSet::from(["/var/lib/kubelet/local-path".into()]));
+        assert!(plan(&layout, true).kept.is_empty());
+    }
+
+    #[test]
+    fn a_persons_own_files_are_not_named() {
+        let gone = plan(&Layout::default(), true).gone;
+        for own in [
+            "/var/lib/skiff",
+            "/var/lib/skiff/images",
+            "/etc/skiff",
+            "/etc/kubernetes",
+            "/etc/cni/net.d",
+            "/var/lib/skiff/manifests",
+        ] {
+            assert!(!gone.contains(&PathBuf::from(own)), "{own}");
+        }
+    }
+}

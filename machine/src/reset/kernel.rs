@@ -1,0 +1,229 @@
+//! What is left in the kernel: chains, links, mounts, cgroups, settings. Decisions are pure.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use skiff_cri::containerd;
+use skiff_net::iptables::{Family, Iptables, Restore, Saved};
+use skiff_net::netlink::Netlink;
+use skiff_net::sysctl;
+
+use super::{PHASE, Report};
+use crate::Machine;
+use crate::record::Host;
+
+const TABLES: [&str; 4] = ["filter", "mangle", "nat", "raw"];
+/// The chains that skiff's processes and plugins make begin so.
+const CHAINS: [&str; 3] = ["KUBE-", "CNI-", "SKIFF-"];
+/// The bridge of pods and the tunnel between nodes.
+const LINKS: [&str; 2] = ["cni0", "skiff.vxlan"];
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Takes away what only the kernel holds, and sets settings as they were.
+pub(super) fn restore(machine: &Machine<'_>, before: &Host, report: &mut Report) {
+    for (what, removed) in [
+        ("chains of iptables", remove_chains(before)),
+        ("links", remove_links(before)),
+        ("mounts", unmount(&machine.layout.kubelet().join("pods"))),
+        ("cgroups", remove_cgroups(machine)),
+    ] {
+        if let Err(error) = removed {
+            report.left.push(format!("{what}: {error}"));
+        }
+    }
+    for (name, value) in &before.sysctls {
+        match sysctl::set(name, value) {
+            Ok(true) => machine.say(PHASE, format!("Setting {name} = {value} again")),
+            // The module that had it is gone, and the setting with it.
+            Ok(false) | Err(sysctl::Error::Absent { .. }) => {}
+            Err(error) => report
+                .left
+                .push(format!("setting {name}: {}", skiff_daemon::error_chain(&error))),
+        }
+    }
+}
+
+fn is_our_chain(chain: &str) -> bool {
+    CHAINS.iter().any(|prefix| chain.starts_with(prefix))
+}
+
+/// Rules that lead to our chains, then the chains.
+fn plan_chains(saved: &Saved, before: &BTreeSet<String>) -> Restore {
+    let mut changes = Restore::new();
+    for table in TABLES {
+        let Some(chains) = saved.tables.get(table) else {
+            continue;
+        };
+        let goes = |chain: &str| is_our_chain(chain) && !before.contains(&format!("{table}/{chain}"));
+        for (chain, rules) in chains.iter().filter(|(chain, _)| !goes(chain)) {
+            for rule in rules.iter().filter(|rule| target(rule).is_some_and(goes)) {
+                changes.table(table).delete(chain, rule);
+            }
+        }
+        for chain in chains.keys().filter(|chain| goes(chain)) {
+            changes.table(table).delete_chain(chain);
+        }
+    }
+    changes
+}
+
+/// Where a rule jumps to.
+fn target(rule: &str) -> Option<&str> {
+    let mut words = rule.split_whitespace();
+    words.find(|word| ["-j", "-g", "--jump", "--goto"].contains(word))?;
+    words.next()
+}
+
+fn remove_chains(before: &Host) -> Result<(), String> {
+    let told = |error| skiff_daemon::error_chain(&error);
+    let iptables = Iptables::detect(Family::V4).map_err(told)?;
+    let changes = plan_chains(&iptables.save(None).map_err(told)?, &before.chains);
+    if changes.is_empty() {
+        return Ok(());
+    }
+    iptables.apply(&changes).map_err(told)
+}
+
+fn remove_links(before: &Host) -> Result<(), String> {
+    let told = |error| skiff_daemon::error_chain(&error);
+    let mut netlink = Netlink::open().map_err(told)?;
+    for link in LINKS.iter().filter(|link| !before.links.contains(**link)) {
+        netlink.delete_link(link).map_err(told)?;
+    }
+    Ok(())
+}
+
+/// Only pods' mounts: what else is mounted there is somebody's disk.
+fn unmount(pods: &Path) -> Result<(), String> {
+    let unmounted = containerd::unmount_below(pods);
+    unmounted
+        .map(drop)
+        .map_err(|error| format!("unmount below {}: {error}", pods.display()))
+}
+
+/// The pods' cgroups, empty now, in every hierarchy.
+fn remove_cgroups(machine: &Machine<'_>) -> Result<(), String> {
+    let below = cgroup_root(machine);
+    for slice in ["kubepods", "kubepods.slice"] {
+        for root in hierarchies() {
+            remove_cgroup(&root.join(below.trim_start_matches('/')).join(slice))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the kubelet was told to make them.
+fn cgroup_root(machine: &Machine<'_>) -> String {
+    let text = fs::read_to_string(machine.layout.environment_file("kubelet")).unwrap_or_default();
+    let argument = text
+        .split(['"', ' '])
+        .find_map(|word| word.strip_prefix("--cgroup-root="));
+    argument.unwrap_or_default().to_owned()
+}
+
+fn hierarchies() -> Vec<PathBuf> {
+    let mut roots = vec![PathBuf::from(CGROUPS)];
+    let entries = fs::read_dir(CGROUPS)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    // Under version 2 these are cgroups like any other, and hold none of ours.
+    roots.extend(entries.filter(|path| path.is_dir()));
+    roots
+}
+
+fn remove_cgroup(cgroup: &Path) -> Result<(), String> {
+    let children = fs::read_dir(cgroup)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    for child in children.filter(|path| path.is_dir()) {
+        remove_cgroup(&child)?;
+    }
+    match fs::remove_dir(cgroup) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("{}: {error}", cgroup.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Tells what is there now that was not before, of what skiff makes. Without a record of before, all of it counts.
+pub(super) fn compare(before: &Host, now: &Host, recorded: bool, report: &mut Report) {
+    let fresh = |now: &BTreeSet<String>, before: &BTreeSet<String>, ours: fn(&str) -> bool| -> Vec<String> {
+        now.difference(before).filter(|name| ours(name)).cloned().collect()
+    };
+    let chain = |name: &str| name.split_once('/').is_some_and(|(_, chain)| is_our_chain(chain));
+    let found = [
+        ("chain", fresh(&now.chains, &before.chains, chain)),
+        ("link", fresh(&now.links, &before.links, |name| LINKS.contains(&name))),
+        (
+            "network namespace",
+            fresh(&now.namespaces, &before.namespaces, |name| name.starts_with("cni-")),
+        ),
+    ];
+    for (what, names) in found {
+        report
+            .left
+            .extend(names.into_iter().map(|name| format!("{what} {name}")));
+    }
+    let mounts = now.mounts.difference(&before.mounts).filter(|_| recorded);
+    report
+        .left
+        .extend(mounts.map(|mount| format!("mount {}", mount.display())));
+    let settings = before.sysctls.iter().filter_map(|(name, value)| {
+        let found = now.sysctls.get(name)?;
+        (found != value).then(|| format!("setting {name} is {found}, was {value}"))
+    });
+    report.left.extend(settings);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_chains_go_and_others_stay() {
+        let saved = Saved::parse(
+            "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:DOCKER - [0:0]\n:CNI-OLD - [0:0]\n\
+             -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n-A PREROUTING -j DOCKER\n\
+             -A PREROUTING -j CNI-OLD\n-A KUBE-SERVICES -j RETURN\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n",
+        );
+        let before = BTreeSet::from(["nat/CNI-OLD".to_owned()]);
+        let wanted = "*nat\n:KUBE-SERVICES - [0:0]\n-D PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
+                      -X KUBE-SERVICES\nCOMMIT\n";
+        assert_eq!(plan_chains(&saved, &before).text(), wanted);
+        assert!(plan_chains(&Saved::default(), &before).is_empty());
+    }
+
+    #[test]
+    fn what_is_left_is_told_and_what_others_made_is_not() {
+        let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+        let before = Host {
+            links: set(&["lo", "eth0"]),
+            sysctls: [("net.ipv4.ip_forward".to_owned(), "0".to_owned())].into(),
+            ..Host::default()
+        };
+        let now = Host {
+            links: set(&["lo", "eth0", "cni0", "docker0"]),
+            chains: set(&["nat/KUBE-SERVICES", "nat/DOCKER"]),
+            namespaces: set(&["cni-1", "mine"]),
+            mounts: [PathBuf::from("/var/lib/kubelet/pods/x")].into(),
+            sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
+            ..Host::default()
+        };
+        let mut report = Report::default();
+        compare(&before, &now, true, &mut report);
+        let wanted = [
+            "chain nat/KUBE-SERVICES",
+            "link cni0",
+            "network namespace cni-1",
+            "mount /var/lib/kubelet/pods/x",
+            "setting net.ipv4.ip_forward is 1, was 0",
+        ];
+        assert_eq!(report.left, wanted);
+        let mut same = Report::default();
+        compare(&now, &now, true, &mut same);
+        assert!(same.left.is_empty());
+    }
+}

@@ -1,0 +1,280 @@
+//! Bare machines that become nodes: `skiff init` and `join` as the product runs them, but with a directory for `/` and a supervisor for
+//! systemd, which runs the same programs with the same files.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use skiff_cluster::NodeLayout;
+use skiff_cluster::process::Process;
+use skiff_cluster::testing::BareMachines;
+use skiff_machine::config::{Init, InitFlags, NodeFlags};
+use skiff_machine::init::Initialized;
+use skiff_machine::services::{Error as ServiceError, State};
+use skiff_machine::{Error, Layout, Machine, Say, Service, ServiceManager};
+
+use crate::{Kubectl, binary};
+
+/// Bare machines of one test.
+#[derive(Debug)]
+pub struct Machines {
+    bare: Arc<BareMachines>,
+    /// In their order.
+    pub all: Vec<TestMachine>,
+}
+
+/// One machine.
+#[derive(Debug)]
+pub struct TestMachine {
+    /// Where it is.
+    pub node: NodeLayout,
+    /// Its files.
+    pub layout: Layout,
+    /// Its services.
+    pub services: Supervisor,
+    bare: Arc<BareMachines>,
+    binary: PathBuf,
+    /// What was told.
+    pub told: Told,
+    /// What its clock shows.
+    pub clock: fn() -> jiff::Timestamp,
+}
+
+/// Remembers what is told.
+#[derive(Debug, Default)]
+pub struct Told(Mutex<Vec<String>>);
+
+/// Runs services as systemd's units would.
+#[derive(Debug)]
+pub struct Supervisor {
+    node: NodeLayout,
+    layout: Layout,
+    binary: PathBuf,
+    bare: Arc<BareMachines>,
+    running: Mutex<BTreeMap<Service, Process>>,
+}
+
+// === impl Told ===
+
+impl Told {
+    /// All lines so far.
+    pub fn text(&self) -> String {
+        self.0.lock().join("\n")
+    }
+}
+
+impl Say for Told {
+    fn say(&self, phase: &str, text: &str) {
+        self.0.lock().push(format!("[{phase}] {text}"));
+    }
+}
+
+// === impl Machines ===
+
+impl Machines {
+    /// So many bare machines.
+    ///
+    /// # Errors
+    /// When a container runtime does not come up.
+    pub async fn start(number: usize) -> anyhow::Result<Self> {
+        skiff_daemon::install_crypto();
+        let binary = binary()?;
+        let bare = BareMachines::start(number).await;
+        let bare = Arc::new(bare.map_err(|error| anyhow::anyhow!(skiff_daemon::error_chain(&error)))?);
+        let machine = |node: NodeLayout| {
+            let layout = Layout::new(node.directory().join("root"));
+            TestMachine {
+                services: Supervisor {
+                    node: node.clone(),
+                    layout: layout.clone(),
+                    binary: binary.clone(),
+                    bare: bare.clone(),
+                    running: Mutex::default(),
+                },
+                bare: bare.clone(),
+                binary: binary.clone(),
+                layout,
+                node,
+                told: Told::default(),
+                clock: jiff::Timestamp::now,
+            }
+        };
+        let all = bare.machines().into_iter().map(machine).collect();
+        Ok(Self { bare, all })
+    }
+
+    /// The container runtimes.
+    pub fn runtimes(&mut self) -> Option<&mut BareMachines> {
+        Arc::get_mut(&mut self.bare)
+    }
+}
+
+// === impl TestMachine ===
+
+impl TestMachine {
+    /// What every command on this machine is given, beside its own flags.
+    pub fn flags(&self) -> NodeFlags {
+        NodeFlags {
+            name: Some(self.node.name.clone()),
+            runtime_endpoint: Some(format!("unix://{}", self.node.containerd_socket().display())),
+            // The disk and the memory are those of the machine that runs the tests.
+            ignore: vec!["Swap".to_owned(), "DiskSpace".to_owned()],
+            ..NodeFlags::default()
+        }
+    }
+
+    /// kubeadm's file: what keeps the kubelets of one real machine apart.
+    pub fn file(&self, kind: &str) -> String {
+        format!(
+            "apiVersion: kubeadm.k8s.io/v1beta4\nkind: {kind}\nnodeRegistration:\n  kubeletExtraArgs:\n  - {{name: cgroup-root, value: {}}}\n  \
+             - {{name: eviction-hard, value: 'memory.available<100Mi,nodefs.available<1%,imagefs.available<1%'}}\n",
+            self.node.cgroup()
+        )
+    }
+
+    /// Runs something on this machine: in its network, with everything that `skiff` would have.
+    ///
+    /// # Errors
+    /// When its network is gone.
+    pub fn run<T: Send>(&self, work: impl AsyncFnOnce(&Machine<'_>) -> T + Send) -> anyhow::Result<T> {
+        let namespace = self.bare.namespace(&self.node)?;
+        namespace
+            .run(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let machine = Machine {
+                    layout: self.layout.clone(),
+                    services: &self.services,
+                    binary: self.binary.clone(),
+                    plugin_program: self.binary.with_file_name("skiff-cni"),
+                    say: &self.told,
+                    now: self.clock,
+                };
+                anyhow::Ok(runtime.block_on(work(&machine)))
+            })
+            .context("enter the machine's network")?
+    }
+
+    /// `skiff init`.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn init(&self, flags: InitFlags) -> anyhow::Result<Result<Initialized, Error>> {
+        let flags = InitFlags {
+            node: self.flags(),
+            ..flags
+        };
+        let wish = Init::new(flags, Some(&self.file("InitConfiguration")))?;
+        self.run(async |machine| skiff_machine::init::init(machine, wish).await)
+    }
+
+    /// `kubectl` as administrator; it reaches the server only from inside the machine's network.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let namespace = self.bare.namespace(&self.node)?;
+        // Beside the machine's files: it keeps a cache there.
+        let kubeconfig = self.node.directory().join("kubectl.conf");
+        std::fs::copy(self.layout.kubeconfig("admin"), &kubeconfig).context("is the machine a control plane?")?;
+        let kubectl = Kubectl::new(kubeconfig);
+        namespace
+            .run(|| kubectl.run(arguments))
+            .context("enter the machine's network")?
+    }
+
+    /// What a person would look at after a failure.
+    pub fn report(&self) -> String {
+        let mut report = format!("---- {}\n{}\n", self.node.name, self.told.text());
+        for service in Service::ALL {
+            report += &format!(
+                "---- {service} of {}\n{}\n",
+                self.node.name,
+                self.services.log_tail(service)
+            );
+        }
+        report
+    }
+}
+
+// === impl Supervisor ===
+
+impl Supervisor {
+    /// As in the units of `systemd/`.
+    fn command(&self, service: Service) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .arg(service.name())
+            .arg("--config")
+            .arg(self.layout.config_file(service.name()));
+        match service {
+            Service::Kubelet => {
+                command.arg("--kubeconfig").arg(self.layout.kubeconfig("kubelet"));
+                let bootstrap = self.layout.kubeconfig("bootstrap-kubelet");
+                if bootstrap.exists() {
+                    command.arg("--bootstrap-kubeconfig").arg(bootstrap);
+                }
+            }
+            Service::Ingress => drop(command.arg("--kubeconfig").arg(self.layout.kubeconfig("ingress"))),
+            Service::Server | Service::Proxy => {}
+        }
+        let text = std::fs::read_to_string(self.layout.environment_file(service.name())).unwrap_or_default();
+        let quoted = text.split('"').nth(1).unwrap_or_default();
+        command.args(quoted.split_whitespace());
+        command
+    }
+
+    fn log(&self, service: Service) -> PathBuf {
+        self.layout.root().join("logs").join(service.name())
+    }
+
+    /// The process that was started last for a service.
+    pub fn process(&self, service: Service) -> Option<Process> {
+        self.running.lock().get(&service).copied()
+    }
+}
+
+impl ServiceManager for Supervisor {
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn start(&self, service: Service) -> Result<(), ServiceError> {
+        self.stop(service)?;
+        let process = self
+            .bare
+            .spawn(&self.node, &mut self.command(service), &self.log(service));
+        let process = process.map_err(ServiceError::NoSystemd)?;
+        self.running.lock().insert(service, process);
+        Ok(())
+    }
+
+    fn stop(&self, service: Service) -> Result<(), ServiceError> {
+        let process = self.running.lock().remove(&service);
+        match process {
+            Some(process) => process.stop(Duration::from_secs(10)).map_err(ServiceError::NoSystemd),
+            None => Ok(()),
+        }
+    }
+
+    fn state(&self, service: Service) -> Result<State, ServiceError> {
+        Ok(match self.process(service) {
+            None => State::Stopped,
+            Some(process) if process.is_alive() => State::Running,
+            Some(_) => State::Failed,
+        })
+    }
+
+    fn log_tail(&self, service: Service) -> String {
+        let text = std::fs::read_to_string(self.log(service)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    fn log_hint(&self, service: Service) -> String {
+        format!("cat {}", self.log(service).display())
+    }
+}
