@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use skiff_daemon::{LogFormat, LogOptions};
 
 use crate::{
-    backup, certs, check, cluster, completion, image, ingress, init, kubelet, package, proxy, reset, server, token,
+    backup, certs, check, cluster, completion, image, ingress, init, join, kubelet, package, proxy, reset, server,
+    token,
 };
 
 /// Kubernetes, complete and small.
@@ -30,6 +31,8 @@ const EXAMPLES: &str = "Examples:
 pub(crate) enum Command {
     /// Begin a cluster: make this machine its control plane
     Init(Box<init::InitArgs>),
+    /// Join a cluster: make this machine one of its workers
+    Join(Box<join::JoinArgs>),
     /// Undo `init` or `join`: make this machine a bare one again
     Reset(reset::ResetArgs),
     /// Work with bootstrap tokens, which machines join with

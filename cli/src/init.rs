@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
-use skiff_api::config::EtcdConfiguration;
 use skiff_daemon::Shutdown;
 use skiff_machine::config::{Init, InitFlags};
 use skiff_machine::init::{self, Initialized};
@@ -76,7 +75,6 @@ pub(crate) struct InitArgs {
 pub(crate) async fn run(args: InitArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let file = read_config(args.config.as_deref())?;
     let (output, dry_run) = (args.output.output, args.dry_run);
-    let etcd = EtcdConfiguration::from(args.etcd);
     let flags = InitFlags {
         advertise_address: args.apiserver_advertise_address,
         bind_port: args.apiserver_bind_port,
@@ -87,7 +85,7 @@ pub(crate) async fn run(args: InitArgs, shutdown: Shutdown) -> anyhow::Result<()
         dns_domain: args.service_dns_domain,
         token: args.token,
         token_ttl: args.token_ttl,
-        etcd: (!etcd.endpoints.is_empty()).then_some(etcd),
+        etcd: args.etcd.given(),
         network: args.network.map(|mode| mode.to_string()),
         skip_phases: args.skip_phases,
         node: args.node.into(),

@@ -57,9 +57,14 @@ impl Say for Lines {
 pub(crate) fn this_machine(say: &Lines) -> anyhow::Result<Machine<'_>> {
     let binary = std::env::current_exe().context("find the skiff program")?;
     // The package's place, then beside this program.
-    let own = [PathBuf::from("/usr/lib/skiff/skiff-cni"), binary.with_file_name("skiff-cni")];
+    let own = [
+        PathBuf::from("/usr/lib/skiff/skiff-cni"),
+        binary.with_file_name("skiff-cni"),
+    ];
     let plugin_program = own.into_iter().find(|path| path.is_file());
-    let plugin_program = plugin_program.context("find skiff-cni, the program of the CNI plugins: it belongs beside skiff; install the package again")?;
+    let plugin_program = plugin_program.context(
+        "find skiff-cni, the program of the CNI plugins: it belongs beside skiff; install the package again",
+    )?;
     Ok(Machine {
         layout: Layout::default(),
         services: &Systemd,

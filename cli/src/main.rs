@@ -10,6 +10,7 @@ mod completion;
 mod image;
 mod ingress;
 mod init;
+mod join;
 mod kubelet;
 mod machine;
 mod package;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Proxy(args) => skiff_daemon::run("skiff-proxy", logs, |shutdown| proxy::run(*args, shutdown)),
         Command::Ingress(args) => skiff_daemon::run("skiff-ingress", logs, |shutdown| ingress::run(args, shutdown)),
         Command::Init(args) => skiff_daemon::run("skiff", logs, |shutdown| init::run(*args, shutdown)),
+        Command::Join(args) => skiff_daemon::run("skiff", logs, |shutdown| join::run(*args, shutdown)),
         Command::Reset(args) => skiff_daemon::run("skiff", logs, |_| reset::run(args)),
         Command::Certs(args) => skiff_daemon::run("skiff", logs, |_| certs::run(args)),
         Command::Check(args) => skiff_daemon::run("skiff", logs, |_| check::run(args)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{Method, Request};
+use http_body_util::{BodyExt as _, Limited};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 
@@ -14,6 +15,8 @@ use crate::token::Token;
 
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Twice the size that an object may have, in bytes.
+const LARGEST: usize = 2 << 20;
 
 /// A client of one API server.
 #[derive(Clone)]
@@ -151,6 +154,30 @@ impl Client {
             Err(error) if code(&error) == Some(404) => Ok(false),
             Err(error) => Err(Error::api(format!("DELETE {path}"), &self.server)(error)),
         }
+    }
+
+    /// A text and the time that the server says it is, for comparing clocks.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is refused.
+    pub(crate) async fn text_and_date(&self, path: &str) -> Result<(String, Option<String>), Error> {
+        let failed = |error| Error::api(format!("GET {path}"), &self.server)(error);
+        let request = Request::get(path).body(kube::client::Body::empty());
+        let request = request.map_err(|error| failed(kube::Error::HttpError(error)))?;
+        let response = self.client.send(request).await.map_err(failed)?;
+        let date = response.headers().get(http::header::DATE);
+        let date = date.and_then(|date| date.to_str().ok()).map(str::to_owned);
+        if response.status().is_success() {
+            // Nobody knows yet who answers: what is longer than any ConfigMap is not read.
+            let body = Limited::new(response.into_body(), LARGEST).collect().await;
+            let bytes = body.map(|body| body.to_bytes()).unwrap_or_default();
+            return Ok((String::from_utf8_lossy(&bytes).into_owned(), date));
+        }
+        Err(Error::Answer {
+            what: format!("GET {path}"),
+            server: self.server.clone(),
+            status: response.status().as_u16(),
+        })
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<String, kube::Error> {

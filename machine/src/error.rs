@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::certs::CertsError;
+use crate::join::DiscoveryFailure;
 use crate::services::Service;
 use crate::{address, config, preflight, services};
 
@@ -163,6 +164,9 @@ pub enum Error {
         "the cluster has no ConfigMap kube-public/cluster-info with a kubeconfig in it; `skiff init` makes it in its phase bootstrap-token"
     )]
     NoClusterInfo,
+    /// Whom to trust.
+    #[error("find out whom to trust")]
+    Discovery(#[from] DiscoveryFailure),
     /// A name that leads nowhere.
     #[error("the host {host:?} has no address; check the name, and this machine's DNS (getent hosts {host})")]
     UnknownHost {

@@ -15,6 +15,7 @@ pub mod check;
 pub mod config;
 pub mod duration;
 pub mod init;
+pub mod join;
 pub mod layout;
 pub mod preflight;
 pub mod record;

@@ -1,15 +1,16 @@
 //! Bootstrap tokens: what a machine shows to join, kept as Secrets in `kube-system`.
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 use std::time::Duration;
 
-use aws_lc_rs::rand::SystemRandom;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
+use skiff_pki::BootstrapToken;
 
 use crate::Error;
 use crate::api::Client;
@@ -22,16 +23,11 @@ pub const USAGES: [&str; 2] = ["signing", "authentication"];
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 const PREFIX: &str = "bootstrap-token-";
-const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 const ID_LENGTH: usize = 6;
-const SECRET_LENGTH: usize = 16;
 
-/// A bootstrap token, `[a-z0-9]{6}.[a-z0-9]{16}`. The part before the dot is no secret.
-#[derive(Clone, Eq, PartialEq)]
-pub struct Token {
-    id: String,
-    secret: String,
-}
+/// A bootstrap token as it is typed and printed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Token(BootstrapToken);
 
 /// What a token is for, apart from its text.
 #[derive(Clone, Debug)]
@@ -72,20 +68,15 @@ impl Token {
     /// # Errors
     /// When the system has no randomness to give.
     pub fn generate() -> Result<Self, Error> {
-        Ok(Self {
-            id: random(ID_LENGTH)?,
-            secret: random(SECRET_LENGTH)?,
-        })
+        Ok(Self(BootstrapToken::generate()?))
     }
+}
 
-    /// The part that names it.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
+impl Deref for Token {
+    type Target = BootstrapToken;
 
-    /// The part that proves it.
-    pub fn secret(&self) -> &str {
-        &self.secret
+    fn deref(&self) -> &BootstrapToken {
+        &self.0
     }
 }
 
@@ -93,31 +84,18 @@ impl FromStr for Token {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let valid = |part: &str, length| part.len() == length && part.bytes().all(|byte| ALPHABET.contains(&byte));
-        match text.split_once('.') {
-            Some((id, secret)) if valid(id, ID_LENGTH) && valid(secret, SECRET_LENGTH) => Ok(Self {
-                id: id.to_owned(),
-                secret: secret.to_owned(),
-            }),
-            // The text is not shown: it may be a token with a slip of the finger.
-            _ => Err(
-                "a token is 6 and 16 small letters or digits with a dot between, as `skiff token create` prints it"
-                    .to_owned(),
-            ),
-        }
+        // The text is not shown: it may be a token with a slip of the finger.
+        let refused = |_| {
+            "a token is 6 and 16 small letters or digits with a dot between, as `skiff token create` prints it"
+                .to_owned()
+        };
+        BootstrapToken::parse(text).map(Self).map_err(refused)
     }
 }
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.id, self.secret)
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The secret must not reach a log.
-        write!(f, "Token({})", self.id)
+        f.write_str(&self.0.reveal())
     }
 }
 
@@ -133,20 +111,6 @@ impl<'de> Deserialize<'de> for Token {
             .parse()
             .map_err(serde::de::Error::custom)
     }
-}
-
-fn random(length: usize) -> Result<String, Error> {
-    let source = SystemRandom::new();
-    let mut text = String::with_capacity(length);
-    while text.len() < length {
-        let mut byte = [0];
-        aws_lc_rs::rand::SecureRandom::fill(&source, &mut byte).map_err(|_| Error::Random)?;
-        // The largest multiple of 36: beyond it, some letters would come more often.
-        if byte[0] < 252 {
-            text.push(char::from(ALPHABET[usize::from(byte[0]) % ALPHABET.len()]));
-        }
-    }
-    Ok(text)
 }
 
 // === impl Wish ===
@@ -166,8 +130,8 @@ impl Default for Wish {
 pub fn secret(token: &Token, wish: &Wish, now: Timestamp) -> Value {
     let mut data = Map::new();
     let mut set = |key: &str, text: &str| drop(data.insert(key.to_owned(), STANDARD.encode(text).into()));
-    set("token-id", &token.id);
-    set("token-secret", &token.secret);
+    set("token-id", token.id());
+    set("token-secret", token.secret());
     if let Some(ttl) = wish.ttl {
         set("expiration", &expiration(now, ttl));
     }
@@ -184,7 +148,7 @@ pub fn secret(token: &Token, wish: &Wish, now: Timestamp) -> Value {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": TYPE,
-        "metadata": { "name": format!("{PREFIX}{}", token.id), "namespace": "kube-system" },
+        "metadata": { "name": token.secret_name(), "namespace": "kube-system" },
         "data": data,
     })
 }
@@ -215,7 +179,7 @@ pub async fn list(api: &Client) -> Result<Vec<Listed>, Error> {
         .await?;
     let items = found.iter().flat_map(|list| list["items"].as_array()).flatten();
     let mut tokens: Vec<Listed> = items.filter_map(read).collect();
-    tokens.sort_by(|one, other| one.token.id.cmp(&other.token.id));
+    tokens.sort_by(|one, other| one.token.id().cmp(other.token.id()));
     Ok(tokens)
 }
 
@@ -225,7 +189,11 @@ pub async fn list(api: &Client) -> Result<Vec<Listed>, Error> {
 /// When the API server refuses.
 pub async fn delete(api: &Client, id: &str) -> Result<bool, Error> {
     let id = id.split('.').next().unwrap_or_default();
-    if id.len() != ID_LENGTH || !id.bytes().all(|byte| ALPHABET.contains(&byte)) {
+    let valid = id.len() == ID_LENGTH
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if !valid {
         return Err(Error::TokenId { id: id.to_owned() });
     }
     api.delete(&format!("{SECRETS}/{PREFIX}{id}")).await

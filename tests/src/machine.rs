@@ -12,8 +12,10 @@ use parking_lot::Mutex;
 use skiff_cluster::NodeLayout;
 use skiff_cluster::process::Process;
 use skiff_cluster::testing::BareMachines;
-use skiff_machine::config::{Init, InitFlags, NodeFlags};
+use skiff_machine::config::{Init, InitFlags, Join, JoinFlags, NodeFlags};
 use skiff_machine::init::Initialized;
+use skiff_machine::join::Joined;
+use skiff_machine::reset::{Report, Wish};
 use skiff_machine::services::{Error as ServiceError, State};
 use skiff_machine::{Error, Layout, Machine, Say, Service, ServiceManager};
 
@@ -22,7 +24,6 @@ use crate::{Kubectl, binary};
 /// Bare machines of one test.
 #[derive(Debug)]
 pub struct Machines {
-    bare: Arc<BareMachines>,
     /// In their order.
     pub all: Vec<TestMachine>,
 }
@@ -104,12 +105,7 @@ impl Machines {
             }
         };
         let all = bare.machines().into_iter().map(machine).collect();
-        Ok(Self { bare, all })
-    }
-
-    /// The container runtimes.
-    pub fn runtimes(&mut self) -> Option<&mut BareMachines> {
-        Arc::get_mut(&mut self.bare)
+        Ok(Self { all })
     }
 }
 
@@ -158,6 +154,47 @@ impl TestMachine {
             .context("enter the machine's network")?
     }
 
+    /// Ends the container runtime.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn stop_runtime(&self) -> anyhow::Result<()> {
+        self.bare.stop_runtime(&self.node).context("stop containerd")
+    }
+
+    /// Starts a container runtime with another configuration, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_runtime(&self, change: impl FnOnce(String) -> String) -> anyhow::Result<Process> {
+        let path = self.node.containerd_config();
+        let changed = self.node.directory().join("changed.toml");
+        std::fs::write(&changed, change(std::fs::read_to_string(path)?))?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(&changed);
+        let process = self
+            .bare
+            .spawn(&self.node, &mut command, &self.node.directory().join("containerd.log"))?;
+        while tokio::net::UnixStream::connect(self.node.containerd_socket())
+            .await
+            .is_err()
+        {
+            anyhow::ensure!(process.is_alive(), "containerd has ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(process)
+    }
+
+    /// Opens a port of the machine.
+    ///
+    /// # Errors
+    /// When it is taken.
+    pub fn listen(&self, port: u16) -> anyhow::Result<std::net::TcpListener> {
+        let namespace = self.bare.namespace(&self.node)?;
+        let listener = namespace.run(|| std::net::TcpListener::bind(("0.0.0.0", port)))?;
+        listener.with_context(|| format!("listen on {port}"))
+    }
+
     /// `skiff init`.
     ///
     /// # Errors
@@ -169,6 +206,44 @@ impl TestMachine {
         };
         let wish = Init::new(flags, Some(&self.file("InitConfiguration")))?;
         self.run(async |machine| skiff_machine::init::init(machine, wish).await)
+    }
+
+    /// `skiff join`, with what `init` printed.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn join(&self, line: &str) -> anyhow::Result<Result<Joined, Error>> {
+        self.join_with(line, |_| {})
+    }
+
+    /// The same with other flags.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn join_with(&self, line: &str, change: impl FnOnce(&mut JoinFlags)) -> anyhow::Result<Result<Joined, Error>> {
+        let words: Vec<&str> = line.split_whitespace().filter(|word| *word != "\\").collect();
+        let [_, _, endpoint, _, token, _, pin] = words[..] else {
+            anyhow::bail!("not a join line: {line}");
+        };
+        let mut flags = JoinFlags {
+            endpoint: Some(endpoint.to_owned()),
+            token: Some(token.parse().map_err(anyhow::Error::msg)?),
+            pins: vec![pin.to_owned()],
+            node: self.flags(),
+            ..JoinFlags::default()
+        };
+        change(&mut flags);
+        let wish = Join::new(flags, Some(&self.file("JoinConfiguration")))?;
+        self.run(async |machine| skiff_machine::join::join(machine, wish).await)
+    }
+
+    /// `skiff reset`.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn reset(&self) -> anyhow::Result<Report> {
+        let reset = self.run(async |machine| skiff_machine::reset::reset(machine, Wish::default()).await)?;
+        reset.map_err(|error| anyhow::anyhow!(skiff_daemon::error_chain(&error)))
     }
 
     /// `kubectl` as administrator; it reaches the server only from inside the machine's network.

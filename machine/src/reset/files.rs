@@ -55,6 +55,10 @@ fn plan(layout: &Layout, purge_data: bool) -> Plan {
 pub(super) fn remove(machine: &Machine<'_>, record: Option<&Record>, wish: Wish, report: &mut Report) {
     let layout = &machine.layout;
     let Plan { gone, kept } = plan(layout, wish.purge_data);
+    for empty in &kept {
+        // Where nobody's data is, nothing has to be kept.
+        fs::remove_dir(empty).ok();
+    }
     machine.say(
         PHASE,
         format!(
