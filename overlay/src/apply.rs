@@ -145,7 +145,7 @@ fn apply_now(config: &Config, plan: &Plan, extent: Extent) -> Result<bool, Error
         parts.push(rules);
         // Last: it tells the runtime that pods may start.
         if let Some(mtu) = plan.mtu.filter(|_| ready) {
-            let written = conflist::write(config, &plan.own, mtu);
+            let written = conflist::write(config, &plan.own, mtu, plan.route_mtu);
             parts.push(written.map_err(|source| conflist_error(config, source)));
         }
     }

@@ -16,8 +16,8 @@ pub(crate) const FILE: &str = "10-skiff.conflist";
 ///
 /// The runtime reads the folder at any moment: the file appears whole, by a rename, and its draft has a name that the
 /// runtime does not read.
-pub(crate) fn write(config: &Config, own: &[IpNet], mtu: u32) -> io::Result<bool> {
-    let text = format!("{:#}\n", render(config, own, mtu));
+pub(crate) fn write(config: &Config, own: &[IpNet], mtu: u32, route_mtu: Option<u32>) -> io::Result<bool> {
+    let text = format!("{:#}\n", render(config, own, mtu, route_mtu));
     let path = config.cni_config_dir.join(FILE);
     if fs::read_to_string(&path).is_ok_and(|found| found == text) {
         return Ok(false);
@@ -46,11 +46,17 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Masquerading is not asked of the plugin: one rule for the node, made once, does it for all pods.
-fn render(config: &Config, own: &[IpNet], mtu: u32) -> Value {
+fn render(config: &Config, own: &[IpNet], mtu: u32, route_mtu: Option<u32>) -> Value {
     let ranges: Vec<_> = own.iter().map(|range| json!([{ "subnet": range.trunc() }])).collect();
     let routes: Vec<_> = own
         .iter()
-        .map(|range| json!({ "dst": if range.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" } }))
+        .map(|range| {
+            let mut route = json!({ "dst": if range.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" } });
+            if let Some(mtu) = route_mtu {
+                route["mtu"] = mtu.into();
+            }
+            route
+        })
         .collect();
     let bridge = json!({
         "type": "bridge",
@@ -77,8 +83,8 @@ mod tests {
         let mut config = Config::new("a");
         config.cni_config_dir = folder.path().join("net.d");
         let own = ["10.244.3.0/24".parse().unwrap()];
-        assert!(write(&config, &own, 1450).unwrap());
-        assert!(!write(&config, &own, 1450).unwrap());
+        assert!(write(&config, &own, 1500, None).unwrap());
+        assert!(!write(&config, &own, 1500, None).unwrap());
         let names: Vec<_> = fs::read_dir(&config.cni_config_dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
@@ -87,9 +93,17 @@ mod tests {
         let text = fs::read_to_string(config.cni_config_dir.join(FILE)).unwrap();
         let written: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(written["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
-        assert_eq!(written["plugins"][0]["mtu"], 1450);
+        assert_eq!(written["plugins"][0]["mtu"], 1500);
+        assert_eq!(written["plugins"][0]["ipam"]["routes"], json!([{"dst": "0.0.0.0/0"}]));
         assert_eq!(written["plugins"][1]["capabilities"]["portMappings"], true);
-        assert!(write(&config, &own, 1400).unwrap());
+        assert!(write(&config, &own, 1500, Some(1450)).unwrap());
+        let text = fs::read_to_string(config.cni_config_dir.join(FILE)).unwrap();
+        let written: Value = serde_json::from_str(&text).unwrap();
+        let route = &written["plugins"][0]["ipam"]["routes"][0];
+        assert_eq!(
+            (&written["plugins"][0]["mtu"], &route["mtu"]),
+            (&json!(1500), &json!(1450))
+        );
         assert!(remove(&config).unwrap());
         assert!(!remove(&config).unwrap());
     }

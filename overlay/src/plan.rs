@@ -30,8 +30,10 @@ pub struct Plan {
     pub own: Vec<IpNet>,
     /// The link that other nodes reach this one by; none when its address is on no interface.
     pub underlay: Option<u32>,
-    /// The largest packet of pods.
+    /// The largest packet of pods' links.
     pub mtu: Option<u32>,
+    /// The largest packet of theirs that leaves the node, where that is less: there is a tunnel.
+    pub route_mtu: Option<u32>,
     /// The other nodes' pod ranges, and where they are reached.
     pub routes: BTreeMap<IpNet, Via>,
     /// The VXLAN link, where some node is behind it.
@@ -86,9 +88,9 @@ pub fn plan(config: &Config, nodes: &BTreeMap<String, NodeNetwork>, interfaces: 
     let inner = underlay.map(|link| link.mtu.saturating_sub(OVERHEAD));
     let mut plan = Plan {
         mtu: config.mtu.or(match config.mode {
-            Mode::Direct => underlay.map(|link| link.mtu),
-            // A node of another segment may join at any time, and a pod's links are made once.
-            _ => inner,
+            Mode::Vxlan => inner,
+            // All ports of a bridge are alike, whenever they were made; what a tunnel takes is the routes' affair.
+            _ => underlay.map(|link| link.mtu),
         }),
         underlay: underlay.map(|link| link.index),
         tunnel: tunnel(&this, inner),
@@ -104,6 +106,7 @@ pub fn plan(config: &Config, nodes: &BTreeMap<String, NodeNetwork>, interfaces: 
         }
     }
     plan.tunnel = plan.tunnel.filter(|tunnel| !tunnel.peers.is_empty());
+    plan.route_mtu = inner.filter(|inner| plan.tunnel.is_some() && plan.mtu.is_some_and(|mtu| mtu > *inner));
     plan.unmasked = without_covered(plan.unmasked);
     plan
 }
@@ -295,44 +298,44 @@ mod tests {
 
     #[test]
     fn the_mode_and_the_segment_say_which_way() {
-        let cases: [(Mode, &str, [&str; 2], Option<u32>); 6] = [
+        let cases: [(Mode, &str, [&str; 2], [Option<u32>; 2]); 6] = [
             (
                 Mode::Auto,
                 "172.30.0.1/24",
                 ["10.244.1.0/24 172.30.0.2", "10.244.2.0/24 vxlan"],
-                Some(1450),
+                [Some(1500), Some(1450)],
             ),
             (
                 Mode::Auto,
                 "172.30.0.1/16",
                 ["10.244.1.0/24 172.30.0.2", "10.244.2.0/24 172.30.1.3"],
-                Some(1450),
+                [Some(1500), None],
             ),
             // An address without a segment, as some clouds give.
             (
                 Mode::Auto,
                 "172.30.0.1/32",
                 ["10.244.1.0/24 vxlan", "10.244.2.0/24 vxlan"],
-                Some(1450),
+                [Some(1500), Some(1450)],
             ),
             (
                 Mode::Vxlan,
                 "172.30.0.1/24",
                 ["10.244.1.0/24 vxlan", "10.244.2.0/24 vxlan"],
-                Some(1450),
+                [Some(1450), None],
             ),
             (
                 Mode::Direct,
                 "172.30.0.1/24",
                 ["10.244.1.0/24 172.30.0.2", "10.244.2.0/24 172.30.1.3"],
-                Some(1500),
+                [Some(1500), None],
             ),
             // The node's address is on no interface: directly or not at all, and pods must wait.
             (
                 Mode::Direct,
                 "192.0.2.1/24",
                 ["10.244.1.0/24 172.30.0.2", "10.244.2.0/24 172.30.1.3"],
-                None,
+                [None, None],
             ),
         ];
         let known = nodes(&[
@@ -340,10 +343,10 @@ mod tests {
             ("b", "10.244.1.0/24", "172.30.0.2"),
             ("c", "10.244.2.0/24", "172.30.1.3"),
         ]);
-        for (mode, address, wanted, mtu) in cases {
+        for (mode, address, wanted, sizes) in cases {
             let plan = plan(&config(mode), &known, &lan(address, 1500));
             assert_eq!(routes(&plan), wanted, "{mode:?} {address}");
-            assert_eq!(plan.mtu, mtu, "{mode:?} {address}");
+            assert_eq!([plan.mtu, plan.route_mtu], sizes, "{mode:?} {address}");
             let tunnelled = wanted.iter().any(|route| route.ends_with("vxlan"));
             assert_eq!(plan.tunnel.is_some(), tunnelled, "{mode:?} {address}");
         }

@@ -134,8 +134,13 @@ fn nodes_of_other_segments_become_entries_of_the_tunnel() {
         let neighbour = "10.244.2.0 lladdr 0e:73:0a:f4:02:00 PERMANENT";
         let forwarding = |node: &str| format!("0e:73:0a:f4:02:00 dst {node} self permanent");
         assert_eq!(entries(), (neighbour.to_owned(), forwarding("172.30.1.3")));
-        // Room is kept for the tunnel, whichever way a pod's packets take.
-        assert!(overlay.conflist().unwrap().contains("\"mtu\": 1450"));
+        // Room is kept for the tunnel by the pods' routes.
+        let sizes = || {
+            let conflist: serde_json::Value = serde_json::from_str(&overlay.conflist().unwrap()).unwrap();
+            let bridge = &conflist["plugins"][0];
+            (bridge["mtu"].as_u64(), bridge["ipam"]["routes"][0]["mtu"].as_u64())
+        };
+        assert_eq!(sizes(), (Some(1500), Some(1450)));
 
         overlay.send("MODIFIED", node("far", "10.244.2.0/24", "172.30.2.9"));
         until("far moved", || entries().1 == forwarding("172.30.2.9")).await;
@@ -163,6 +168,7 @@ fn nodes_of_other_segments_become_entries_of_the_tunnel() {
             !shell("ip link").contains("skiff.vxlan")
         })
         .await;
+        until("pods may use the whole link", || sizes() == (Some(1500), None)).await;
         assert_eq!(routes().trim(), "10.244.2.0/24 via 172.30.0.3 dev lan");
         overlay.stop().await;
     });
