@@ -260,14 +260,9 @@ impl Netlink {
 
     /// Makes a bridge tell its ports apart by VLAN. The kernel may lack that: "operation not supported".
     pub fn set_vlan_filtering(&mut self, index: u32) -> Result<(), Error> {
-        let mut message = with_index(index);
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])),
-        ]));
         self.change(
             what("filter VLANs on bridge", &format!("number {index}")),
-            RouteNetlinkMessage::NewLink(message),
+            RouteNetlinkMessage::NewLink(vlan_filtering(index)),
             Mode::Plain,
         )
     }
@@ -329,6 +324,15 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     } else {
         Ok(())
     }
+}
+
+fn vlan_filtering(index: u32) -> LinkMessage {
+    let mut message = with_index(index);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Bridge),
+        LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])),
+    ]));
+    message
 }
 
 fn port_vlan(index: u32, vlan: BridgeVlanInfo) -> LinkMessage {
@@ -435,6 +439,8 @@ impl FromStr for Mac {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::Emitable as _;
+
     use super::*;
 
     #[test]
@@ -452,6 +458,39 @@ mod tests {
         ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
+    }
+
+    /// Not every kernel filters VLANs: what it is told is compared with linux/if_bridge.h and linux/if_link.h instead.
+    #[test]
+    fn the_kernel_is_told_of_vlans_in_its_own_form() {
+        const IFLA_AF_SPEC: u16 = 26;
+        const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
+        const IFLA_INFO_DATA: u16 = 2;
+        const IFLA_BR_VLAN_FILTERING: u16 = 7;
+        const AF_BRIDGE: u8 = 7;
+        // BRIDGE_VLAN_INFO_PVID and BRIDGE_VLAN_INFO_UNTAGGED.
+        const UNTAGGED: u16 = 2 | 4;
+        let emit = |message: &LinkMessage| {
+            let mut bytes = vec![0; message.buffer_len()];
+            message.emit(&mut bytes);
+            bytes
+        };
+        for (flags, words) in [
+            (BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged, UNTAGGED),
+            (BridgeVlanInfoFlags::empty(), 0),
+        ] {
+            let bytes = emit(&port_vlan(7, BridgeVlanInfo { flags, vid: 100 }));
+            assert_eq!((bytes[0], u32_at(&bytes, 4)), (AF_BRIDGE, 7));
+            let spec = find(&bytes[HEADER..], IFLA_AF_SPEC).unwrap();
+            let vlan = find(spec, IFLA_BRIDGE_VLAN_INFO).unwrap();
+            assert_eq!(vlan, [words.to_ne_bytes(), 100_u16.to_ne_bytes()].concat());
+        }
+        let bytes = emit(&vlan_filtering(9));
+        assert_eq!((bytes[0], u32_at(&bytes, 4)), (0, 9));
+        let info = find(&bytes[HEADER..], IFLA_LINKINFO).unwrap();
+        assert_eq!(find(info, IFLA_INFO_KIND).map(text).as_deref(), Some("bridge"));
+        let data = find(info, IFLA_INFO_DATA).unwrap();
+        assert_eq!(find(data, IFLA_BR_VLAN_FILTERING), Some(&[1][..]));
     }
 
     #[test]
