@@ -298,7 +298,8 @@ mod tests {
 
     #[test]
     fn the_mode_and_the_segment_say_which_way() {
-        let cases: [(Mode, &str, [&str; 2], [Option<u32>; 2]); 6] = [
+        type Case<'a> = (Mode, &'a str, [&'a str; 2], [Option<u32>; 2]);
+        let cases: [Case<'_>; 6] = [
             (
                 Mode::Auto,
                 "172.30.0.1/24",

@@ -137,9 +137,13 @@ async fn pods_reach_each_other_across_a_router_whatever_happens_to_a_node() -> a
 /// Segments of the largest size fit into the tunnel: no node has to cut a packet.
 fn full_packets(fixture: &Fixture, pods: [IpAddr; 3], first: &Namespace, second: &Namespace) -> anyhow::Result<()> {
     // On the node the whole link is theirs, beyond it what the tunnel leaves.
-    let shown = |what: &str| fixture.kubectl.run(&["exec", "server-1", "--", "ip", what, "show"]);
-    let (links, routes) = (shown("link")?, shown("route")?);
-    assert!(links.contains("mtu 1500") && routes.contains("mtu 1450"), "{links}{routes}");
+    let links = fixture
+        .kubectl
+        .run(&["exec", "server-1", "--", "ip", "link", "show", "eth0"])?;
+    assert!(links.contains("mtu 1500"), "{links}");
+    let node = fixture.cluster.node("node-1")?;
+    let conflist = std::fs::read_to_string(node.cni_config().join("10-skiff.conflist"))?;
+    assert!(conflist.contains("\"mtu\": 1450"), "{conflist}");
     let before = (fragments(first)?, fragments(second)?);
     let fill = format!("dd if=/dev/zero of=/www/large bs=1M count={MEGABYTES}");
     for (from, to) in [(1, 2), (2, 1)] {
