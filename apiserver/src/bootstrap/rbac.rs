@@ -167,11 +167,6 @@ fn rule(verbs: &[&str], group: &str, resources: &[&str]) -> Value {
     json!({"verbs": verbs, "apiGroups": [group], "resources": resources})
 }
 
-/// A rule for the one object of a name.
-fn named(verbs: &[&str], group: &str, resource: &str, name: &str) -> Value {
-    json!({"verbs": verbs, "apiGroups": [group], "resources": [resource], "resourceNames": [name]})
-}
-
 fn urls(verbs: &[&str], urls: &[&str]) -> Value {
     json!({"verbs": verbs, "nonResourceURLs": urls})
 }
@@ -440,7 +435,9 @@ fn components() -> Vec<Value> {
         rule(&["list", "watch"], "networking.k8s.io", &["ingresses"]),
         rule(&["create", "list", "watch"], "networking.k8s.io", &["ingressclasses"]),
         rule(&["patch"], "networking.k8s.io", &["ingresses/status"]),
-        named(&["patch"], "networking.k8s.io", "ingressclasses", "skiff"),
+        Line::new("patch", "networking.k8s.io", "ingressclasses")
+            .only("skiff")
+            .rule(),
         rule(&["create"], "", &["events"]),
     ];
     let scheduler = vec![
