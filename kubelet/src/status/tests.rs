@@ -149,6 +149,20 @@ fn a_running_pod() {
 }
 
 #[test]
+fn mounts_are_shown_as_they_are() {
+    let spec = json!({"containers": [{"name": "c", "volumeMounts": [
+        {"name": "v", "mountPath": "/v"}, {"name": "r", "mountPath": "/r", "readOnly": true}]}]});
+    let scene = Scene::new(&spec, vec![container("c", 0, State::Running(at(11)))]);
+    assert_eq!(
+        scene.status()["containerStatuses"][0]["volumeMounts"],
+        json!([
+            {"name": "v", "mountPath": "/v"},
+            {"name": "r", "mountPath": "/r", "readOnly": true, "recursiveReadOnly": "Disabled"},
+        ])
+    );
+}
+
+#[test]
 fn readiness_gates() {
     let spec = json!({"readinessGates": [{"conditionType": "a.b/c"}]});
     let mut scene = Scene::new(&spec, vec![container("c", 0, State::Running(at(11)))]);
