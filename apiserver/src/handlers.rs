@@ -50,6 +50,10 @@ pub(crate) async fn resource(server: &Arc<Server>, served: Arc<Served>, call: Ca
             return Err(Status::method_not_allowed());
         }
     }
+    // What was authorized in a namespace is not to be done to the whole cluster.
+    if !resource.namespaced && !call.info.namespace.is_empty() && resource.plural != "namespaces" {
+        return Err(Status::unknown_path());
+    }
     if !call.info.subresource.is_empty() {
         return crate::subresources::handle(server, served, call).await;
     }

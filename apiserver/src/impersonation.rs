@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::HeaderMap;
+use percent_encoding::percent_decode_str;
 use skiff_api::status::Status;
 
 use crate::authentication::{User, service_account_groups};
@@ -65,8 +66,10 @@ pub fn apply(authorizer: &Authorizer, user: Arc<User>, headers: &HeaderMap) -> R
     }
     for (key, value) in headers {
         if let (Some(key), Ok(value)) = (key.as_str().strip_prefix(EXTRA), value.to_str()) {
-            check("authentication.k8s.io", "userextras", key, "", value)?;
-            acting.extra.entry(key.to_owned()).or_default().push(value.to_owned());
+            // Keys may hold what headers' names may not.
+            let key = percent_decode_str(key).decode_utf8_lossy();
+            check("authentication.k8s.io", "userextras", &key, "", value)?;
+            acting.extra.entry(key.into_owned()).or_default().push(value.to_owned());
         }
     }
     if name == "system:anonymous" {

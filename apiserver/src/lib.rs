@@ -37,6 +37,7 @@ mod handlers;
 mod health;
 mod metrics_server;
 mod openapi;
+mod openid;
 mod pod_references;
 mod proxy;
 mod reviews;

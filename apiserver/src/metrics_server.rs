@@ -67,6 +67,10 @@ pub(crate) async fn handle(server: &Server, call: &Call) -> Result<Response<Body
     if !resource.allows(info.verb) {
         return Err(Status::method_not_supported(resource.qualified(), info.verb));
     }
+    if !resource.namespaced && !info.namespace.is_empty() {
+        // What was authorized in a namespace is not to be done to the whole cluster.
+        return Err(Status::unknown_path());
+    }
     let core = server
         .registry
         .resources

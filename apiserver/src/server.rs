@@ -17,6 +17,7 @@ use crate::body::{self, Body, RequestBody};
 use crate::discovery::Discovery;
 use crate::errors::{self, Result};
 use crate::metrics::{Labels, Metrics};
+use crate::openid::OpenId;
 use crate::proxy::Kubelets;
 use crate::query::Query;
 use crate::registry::Registry;
@@ -39,6 +40,7 @@ pub(crate) struct Server {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) discovery: Discovery,
+    pub(crate) openid: OpenId,
     pub(crate) metrics: Metrics,
     pub(crate) daemon: Context,
     pub(crate) limits: Limits,
@@ -188,6 +190,9 @@ impl Server {
             return Ok(answer);
         }
         if let Some(answer) = openapi::answer(&self.registry.resources, path, call.headers()) {
+            return Ok(answer);
+        }
+        if let Some(answer) = self.openid.answer(path) {
             return Ok(answer);
         }
         match path {

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::metrics::Metrics;
 use crate::metrics_server;
+use crate::openid::OpenId;
 use crate::proxy::Kubelets;
 use crate::registry::Registry;
 use crate::resources::Resources;
@@ -145,6 +146,7 @@ impl ApiServer {
         let ready = daemon.health.readiness("poststarthook/rbac/bootstrap-roles");
         let server = Arc::new(Server {
             authenticator,
+            openid: OpenId::new(&config),
             tokens,
             authorizer,
             discovery: Discovery::new(&registry.resources, more, &address),

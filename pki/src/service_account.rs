@@ -69,6 +69,24 @@ impl ServiceAccountKey {
     }
 }
 
+impl ServiceAccountKey {
+    /// The public key as a JSON Web Key (RFC 7517): what others verify tokens with.
+    pub fn jwk(&self) -> serde_json::Value {
+        // An uncompressed point: 4, then both coordinates.
+        let point = self.pair.der_bytes().get(1..).unwrap_or_default();
+        let (x, y) = point.split_at(point.len() / 2);
+        serde_json::json!({
+            "use": "sig",
+            "kty": "EC",
+            "kid": self.key_id(),
+            "alg": "ES256",
+            "crv": "P-256",
+            "x": URL_SAFE_NO_PAD.encode(x),
+            "y": URL_SAFE_NO_PAD.encode(y),
+        })
+    }
+}
+
 impl fmt::Debug for ServiceAccountKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServiceAccountKey")

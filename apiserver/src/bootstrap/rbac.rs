@@ -1,5 +1,6 @@
 //! The roles and bindings that upstream's clusters begin with.
 
+mod addons;
 mod certificates;
 mod controllers;
 
@@ -40,6 +41,7 @@ pub(super) fn objects() -> Vec<(Resource, Value)> {
     roles
         .chain(bindings().into_iter().map(|object| (BINDINGS, object)))
         .chain(certificates::bindings())
+        .chain(addons::objects())
         .chain(certificates::cluster_info())
         .chain(controller_roles())
         .collect()

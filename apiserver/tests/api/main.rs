@@ -9,6 +9,8 @@ mod kinds;
 mod kubectl;
 mod nodes;
 mod proxying;
+mod rights;
+mod security;
 mod storage;
 mod watching;
 mod writing;
