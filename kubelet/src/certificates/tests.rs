@@ -206,6 +206,7 @@ async fn what_has_ended_is_asked_anew_by_token_or_says_what_to_do() {
     let off = Shutdown::new();
     let lost = connect(cluster.options(None), connector(), off.clone())
         .await
+        .map(drop)
         .unwrap_err();
     assert!(
         matches!(&lost, Error::NoKubeconfig { .. }) && lost.to_string().contains("skiff join"),
@@ -222,6 +223,7 @@ async fn what_has_ended_is_asked_anew_by_token_or_says_what_to_do() {
     }
     let ended = connect(cluster.options(None), connector(), off.clone())
         .await
+        .map(drop)
         .unwrap_err();
     assert!(
         matches!(&ended, Error::Expired { .. }) && ended.to_string().contains("skiff token create"),
