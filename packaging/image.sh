@@ -13,7 +13,7 @@ packages=(
     linux-image-cloud-amd64 initramfs-tools zstd
     containerd runc iptables conntrack kubernetes-client busybox-static
 )
-[ "$kind" = vm ] || packages+=(openssh-server)
+[ "$kind" = vm ] || packages+=(openssh-server systemd-resolved)
 
 key=$(cat "$0" <(echo "$kind") | sha256sum | cut -d' ' -f1)
 [ "$(cat "$out/key" 2>/dev/null)" != "$key" ] || exit 0
@@ -54,6 +54,8 @@ chroot "$root" systemctl enable systemd-networkd >>"$out/debootstrap.log" 2>&1
 
 case $kind in
 vm)
+    # Not that of the machine that builds it.
+    echo '# none' >"$root/etc/resolv.conf"
     # The address comes with the kernel's command line.
     ln -sf /lib/systemd/system/systemd-network-generator.service "$units/sysinit.target.wants/"
     # How the suite types: a socket that runs what it is sent, answers, and closes. It is reached from a namespace without a way

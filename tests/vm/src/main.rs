@@ -43,6 +43,8 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 enum Form {
+    /// One machine
+    Alone,
     /// One master, one worker: for every change
     Short,
     /// One master, two workers, and their failures
@@ -73,6 +75,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         package: arguments.package.clone(),
     };
     let workers = match arguments.form {
+        Form::Alone => 0,
         Form::Short => 1,
         Form::Full => 2,
     };
@@ -80,7 +83,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let names: Vec<String> = (1..=workers).map(|number| format!("worker-{number}")).collect();
     let names = [&["master".to_owned()], &names[..]].concat();
     let mut cluster = Cluster::new(Lab::start(&sources, &names)?, readme);
-    let result = steps::run(&mut cluster, arguments.form == Form::Full);
+    let result = steps::run(&mut cluster, arguments.form);
     if result.is_err() {
         eprintln!("{}", cluster.lab.report());
         if arguments.hold {

@@ -10,41 +10,70 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
+use crate::Form;
 use crate::cluster::Cluster;
 
 type Step = (&'static str, fn(&mut Cluster) -> anyhow::Result<()>);
 
+const PACKAGE: Step = ("the package installs, and nothing runs yet", install::package);
+const INIT: Step = ("skiff init makes the first machine a cluster", install::init);
+const DEPLOYMENT: Step = ("a Deployment runs", pods::deployment);
+const CLUSTER_IP: Step = ("its ClusterIP answers on every machine", network::cluster_ip);
+const DNS: Step = ("pods find it by name", network::dns);
+const EXEC: Step = ("kubectl exec and logs", pods::exec_and_logs);
+const MEMORY: Step = ("a memory limit holds, under cgroup v2 and systemd", pods::memory_limit);
+const REBOOT: Step = ("a machine restarts and takes its pods up again", failures::reboot);
+const RESET: Step = ("skiff reset leaves the machines clean", reset::clean);
+
+/// One machine that is everything.
+const ALONE: &[Step] = &[
+    PACKAGE,
+    INIT,
+    ("the master takes pods when it is told to", install::untaint),
+    DEPLOYMENT,
+    CLUSTER_IP,
+    DNS,
+    EXEC,
+    MEMORY,
+    REBOOT,
+    RESET,
+];
+
 /// What every change is tested with.
-const SHORT: [Step; 10] = [
-    ("the package installs, and nothing runs yet", install::package),
-    ("skiff init makes the first machine a cluster", install::init),
+const SHORT: &[Step] = &[
+    PACKAGE,
+    INIT,
     ("the printed line joins the others", install::join),
-    ("a Deployment runs", pods::deployment),
-    ("its ClusterIP answers on every machine", network::cluster_ip),
+    DEPLOYMENT,
+    CLUSTER_IP,
     ("its NodePort answers from another machine", network::node_port),
-    ("pods find it by name", network::dns),
-    ("kubectl exec and logs", pods::exec_and_logs),
-    ("a memory limit holds, under cgroup v2 and systemd", pods::memory_limit),
-    ("a worker restarts and takes its pods up again", failures::worker_reboot),
+    DNS,
+    EXEC,
+    MEMORY,
+    REBOOT,
 ];
 
 /// What more the full form does.
-const FULL: [Step; 4] = [
+const FULL: &[Step] = &[
     ("pods are spread over the workers", pods::spread),
     ("the master restarts, pods serve meanwhile", failures::master_reboot),
     ("a worker loses its power, its pods move", failures::power_cut),
-    ("skiff reset leaves the machines clean", reset::clean),
+    RESET,
 ];
 
 /// Runs them until one fails.
 ///
 /// # Errors
 /// What the step says that failed.
-pub(crate) fn run(cluster: &mut Cluster, full: bool) -> anyhow::Result<()> {
-    let further = if full { &FULL[..] } else { &[] };
-    for (name, step) in SHORT.iter().chain(further) {
+pub(crate) fn run(cluster: &mut Cluster, form: Form) -> anyhow::Result<()> {
+    let steps = match form {
+        Form::Alone => ALONE.to_vec(),
+        Form::Short => SHORT.to_vec(),
+        Form::Full => [SHORT, FULL].concat(),
+    };
+    for (name, step) in steps {
         let begin = Instant::now();
-        step(cluster).context(*name)?;
+        step(cluster).context(name)?;
         println!("{:5.0} s  {name}", begin.elapsed().as_secs_f64());
     }
     Ok(())

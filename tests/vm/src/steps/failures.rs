@@ -30,18 +30,15 @@ spec:
       containers: [{name: main, image: 'docker.io/library/busybox:1.36', imagePullPolicy: Never, command: [sleep, '36000']}]
 ";
 
-pub(crate) fn worker_reboot(cluster: &mut Cluster) -> anyhow::Result<()> {
-    cluster.lab.machines[1].reboot()?;
+/// Of the last machine: a worker, where there is one.
+pub(crate) fn reboot(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let last = cluster.lab.machines.len() - 1;
+    cluster.lab.machines[last].reboot()?;
     cluster.wait_until_ready()?;
-    until(
-        "both pods ready again",
-        LIMIT,
-        || cluster.places("app=hello"),
-        |places| places.len() == 2,
-    )?;
-    let url = format!("{}:{NODE_PORT}", cluster.workers()[0].address);
-    cluster.ask(cluster.master(), &url)?;
-    Ok(())
+    let two = |places: &Vec<String>| places.len() == 2;
+    until("both pods ready again", LIMIT, || cluster.places("app=hello"), two)?;
+    let url = format!("{}:{NODE_PORT}", cluster.lab.machines[last].address);
+    cluster.ask(cluster.master(), &url).map(|_| ())
 }
 
 pub(crate) fn master_reboot(cluster: &mut Cluster) -> anyhow::Result<()> {

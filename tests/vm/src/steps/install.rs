@@ -51,3 +51,11 @@ pub(crate) fn join(cluster: &mut Cluster) -> anyhow::Result<()> {
     anyhow::ensure!(ready == cluster.lab.machines.len(), "kubectl get nodes shows:\n{shown}");
     Ok(())
 }
+
+/// As docs/quick-start.md tells.
+pub(crate) fn untaint(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.wait_until_ready()?;
+    cluster
+        .kubectl("taint nodes --all node-role.kubernetes.io/control-plane-")
+        .map(|_| ())
+}

@@ -24,10 +24,8 @@ pub(crate) fn deployment(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.master().run(cluster.readme.block("try it")?)?;
     let places = cluster.places("app=hello")?;
     anyhow::ensure!(places.len() == 2, "ready pods run on {places:?}");
-    anyhow::ensure!(
-        !places.contains(&"master".to_owned()),
-        "a pod runs on the tainted master: {places:?}"
-    );
+    let on_tainted = !cluster.workers().is_empty() && places.contains(&"master".to_owned());
+    anyhow::ensure!(!on_tainted, "a pod runs on the tainted master: {places:?}");
     Ok(())
 }
 
@@ -55,16 +53,17 @@ pub(crate) fn exec_and_logs(cluster: &mut Cluster) -> anyhow::Result<()> {
 
 pub(crate) fn memory_limit(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.apply(GREEDY)?;
-    let reason = "get pod greedy --output jsonpath={.status.containerStatuses[0].state.terminated.reason}";
+    // The reason is the runtime's to tell: containerd 1.6 sees a container's end before its cause here, and then says Error.
+    let code = "get pod greedy --output jsonpath={.status.containerStatuses[0].state.terminated.exitCode}";
     until(
         "the end of who takes too much",
         LIMIT,
-        || cluster.kubectl(reason),
-        |reason| reason == "OOMKilled",
+        || cluster.kubectl(code),
+        |code| code == "137",
     )?;
     let log = cluster.kubectl("logs greedy")?;
     anyhow::ensure!(log.starts_with("33554432"), "the container's memory.max: {log:?}");
-    for machine in cluster.workers() {
+    for machine in &cluster.lab.machines {
         let found = machine.run(
             "stat --file-system --format %T /sys/fs/cgroup; systemctl show --property ControlGroup kubepods.slice",
         )?;
