@@ -9,6 +9,8 @@ mod request;
 mod rotate;
 mod serving;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
