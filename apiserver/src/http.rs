@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -24,8 +25,14 @@ const HEADERS: Duration = Duration::from_secs(32);
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Accepts connections on `listener` until `shutdown`, then lets open requests end.
-pub(crate) async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<ServerConfig>, shutdown: Shutdown) {
-    let acceptor = TlsAcceptor::from(tls);
+///
+/// Each connection gets the TLS configuration of its time.
+pub(crate) async fn serve(
+    server: Arc<Server>,
+    listener: TcpListener,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    shutdown: Shutdown,
+) {
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -35,7 +42,12 @@ pub(crate) async fn serve(server: Arc<Server>, listener: TcpListener, tls: Arc<S
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(Arc::clone(&server), stream, acceptor.clone(), graceful.watcher());
+                let connection = connection(
+                    Arc::clone(&server),
+                    stream,
+                    TlsAcceptor::from(tls.load_full()),
+                    graceful.watcher(),
+                );
                 tokio::spawn(connection);
             }
             Err(error) => {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use skiff_daemon::{Check, Context, Shutdown};
+use skiff_pki::Identity;
 use skiff_store::Store;
 use tokio::net::TcpListener;
 
@@ -61,7 +63,7 @@ pub enum Error {
 pub struct ApiServer {
     server: Arc<Server>,
     servers: Arc<Servers>,
-    tls: Arc<rustls::ServerConfig>,
+    tls: Arc<ArcSwap<rustls::ServerConfig>>,
     _ready: Arc<Check>,
 }
 
@@ -169,7 +171,7 @@ impl ApiServer {
         Ok(Self {
             server,
             servers,
-            tls: Arc::new(tls),
+            tls: Arc::new(ArcSwap::from_pointee(tls)),
             _ready: Arc::new(ready),
         })
     }
@@ -181,6 +183,24 @@ impl ApiServer {
             user: Arc::new(User::new(user, groups.iter().copied())),
         };
         kube::Client::new(service, "default")
+    }
+
+    /// Shows another certificate and trusts other clients from the next connection on; kubelets are shown the kubelet client's.
+    ///
+    /// # Errors
+    /// When one of them cannot be used: then nothing changes.
+    pub fn set_certificates(
+        &self,
+        identity: &Identity,
+        client_ca_pem: &str,
+        kubelet_client: Option<&Identity>,
+    ) -> Result<(), Error> {
+        let tls = skiff_pki::server_config(identity, Some(client_ca_pem)).map_err(Error::Tls)?;
+        if let (Some(kubelets), Some(identity)) = (&self.server.kubelets, kubelet_client) {
+            kubelets.replace(identity, client_ca_pem).map_err(Error::Tls)?;
+        }
+        self.tls.store(Arc::new(tls));
+        Ok(())
     }
 
     /// Says to clients of the Service `kubernetes` that this server goes; to be called before its shutdown.

@@ -1,16 +1,22 @@
 //! Clients of the API server, from kubeconfig files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use http::{Request, Response};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use kube::client::ConfigExt as _;
 use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use parking_lot::Mutex;
+use skiff_daemon::Files;
 use tower::retry::RetryLayer;
-use tower::{BoxError, ServiceBuilder};
+use tower::util::{BoxCloneService, Oneshot};
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt as _};
 
 /// After this long without a packet a connection asks whether the other end is there; after [`ASK`] questions without an
 /// answer it is broken. Together no longer than client-go takes for it (45 s).
@@ -18,10 +24,58 @@ const SILENCE: Duration = Duration::from_secs(15);
 const ASK_EVERY: Duration = Duration::from_secs(5);
 const ASK: u32 = 3;
 
+/// The way to the API server, with whom it is trusted by and who we are.
+type Way = BoxCloneService<Request<Body>, Response<Body>, BoxError>;
+
+/// What a kubeconfig says, ready for use.
+struct Loaded {
+    way: Way,
+    namespace: String,
+    /// The kubeconfig, and the files that it names.
+    files: Vec<PathBuf>,
+}
+
+/// A service that requests go through as it is when they begin.
+#[derive(Clone)]
+struct Current(Arc<Mutex<Way>>);
+
 /// A client that reaches the API server as `path` says; `component` goes into its user agent.
-pub(crate) async fn from_file(path: &Path, component: &str) -> anyhow::Result<kube::Client> {
+///
+/// When the file changes, or a certificate, key or token that it names, requests from then on use what is new. What is open (a watch)
+/// goes on.
+pub(crate) async fn from_file(path: &Path, component: &'static str) -> anyhow::Result<kube::Client> {
+    let loaded = load(path, component).await?;
+    let current = Current(Arc::new(Mutex::new(loaded.way)));
+    tokio::spawn(keep_current(
+        current.clone(),
+        Files::new(loaded.files),
+        path.to_owned(),
+        component,
+    ));
+    Ok(kube::Client::new(current, loaded.namespace))
+}
+
+async fn keep_current(current: Current, mut files: Files, path: PathBuf, component: &'static str) {
+    loop {
+        files.changed().await;
+        match load(&path, component).await {
+            Ok(loaded) => {
+                *current.0.lock() = loaded.way;
+                files.follow(loaded.files);
+                tracing::info!(kubeconfig = %path.display(), "credentials read anew");
+            }
+            Err(error) => {
+                tracing::warn!(error = %skiff_daemon::error_chain(error.as_ref()), "still using the former credentials");
+                files.retry();
+            }
+        }
+    }
+}
+
+async fn load(path: &Path, component: &str) -> anyhow::Result<Loaded> {
     let read = || format!("read the kubeconfig {}", path.display());
     let kubeconfig = Kubeconfig::read_from(path).with_context(read)?;
+    let files = [path.to_owned()].into_iter().chain(named(&kubeconfig)).collect();
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .with_context(read)?;
@@ -30,12 +84,29 @@ pub(crate) async fn from_file(path: &Path, component: &str) -> anyhow::Result<ku
         http::HeaderValue::from_str(&format!("{component}/v{} (skiff)", env!("CARGO_PKG_VERSION")))
             .context("make the user agent")?,
     ));
-    build(&config).with_context(|| format!("make a client from {}", path.display()))
+    let way = build(&config).with_context(|| format!("make a client from {}", path.display()))?;
+    Ok(Loaded {
+        way,
+        namespace: config.default_namespace,
+        files,
+    })
+}
+
+/// The files that a kubeconfig names, already relative to where we are.
+fn named(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
+    let users = kubeconfig
+        .auth_infos
+        .iter()
+        .filter_map(|named| named.auth_info.as_ref());
+    let own = users.flat_map(|user| [&user.client_certificate, &user.client_key, &user.token_file]);
+    let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    let authorities = clusters.map(|cluster| &cluster.certificate_authority);
+    own.chain(authorities).flatten().map(PathBuf::from).collect()
 }
 
 /// kube's usual client, but for its connections: they ask by themselves whether the other end is there. A watch only
 /// listens: without that it would wait for ever after this node changed its address, or the server lost its own.
-fn build(config: &kube::Config) -> Result<kube::Client, kube::Error> {
+fn build(config: &kube::Config) -> Result<Way, kube::Error> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -53,5 +124,20 @@ fn build(config: &kube::Config) -> Result<kube::Client, kube::Error> {
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(legacy::Client::builder(TokioExecutor::new()).build(connector));
-    Ok(kube::Client::new(service, config.default_namespace.clone()))
+    let service = service.map_response(|response: Response<_>| response.map(Body::wrap_body));
+    Ok(service.map_err(BoxError::from).boxed_clone())
+}
+
+impl Service<Request<Body>> for Current {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Oneshot<Way, Request<Body>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.0.lock().clone().oneshot(request)
+    }
 }

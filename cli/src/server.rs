@@ -4,6 +4,7 @@
 //! Where several servers can share a store, the scheduler and the controllers of one of them work, elected by Leases. At the end
 //! the clients stop first: they give their Leases back through the API.
 
+mod certificates;
 pub(crate) mod config;
 
 use std::net::SocketAddr;
@@ -139,10 +140,11 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
     let manager = server.client("system:kube-controller-manager", &["system:authenticated"]);
     let accounts = server.clone();
     let each = Clients::each(manager, move |name| accounts.account_client("kube-system", name));
-    let controllers = skiff_controllers::run(config::controllers_config(&config, election)?, each, daemon);
+    let controllers = skiff_controllers::run(config::controllers_config(&config, election)?, each, daemon.clone());
     clients.spawn(async move { controllers.await.context("run the controllers") });
 
-    skiff_daemon::notify_ready();
+    clients.spawn(certificates::keep_current(server.clone(), config, shutdown.clone()));
+    daemon.serving();
     tokio::select! {
         ended = end_of(&mut clients, &shutdown) => ended?,
         ended = end_of(&mut serving, &api.shutdown) => ended?,

@@ -2,9 +2,11 @@
 //!
 //! A process calls [`run`] once; it hands a [`Shutdown`] to its main future, and each component gets a [`Context`]
 //! made from it. No task is spawned here but the signal listener, one that gives memory back once, and, on
-//! request, [`health::serve`], the events of [`election`] and what is given to [`Tasks`].
+//! request, [`health::serve`], a listener for SIGHUP ([`files`]), the watchdog ([`Context::serving`]), the events of [`election`] and what is
+//! given to [`Tasks`].
 
 pub mod election;
+pub mod files;
 pub mod health;
 pub mod logging;
 pub mod metrics;
@@ -12,14 +14,16 @@ pub mod process;
 
 mod error;
 mod memory;
+mod notify;
 mod runtime;
 mod tasks;
 
 pub use error::error_chain;
+pub use files::Files;
 pub use health::{Check, Health};
 pub use logging::{LogFormat, LogOptions};
 pub use metrics::Metrics;
-pub use runtime::{install_crypto, notify_ready, run};
+pub use runtime::{install_crypto, run};
 pub use tasks::Tasks;
 
 /// Cancelled once, when the process has been asked to stop; every loop selects on it.

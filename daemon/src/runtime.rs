@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{LogOptions, Shutdown, error_chain, memory};
+use crate::{LogOptions, Shutdown, error_chain, memory, notify};
 
 /// After this a process does what it does all its life.
 const STARTUP: Duration = Duration::from_secs(3);
@@ -57,13 +57,6 @@ pub fn install_crypto() {
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
 }
 
-/// Tells systemd that the process serves; nothing happens where systemd did not start it.
-pub fn notify_ready() {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(%error, "cannot tell systemd that the process is ready");
-    }
-}
-
 async fn cancel_on_signal(shutdown: Shutdown) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -78,6 +71,7 @@ async fn cancel_on_signal(shutdown: Shutdown) {
     };
     next().await;
     tracing::info!("asked to stop");
+    notify::stopping();
     shutdown.cancel();
     next().await;
     tracing::warn!("asked to stop again: leaving at once");

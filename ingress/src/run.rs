@@ -85,7 +85,7 @@ pub async fn run(config: IngressConfiguration, client: Client, daemon: Context) 
         "ingress controller starts"
     );
     ready.pass();
-    skiff_daemon::notify_ready();
+    daemon.serving();
     let controller = Controller {
         class: config.ingress_class,
         index: Index::default(),

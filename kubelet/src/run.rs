@@ -235,7 +235,7 @@ pub async fn run_with(
         objects: objects_changed,
     };
     tasks.spawn(pods::run(agent, directory, inputs, shutdown.clone()));
-    skiff_daemon::notify_ready();
+    daemon.serving();
     shutdown.cancelled().await;
     // Pods live on without their kubelet; its own tasks get a moment to end.
     tokio::time::timeout(Duration::from_secs(2), async {

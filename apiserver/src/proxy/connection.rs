@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use skiff_api::status::Status;
 use skiff_daemon::error_chain;
@@ -20,7 +22,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// Makes connections to kubelets, as the kubelet client.
 pub(crate) struct Kubelets {
-    connector: TlsConnector,
+    connector: ArcSwap<ClientConfig>,
 }
 
 impl std::fmt::Debug for Kubelets {
@@ -32,12 +34,19 @@ impl std::fmt::Debug for Kubelets {
 impl Kubelets {
     /// Shows `identity` to kubelets, whose certificates `ca_pem` signs.
     pub(crate) fn new(identity: &skiff_pki::Identity, ca_pem: &str) -> std::result::Result<Self, skiff_pki::Error> {
-        let mut config = skiff_pki::client_config(Some(identity), ca_pem)?;
-        // Upgrades need HTTP/1.1.
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
-            connector: TlsConnector::from(Arc::new(config)),
+            connector: ArcSwap::from_pointee(configuration(identity, ca_pem)?),
         })
+    }
+
+    /// The same with others, from the next connection on.
+    pub(crate) fn replace(
+        &self,
+        identity: &skiff_pki::Identity,
+        ca_pem: &str,
+    ) -> std::result::Result<(), skiff_pki::Error> {
+        self.connector.store(Arc::new(configuration(identity, ca_pem)?));
+        Ok(())
     }
 
     /// Sends one request over a connection of its own.
@@ -71,8 +80,17 @@ impl Kubelets {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let host = host.trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host).map_err(std::io::Error::other)?;
-        self.connector.connect(name, stream).await
+        TlsConnector::from(self.connector.load_full())
+            .connect(name, stream)
+            .await
     }
+}
+
+fn configuration(identity: &skiff_pki::Identity, ca_pem: &str) -> std::result::Result<ClientConfig, skiff_pki::Error> {
+    let mut config = skiff_pki::client_config(Some(identity), ca_pem)?;
+    // Upgrades need HTTP/1.1.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 /// The kubelet cannot be reached: the text names the address, as upstream's does.

@@ -129,7 +129,8 @@ pub(super) fn election(config: &ServerConfiguration, store: &dyn Store) -> anyho
     Ok(wanted.then_some(timing))
 }
 
-fn ca(config: &ServerConfiguration) -> anyhow::Result<String> {
+/// The authority that signs clients' certificates.
+pub(super) fn ca(config: &ServerConfiguration) -> anyhow::Result<String> {
     Ok(CertificateAuthority::load(&config.pki_dir, "ca")?
         .certificate_pem()
         .to_owned())
