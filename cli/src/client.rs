@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use kube::client::retry::RetryPolicy;
@@ -25,7 +26,7 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 const ASK: u32 = 3;
 
 /// The way to the API server, with whom it is trusted by and who we are.
-type Way = BoxCloneService<Request<Body>, Response<Body>, BoxError>;
+type Way = BoxCloneService<Request<Body>, Response<Incoming>, BoxError>;
 
 /// What a kubeconfig says, ready for use.
 struct Loaded {
@@ -126,12 +127,11 @@ fn build(config: &kube::Config) -> Result<Way, kube::Error> {
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(legacy::Client::builder(TokioExecutor::new()).build(connector));
-    let service = service.map_response(|response: Response<_>| response.map(Body::wrap_body));
     Ok(service.map_err(BoxError::from).boxed_clone())
 }
 
 impl Service<Request<Body>> for Current {
-    type Response = Response<Body>;
+    type Response = Response<Incoming>;
     type Error = BoxError;
     type Future = Oneshot<Way, Request<Body>>;
 
@@ -141,88 +141,5 @@ impl Service<Request<Body>> for Current {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         self.0.lock().clone().oneshot(request)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::Command;
-    use std::time::Duration;
-
-    use serde_json::Value;
-    use skiff_apiserver::ApiServer;
-    use skiff_daemon::Context;
-    use skiff_pki::{CertificateAuthority, Kubeconfig, Request, ServiceAccountKey};
-    use skiff_store::sqlite;
-
-    use super::*;
-
-    async fn who_am_i(client: &kube::Client) -> String {
-        let review = r#"{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}"#;
-        let request = http::Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews")
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(review.as_bytes().to_vec());
-        let answer: Value = client.request(request.unwrap()).await.unwrap();
-        answer["status"]["userInfo"]["username"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_replaced_kubeconfig_makes_the_client_somebody_else() {
-        skiff_daemon::install_crypto();
-        let directory = tempfile::tempdir().unwrap();
-        let authority = CertificateAuthority::generate("kubernetes").unwrap();
-        let loopback: std::net::IpAddr = [127, 0, 0, 1].into();
-        let listener = tokio::net::TcpListener::bind((loopback, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let store = sqlite::open(directory.path().join("state.db"), sqlite::Options::default()).unwrap();
-        let config = skiff_apiserver::Config {
-            identity: authority
-                .issue(&Request::server("s", &["localhost"], &[loopback]))
-                .unwrap(),
-            client_ca_pem: authority.certificate_pem().to_owned(),
-            service_cluster_ip_range: "10.96.0.0/12".parse().unwrap(),
-            node_port_range: 30000..=32767,
-            service_account_key: ServiceAccountKey::generate().unwrap(),
-            service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
-            advertise_address: "192.0.2.1".parse().unwrap(),
-            advertise_port: port,
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-        };
-        let server = ApiServer::start(config, Arc::new(store), Context::default())
-            .await
-            .unwrap();
-        tokio::spawn(async move { server.serve(vec![listener]).await });
-        let path = directory.path().join("kubeconfig");
-        let write = |user: &str| {
-            let identity = authority.issue(&Request::client(user, &[])).unwrap();
-            let url = format!("https://127.0.0.1:{port}");
-            let kubeconfig = Kubeconfig::embedded("test", &url, authority.certificate_pem(), user, &identity);
-            kubeconfig.write(&path).unwrap();
-        };
-        write("first");
-        let client = from_file(&path, "test").await.unwrap();
-        assert_eq!(who_am_i(&client).await, "first");
-        std::fs::write(&path, "no kubeconfig").unwrap();
-        let hang_up = || {
-            Command::new("kill")
-                .args(["-HUP", &std::process::id().to_string()])
-                .status()
-        };
-        assert!(hang_up().unwrap().success());
-        assert_eq!(who_am_i(&client).await, "first", "half a file is not used");
-        write("second");
-        assert!(hang_up().unwrap().success());
-        let changed = async {
-            while who_am_i(&client).await != "second" {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), changed)
-            .await
-            .expect("the new credentials are used");
     }
 }

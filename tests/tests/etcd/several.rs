@@ -144,7 +144,7 @@ fn begin_services(kubectl: &Kubectl, name: &str, count: usize) -> anyhow::Result
 async fn servers_that_start_and_work_at_the_same_time_do_not_clash() -> anyhow::Result<()> {
     let mut place = Place::new(1)?;
     // Little room: whoever does not look takes what another has.
-    place.more = json!({"serviceClusterIPRange": "10.96.0.0/25", "serviceNodePortRange": "30000-30099"});
+    place.more = json!({"serviceClusterIPRange": "10.96.0.0/25", "serviceNodePortRange": "30000-30110"});
     let servers = [place.start(1)?, place.start(2)?];
     for server in &servers {
         server.ready().await?;
@@ -153,8 +153,8 @@ async fn servers_that_start_and_work_at_the_same_time_do_not_clash() -> anyhow::
     for round in 0..2 {
         let mut running = Vec::new();
         for (number, server) in servers.iter().enumerate() {
-            for part in 0..2 {
-                running.push(begin_services(&server.kubectl, &format!("s{number}-{part}"), 20)?);
+            for part in 0..3 {
+                running.push(begin_services(&server.kubectl, &format!("s{number}-{part}"), 16)?);
             }
         }
         for mut child in running {
@@ -177,7 +177,7 @@ async fn servers_that_start_and_work_at_the_same_time_do_not_clash() -> anyhow::
             let ports: BTreeSet<&str> = pairs.iter().map(|(_, port)| *port).collect();
             assert_eq!(
                 (pairs.len(), ips.len(), ports.len()),
-                (80, 80, 80),
+                (96, 96, 96),
                 "round {round}: {pairs:?}"
             );
         }

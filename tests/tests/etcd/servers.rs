@@ -26,8 +26,6 @@ pub(crate) struct Place {
     directory: tempfile::TempDir,
     port: u16,
     authority: CertificateAuthority,
-    /// How often the authority was replaced.
-    generation: u32,
     pub(crate) members: Vec<Member>,
     /// Goes over what the configuration says.
     pub(crate) more: Value,
@@ -52,7 +50,9 @@ impl Place {
         let authority = CertificateAuthority::generate("kubernetes")?;
         authority.save(&pki, "ca")?;
         ServiceAccountKey::load_or_generate(&pki)?;
-        authority.load_or_issue(&pki, "apiserver", &server_certificate())?;
+        let addresses = [address(1), address(2)];
+        let request = Request::server("kube-apiserver", &["kubernetes", "localhost"], &addresses);
+        authority.load_or_issue(&pki, "apiserver", &request)?;
         let mut members: Vec<Member> = (0..members)
             .map(|number| Member::new(directory.path(), &format!("etcd-{number}")))
             .collect();
@@ -65,7 +65,6 @@ impl Place {
             directory,
             port,
             authority,
-            generation: 0,
             members,
             more: json!({}),
         })
@@ -100,16 +99,10 @@ impl Place {
 
     /// Starts a server on etcd without waiting for it.
     pub(crate) fn start(&self, number: u8) -> anyhow::Result<Server> {
-        self.start_with(number, &[&[self.etcd_servers().as_str()], &ELECTION[..]].concat(), &[])
+        self.start_with(number, &[&[self.etcd_servers().as_str()], &ELECTION[..]].concat())
     }
 
-    /// Starts a server, on SQLite unless the arguments say otherwise.
-    pub(crate) fn start_with(
-        &self,
-        number: u8,
-        arguments: &[&str],
-        environment: &[(&str, String)],
-    ) -> anyhow::Result<Server> {
+    pub(crate) fn start_with(&self, number: u8, arguments: &[&str]) -> anyhow::Result<Server> {
         let log_path = self.path().join(format!("server-{number}.log"));
         let log = std::fs::File::options().create(true).append(true).open(&log_path)?;
         let process = Command::new(binary()?)
@@ -117,49 +110,24 @@ impl Place {
             .arg("--config")
             .arg(self.configuration(number)?)
             .args(arguments)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        Ok(Server {
-            kubectl: self.kubectl(number)?,
-            process,
-            log: log_path,
-        })
-    }
-
-    /// An administrator's `kubectl` for the server of that number.
-    pub(crate) fn kubectl(&self, number: u8) -> anyhow::Result<Kubectl> {
         let admin = Request::client("kubernetes-admin", &["system:masters"]);
         let identity = self
             .authority
             .load_or_issue(&self.path().join("pki"), "admin", &admin)?;
         let url = format!("https://{}:{}", address(number), self.port);
-        let serial = self.generation;
-        let kubeconfig = self.path().join(format!("admin-{number}-{serial}.conf"));
+        let kubeconfig = self.path().join(format!("admin-{number}.conf"));
         let ca = self.authority.certificate_pem();
         Kubeconfig::embedded("etcd", &url, ca, "admin", &identity).write(&kubeconfig)?;
-        Ok(Kubectl::new(kubeconfig))
+        Ok(Server {
+            kubectl: Kubectl::new(kubeconfig),
+            process,
+            log: log_path,
+        })
     }
-
-    /// Replaces the authority, and what it has signed for the servers.
-    pub(crate) fn renew_authority(&mut self) -> anyhow::Result<()> {
-        self.authority = CertificateAuthority::generate("kubernetes")?;
-        self.generation += 1;
-        let pki = self.path().join("pki");
-        self.authority.save(&pki, "ca")?;
-        let identity = self.authority.issue(&server_certificate())?;
-        Ok(identity.save(&pki, "apiserver")?)
-    }
-}
-
-fn server_certificate() -> Request {
-    Request::server(
-        "kube-apiserver",
-        &["kubernetes", "localhost"],
-        &[address(1), address(2)],
-    )
 }
 
 impl Server {
@@ -194,17 +162,11 @@ impl Server {
         Ok(())
     }
 
-    /// Sends a signal by its short name.
-    pub(crate) fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let id = self.process.id().to_string();
-        let status = Command::new("kill").args([&format!("-{name}"), &id]).status()?;
-        anyhow::ensure!(status.success(), "kill -{name} {id}");
-        Ok(())
-    }
-
     /// SIGTERM, and its end.
     pub(crate) fn stop(&mut self) -> anyhow::Result<ExitStatus> {
-        self.signal("TERM")?;
+        let id = self.process.id().to_string();
+        let status = Command::new("kill").args(["-TERM", &id]).status()?;
+        anyhow::ensure!(status.success(), "kill -TERM {id}");
         Ok(self.process.wait()?)
     }
 }

@@ -1,10 +1,8 @@
-//! `skiff server` alone: without nodes, on SQLite or etcd, with other servers beside it.
+//! `skiff server` on etcd instead of SQLite, alone and with others.
 
 #[path = "../../../store/tests/conformance/member.rs"]
 #[allow(dead_code, reason = "not all that a member can do is needed here")]
 mod member;
-mod notify;
-mod renewal;
 mod servers;
 mod several;
 
