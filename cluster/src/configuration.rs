@@ -32,7 +32,7 @@ pub(crate) fn cni_program(skiff: &Path) -> Result<PathBuf> {
 pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], cni_program: &Path) -> Result<()> {
     write_json(&layout.server_config(), &server(layout, &nodes[0]))?;
     for node in nodes {
-        for directory in [node.cni_data(), node.kubelet_root(), node.pod_logs()] {
+        for directory in [node.cni_data(), node.kubelet_root(), node.manifests(), node.pod_logs()] {
             fs::create_dir_all(&directory).map_err(Error::file("create", &directory))?;
         }
         write_runtime(node)?;
