@@ -80,7 +80,11 @@ start() {
 
 # Ends the kubelet at once and starts the other one, or the same.
 switch_kubelet() {
-    kill -9 "$(cat "$D/kubelet.pid")"
+    local old
+    old=$(cat "$D/kubelet.pid")
+    kill -9 "$old"
+    # Its port is free when it is gone; a zombie has no program any more.
+    while readlink "/proc/$old/exe" >/dev/null; do sleep 0.05; done
     echo "$1" >"$work/whose"
     nsenter --net="/run/netns/$NS" setsid "$BIN/kubelet" --config="$D/kubelet.yaml" --kubeconfig="$D/kubelet.conf" \
         --container-runtime=remote --container-runtime-endpoint=unix:///run/up/containerd.sock \
