@@ -70,23 +70,9 @@ pub struct Initialized {
 pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Error> {
     check_phases(&wish.skip_phases)?;
     let _lock = machine.lock()?;
-    let former = Record::read(&machine.layout)?;
-    refuse_second(
-        former.as_ref(),
-        Role::ControlPlane,
-        &machine.layout.kubeconfig("admin").display().to_string(),
-    )?;
-    let endpoint = wish
-        .node
-        .runtime_endpoint
-        .clone()
-        .unwrap_or_else(|| machine.layout.runtime_endpoint());
-    let node = resolve_node(machine, &wish)?;
+    let (former, endpoint, node) = look(machine, &wish).await?;
 
     let run = |phase: &str| !wish.skip_phases.contains(phase);
-    if run("preflight") {
-        check(machine, Role::ControlPlane, &node.name, &endpoint, &wish).await?;
-    }
     let mut record = begin(machine, former, Role::ControlPlane, &node.name, &endpoint)?;
     if run("preflight") {
         mend(machine, &wish.node.ignore)?;
@@ -159,21 +145,7 @@ pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Erro
 /// What keeps `init` from being run at all.
 pub async fn dry_run(machine: &Machine<'_>, wish: Init) -> Result<Value, Error> {
     check_phases(&wish.skip_phases)?;
-    let former = Record::read(&machine.layout)?;
-    refuse_second(
-        former.as_ref(),
-        Role::ControlPlane,
-        &machine.layout.kubeconfig("admin").display().to_string(),
-    )?;
-    let endpoint = wish
-        .node
-        .runtime_endpoint
-        .clone()
-        .unwrap_or_else(|| machine.layout.runtime_endpoint());
-    let node = resolve_node(machine, &wish)?;
-    if !wish.skip_phases.contains("preflight") {
-        check(machine, Role::ControlPlane, &node.name, &endpoint, &wish).await?;
-    }
+    let (_, endpoint, node) = look(machine, &wish).await?;
     let runtime = runtime::observe(&endpoint).await?;
     let kubelet = configuration::kubelet_of_all(&machine.layout, &wish.cluster);
     let proxy = configuration::proxy_of_all(&machine.layout, &wish.cluster);
@@ -242,6 +214,26 @@ pub(crate) fn refuse_second(former: Option<&Record>, role: Role, kubeconfig: &st
             hint,
         }),
     }
+}
+
+/// What both begin with, before anything is changed: what was done here before, the runtime's endpoint, the node to be.
+async fn look(machine: &Machine<'_>, wish: &Init) -> Result<(Option<Record>, String, Node), Error> {
+    let former = Record::read(&machine.layout)?;
+    refuse_second(
+        former.as_ref(),
+        Role::ControlPlane,
+        &machine.layout.kubeconfig("admin").display().to_string(),
+    )?;
+    let endpoint = wish
+        .node
+        .runtime_endpoint
+        .clone()
+        .unwrap_or_else(|| machine.layout.runtime_endpoint());
+    let node = resolve_node(machine, wish)?;
+    if !wish.skip_phases.contains("preflight") {
+        check(machine, Role::ControlPlane, &node.name, &endpoint, wish).await?;
+    }
+    Ok((former, endpoint, node))
 }
 
 fn resolve_node(machine: &Machine<'_>, wish: &Init) -> Result<Node, Error> {
