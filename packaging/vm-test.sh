@@ -11,4 +11,6 @@ make --no-print-directory deb-package PROFILE="$profile"
 # Of the tests' profile the package's build has just made it.
 [ "$profile" = dev ] || cargo build --locked --package skiff-vm
 package=$(echo target/debian/skiff_*.deb)
+# Disks of a run that was killed.
+rm -rf target/vm/run-*
 exec timeout --kill-after=10 2400 "${CARGO_TARGET_DIR:-target}/debug/skiff-vm" "$form" --package "$package"

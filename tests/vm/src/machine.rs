@@ -16,8 +16,6 @@ use crate::wait::until;
 pub(crate) const BOOT: Duration = Duration::from_secs(480);
 /// No command of the suite takes longer.
 pub(crate) const COMMAND: Duration = Duration::from_secs(180);
-/// A suite that was killed without a chance to clean up leaves machines behind; they end by themselves after this.
-const LONGEST_LIFE: &str = "3600";
 const SHELL_PORT: u16 = 2222;
 /// Between output, exit code and errors; see packaging/image.sh.
 const SEPARATOR: char = '\u{1e}';
@@ -101,9 +99,10 @@ impl Machine {
     /// When QEMU cannot be started.
     pub(crate) fn switch_on(&mut self) -> anyhow::Result<()> {
         let mut command = self.command();
+        // On this thread, which lives as long as the suite: machines end with the thread that started them.
         let child = self
             .namespace
-            .run(|| command.spawn())?
+            .visit(|| command.spawn())?
             .context("start QEMU: is qemu-system-x86 installed?")?;
         self.process = Some(child);
         Ok(())
@@ -121,8 +120,9 @@ impl Machine {
             "{network} console=ttyS0 quiet mitigations=off no5lvl no_timer_check \
              systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=600"
         );
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=5", LONGEST_LIFE, "qemu-system-x86_64"]);
+        // A suite that is killed leaves no machine behind.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM", "qemu-system-x86_64"]);
         command.args([
             "-name",
             &self.name,
@@ -220,7 +220,7 @@ impl Machine {
     /// Cuts its power.
     pub(crate) fn switch_off(&mut self) {
         if let Some(mut child) = self.process.take() {
-            // `timeout` hands the signal on to QEMU, which ends at once and tells the guest nothing.
+            // QEMU ends at once and tells the guest nothing, but writes to the disk's file what it holds for it.
             let pid = child.id().to_string();
             Command::new("kill").args(["-TERM", &pid]).status().ok();
             child.wait().ok();
