@@ -201,7 +201,6 @@ pub(crate) async fn run(args: ProxyArgs, shutdown: Shutdown) -> anyhow::Result<(
         ..Context::default()
     };
     let services = skiff_proxy::run(proxy, client.clone(), daemon.clone());
-    daemon.serving();
     let routes = skiff_overlay::run(overlay, client, daemon);
     tokio::try_join!(async { services.await.context("run the service proxy") }, async {
         routes.await.context("keep the routes between nodes")

@@ -231,8 +231,12 @@ fn measure(subject: Subject<'_>, services: usize, endpoints: usize) -> Vec<(Stri
         format!("a new Service answers, beside {what}"),
         format!("p50 {middle:.1} ms, worst {worst:.1} ms"),
     );
-    if services >= 10_000 {
-        row(format!("one endpoint changes, {what}"), one_endpoint(&world, &proxy));
+    let (few, many) = (services <= 10, services >= 10_000);
+    if few || many {
+        let title = format!("one endpoint of 250 changes, beside {what}");
+        row(title, one_endpoint(&world, &proxy));
+    }
+    if many {
         row(format!("first packet, {what}"), first_packets(&world, &proxy, services));
     }
     settle(&proxy);

@@ -1,4 +1,4 @@
-//! Events: what is wrong with a Service on this node, for those who look at the Service.
+//! Events: what is wrong with a Service on this node, for those who look at the Service, and what is wrong with the node.
 //!
 //! One task writes them; nobody waits for it. When it cannot keep up, the newest are lost.
 
@@ -29,7 +29,7 @@ struct Note {
 enum About {
     /// `namespace/name`
     Service(String),
-    Node,
+    Node(EventType),
 }
 
 impl Events {
@@ -56,9 +56,19 @@ impl Events {
         self.send(About::Service(key.to_owned()), reason, action, message);
     }
 
+    /// A warning about this node.
+    pub(crate) fn node(&self, reason: &'static str, action: &'static str, message: String) {
+        self.send(About::Node(EventType::Warning), reason, action, message);
+    }
+
     /// This node's proxy has started.
     pub(crate) fn started(&self) {
-        self.send(About::Node, "Starting", "StartKubeProxy", String::new());
+        self.send(
+            About::Node(EventType::Normal),
+            "Starting",
+            "StartKubeProxy",
+            String::new(),
+        );
     }
 
     fn send(&self, about: About, reason: &'static str, action: &'static str, message: String) {
@@ -76,9 +86,9 @@ impl Events {
 
 async fn write(recorder: Recorder, node: String, mut notes: mpsc::Receiver<Note>) {
     while let Some(note) = notes.recv().await {
-        let (type_, object) = match &note.about {
-            About::Service(key) => (EventType::Warning, Service::named(key).object_ref(&())),
-            About::Node => (EventType::Normal, Node::named(&node).object_ref(&())),
+        let (type_, object) = match note.about {
+            About::Service(key) => (EventType::Warning, Service::named(&key).object_ref(&())),
+            About::Node(type_) => (type_, Node::named(&node).object_ref(&())),
         };
         let event = Event {
             type_,

@@ -48,7 +48,8 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Keeps the rules of this node as Services and EndpointSlices ask, until shutdown. Rules stay when it ends.
 ///
-/// It acts in the network namespace of the process.
+/// It acts in the network namespace of the process. systemd is told that the process is ready when all rules are in force
+/// for the first time.
 ///
 /// # Errors
 /// When it cannot go on; everything that may pass is repeated instead.
@@ -82,6 +83,8 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
         base: plan::base(&config.settings),
         metrics,
         ready: daemon.health.readiness("proxy"),
+        unannounced: Some(daemon.clone()),
+        failing: false,
         config,
         iptables,
         health,
@@ -131,6 +134,10 @@ struct Proxy {
     service_health: ServiceHealth,
     events: Events,
     ready: Check,
+    /// Until all rules have been in force once.
+    unannounced: Option<Context>,
+    /// Whether a failure has been told of that lasts.
+    failing: bool,
     index: Index,
     applied: Applied,
     /// Node ports that were looked at: whether a program holds them.
@@ -230,6 +237,10 @@ impl Proxy {
                 } else {
                     self.health.updated();
                     self.ready.pass();
+                    self.failing = false;
+                    if let Some(process) = self.unannounced.take() {
+                        process.serving();
+                    }
                     self.metrics.services_pending.set(0);
                     self.metrics.endpoints_pending.set(0);
                 }
@@ -248,6 +259,7 @@ impl Proxy {
                 self.agenda.sync = Some(now + self.agenda.pause);
                 let error = error_chain(&error);
                 warn!(error, retry_after = ?self.agenda.pause, "cannot write the rules of services; all are written anew");
+                self.tell_of_a_failure(&error);
                 self.ready.fail(error);
             }
         }
@@ -376,6 +388,7 @@ impl Proxy {
             Ok(true) => {}
             Ok(false) => {
                 warn!("somebody removed the rules of services: they are written anew");
+                self.tell_of_a_flush();
                 self.in_force = false;
                 self.health.queued();
                 self.agenda.sync_soon(Instant::now());

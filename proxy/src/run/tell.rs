@@ -1,4 +1,4 @@
-//! What is wrong with Services on this node: told in the log and by events, once each.
+//! What is wrong with Services on this node, and with this node itself: told in the log and by events, once each.
 
 use tracing::warn;
 
@@ -58,5 +58,22 @@ impl Proxy {
         );
         warn!(service, "{message}");
         self.events.service(service, "EndpointAddressRefused", "Sync", message);
+    }
+
+    /// Tells of rules that cannot be written: once, however often that is tried again.
+    pub(super) fn tell_of_a_failure(&mut self, error: &str) {
+        if !std::mem::replace(&mut self.failing, true) {
+            let message = format!("the rules of Services cannot be written, which is tried again: {error}");
+            self.events.node("RulesNotWritten", "Sync", message);
+        }
+    }
+
+    /// Tells of rules that somebody else has removed.
+    pub(super) fn tell_of_a_flush(&self) {
+        let message =
+            "another program has removed rules of Services from this node: they are written anew. Look for a \
+                       firewall that flushes tables which it does not own"
+                .to_owned();
+        self.events.node("RulesRemoved", "Sync", message);
     }
 }

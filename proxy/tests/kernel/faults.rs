@@ -105,8 +105,20 @@ fn a_lock_that_another_holds_is_waited_for() {
         (!proxy.metrics.encode().contains(failures)).then_some(())
     });
     assert!(ask(&world.node, SERVICE).is_err());
+    let told = |wanted: &str| {
+        let events = world.api.events().into_iter();
+        let told = events.filter(|(reason, _)| reason == wanted);
+        told.map(|(_, message)| message).collect::<Vec<_>>()
+    };
+    let message = until("an event of the node", || told("RulesNotWritten").pop());
+    assert!(message.contains("another program holds the iptables lock"), "{message}");
     drop(lock);
     until("answers", || ask(&world.node, SERVICE).ok());
+    assert_eq!(
+        told("RulesNotWritten").len(),
+        1,
+        "told once, however often it was tried"
+    );
     assert!(world.shell("iptables-legacy-save -t nat").contains("KUBE-SVC-"));
 }
 
@@ -130,6 +142,14 @@ fn a_flush_of_one_table_by_another_is_repaired() {
         until(table, || (settled(&world.rules()) == before).then_some(()));
     }
     assert!(ask(&world.node, SERVICE).is_ok());
+    let told = || {
+        world
+            .api
+            .events()
+            .into_iter()
+            .any(|(reason, _)| reason == "RulesRemoved")
+    };
+    until("an event of the node", || told().then_some(()));
     let never_again = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1\n";
     assert!(!proxy.metrics.encode().contains(never_again));
 }

@@ -5,6 +5,8 @@
 
 mod api;
 mod faults;
+mod notify;
 mod policies;
+mod sctp;
 mod services;
 mod world;

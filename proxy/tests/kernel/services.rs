@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -88,31 +89,29 @@ fn loopback_of_the_node_is_closed_to_neighbours() {
             .contains("block incoming localnet connections")
             .then_some(())
     });
-    let _listener = world
-        .node
-        .run(|| std::net::TcpListener::bind("127.0.0.1:7777"))
-        .unwrap()
-        .unwrap();
-    world
-        .outside
-        .run(|| skiff_net::sysctl::set("net.ipv4.conf.all.route_localnet", "1"))
-        .unwrap()
-        .unwrap();
-    // Spawned by the closure: outside of it this would be the machine's own loopback.
-    let shell = || {
-        std::process::Command::new("sh")
-            .args(["-c", "ip addr del 127.0.0.1/8 dev lo 2>/dev/null; ip route add 127.0.0.0/8 via 172.30.0.1 dev eth0 src 172.30.0.100"])
-            .output()
+    let bind = |namespace: &skiff_net::netns::Namespace, address: &str| {
+        let socket = namespace.run(|| UdpSocket::bind(address)).unwrap().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket
     };
-    world.outside.run(shell).unwrap().unwrap();
-    let error = connect(&world.outside, "127.0.0.1:7777").unwrap_err();
-    assert!(
-        matches!(
-            error.kind(),
-            ErrorKind::TimedOut | ErrorKind::WouldBlock | ErrorKind::NetworkUnreachable | ErrorKind::ConnectionRefused
-        ),
-        "{error}"
-    );
+    let secret = bind(&world.node, "127.0.0.1:7777");
+    // A neighbour that may do anything on its own machine sends there over the cable.
+    world.shell_outside(&format!(
+        "echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet; ip route add 127.0.0.1/32 via {NODE}"
+    ));
+    let neighbour = bind(&world.outside, &format!("{OUTSIDE}:0"));
+    let arrives = || {
+        neighbour.send_to(b"x", "127.0.0.1:7777").unwrap();
+        match secret.recv_from(&mut [0; 4]) {
+            Ok(_) => true,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(!arrives(), "a neighbour reached the node's loopback");
+    // The way is there: it is the rule that closes it.
+    world.shell("iptables -F KUBE-FIREWALL");
+    assert!(arrives());
 }
 
 #[test]
