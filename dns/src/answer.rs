@@ -99,9 +99,9 @@ impl Answer {
     /// Goes on where this answer's alias led.
     pub(crate) fn join(&mut self, next: Self) {
         self.code = next.code;
-        self.answers.extend(next.answers);
-        self.authorities.extend(next.authorities);
-        self.additionals.extend(next.additionals);
+        append(&mut self.answers, next.answers);
+        append(&mut self.authorities, next.authorities);
+        append(&mut self.additionals, next.additionals);
         self.alias = next.alias;
         self.cut |= next.cut;
     }
@@ -111,6 +111,15 @@ impl Answer {
             answers,
             ..Self::default()
         }
+    }
+}
+
+/// Most answers have nothing before them.
+fn append(records: &mut Vec<Record>, more: Vec<Record>) {
+    if records.is_empty() {
+        *records = more;
+    } else {
+        records.extend(more);
     }
 }
 

@@ -5,6 +5,8 @@ use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 
 use crate::answer::Answer;
 
+mod quick;
+
 /// Longer questions are nobody's: a name has at most 255 bytes.
 pub(crate) const MAX_QUESTION: usize = 4096;
 /// The largest datagram that no link cuts into fragments (DNS flag day 2020).
@@ -130,6 +132,19 @@ impl Request {
     /// Writes the answer. What does not fit is left out: first what is merely useful, then, marked as truncated, the rest.
     pub(crate) fn write(&self, answer: Answer, authoritative: bool) -> Vec<u8> {
         let code = answer.code;
+        let limit = self.limit() - if self.edns.is_some() { OPT } else { 0 };
+        let mut bytes = match quick::write(self, &answer, authoritative, limit.into()) {
+            Some(bytes) => bytes,
+            None => self.write_any(answer, authoritative, limit),
+        };
+        if let Some(edns) = self.edns {
+            append_opt(&mut bytes, code, edns.dnssec_ok);
+        }
+        bytes
+    }
+
+    /// Writes an answer of whatever kind and length.
+    fn write_any(&self, answer: Answer, authoritative: bool, limit: u16) -> Vec<u8> {
         let mut message = Message::response(self.id, OpCode::Query);
         message.metadata.message_type = MessageType::Response;
         message.metadata.authoritative = authoritative;
@@ -137,26 +152,21 @@ impl Request {
         message.metadata.recursion_desired = self.recursion_desired;
         message.metadata.recursion_available = true;
         message.metadata.checking_disabled = self.checking_disabled;
-        message.metadata.response_code = code;
+        message.metadata.response_code = answer.code;
         message.queries.push(self.query.clone());
         message.answers = answer.answers;
         message.authorities = answer.authorities;
         message.additionals = answer.additionals;
-        let limit = self.limit() - if self.edns.is_some() { OPT } else { 0 };
         let mut written = encode(&message, limit);
         if !answer.cut && written.as_ref().is_none_or(|bytes| is_truncated(bytes)) && !message.additionals.is_empty() {
             message.additionals.clear();
             written = encode(&message, limit);
         }
-        let mut bytes = written.unwrap_or_else(|| {
+        written.unwrap_or_else(|| {
             let [high, low] = self.id.to_be_bytes();
             let asked = [high, low, u8::from(self.recursion_desired), 0, 0, 0, 0, 0, 0, 0, 0, 0];
             bare(&asked, ResponseCode::ServFail)
-        });
-        if let Some(edns) = self.edns {
-            append_opt(&mut bytes, code, edns.dnssec_ok);
-        }
-        bytes
+        })
     }
 }
 

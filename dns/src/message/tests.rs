@@ -1,5 +1,5 @@
 use hickory_proto::op::Edns;
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use proptest::prelude::*;
 
@@ -174,7 +174,69 @@ fn packets_that_have_hurt_others() {
     assert_eq!(refusal(&long), ResponseCode::FormErr, "a name of 400 bytes");
 }
 
+/// Names that share endings, and sometimes differ in the case of letters alone.
+fn name() -> impl Strategy<Value = Name> {
+    let labels = prop::collection::vec(
+        prop::sample::select(vec!["a", "B", "b", "svc", "local", "x-1", "*"]),
+        0..6,
+    );
+    labels.prop_map(|labels| Name::from_labels(labels.iter().map(|label| label.as_bytes())).unwrap())
+}
+
+fn data() -> impl Strategy<Value = RData> {
+    prop_oneof![
+        any::<u32>().prop_map(|bits| RData::A(A(bits.into()))),
+        any::<u128>().prop_map(|bits| RData::AAAA(AAAA(bits.into()))),
+        name().prop_map(|name| RData::CNAME(CNAME(name))),
+        name().prop_map(|name| RData::PTR(PTR(name))),
+        name().prop_map(|name| RData::NS(NS(name))),
+        (any::<[u16; 3]>(), name()).prop_map(|([a, b, c], target)| RData::SRV(SRV::new(a, b, c, target))),
+        (name(), name(), any::<u32>(), any::<[i32; 3]>())
+            .prop_map(|(mname, rname, serial, [a, b, c])| RData::SOA(SOA::new(mname, rname, serial, a, b, c, serial))),
+    ]
+}
+
+fn records() -> impl Strategy<Value = Vec<Record>> {
+    let record = (name(), any::<u32>(), data()).prop_map(|(name, ttl, data)| Record::from_rdata(name, ttl, data));
+    prop::collection::vec(record, 0..8)
+}
+
+#[test]
+fn names_are_written_once() {
+    let request = request_without_edns();
+    // The question is 12 + 26 + 4 bytes; each record has a pointer for its name, and ten bytes before its data.
+    let bytes = quick::write(&request, &answer(3, 0), true, 512).unwrap();
+    assert_eq!(bytes.len(), 42 + 3 * (2 + 10 + 4));
+    let target = Name::from_ascii("web-0.Web.ns.svc.cluster.local.").unwrap();
+    let srv = RData::SRV(SRV::new(0, 1, 80, target.clone()));
+    let told = Answer {
+        answers: vec![Record::from_rdata(request.query.name().clone(), 5, srv)],
+        additionals: vec![Record::from_rdata(target, 5, RData::A(A([10, 0, 0, 1].into())))],
+        ..Answer::default()
+    };
+    let bytes = quick::write(&request, &told, true, 512).unwrap();
+    // The target stands there in full, and is pointed to.
+    assert_eq!(bytes.len(), 42 + (2 + 10 + 6 + 32) + (2 + 10 + 4));
+    assert_eq!(quick::write(&request, &told, true, bytes.len() - 1), None);
+}
+
 proptest! {
+    #[test]
+    fn both_ways_of_writing_say_the_same(
+        asked in name(), sections in [records(), records(), records()], authoritative: bool, cut: bool, code in 0..6_u8,
+    ) {
+        let mut request = request(&question(None), Transport::Tcp);
+        request.query.set_name(asked);
+        let [answers, authorities, additionals] = sections;
+        let code = ResponseCode::from(0, code);
+        let told = Answer { code, answers, authorities, additionals, cut, alias: None };
+        let quick = quick::write(&request, &told, authoritative, 65_535).unwrap();
+        let usual = request.write_any(told, authoritative, 65_535);
+        // As text: names that differ in the case of letters count as equal.
+        let read = |bytes: &[u8]| format!("{:?}", Message::from_vec(bytes).unwrap());
+        prop_assert_eq!(read(&quick), read(&usual));
+    }
+
     #[test]
     fn no_packet_panics(packet in prop::collection::vec(any::<u8>(), 0..600)) {
         survive(&packet);
