@@ -124,6 +124,7 @@ pub(crate) const CONTROLLERS: &[(&str, &str)] = &[
     ("deployment-controller", "deployment"),
     ("endpoints-controller", "endpoint"),
     ("endpointslice-controller", "endpointslice"),
+    ("endpointslice-mirroring-controller", "endpointslicemirroring"),
     ("ephemeral-volume-controller", "ephemeral-volume"),
     ("garbage-collector-controller", "garbagecollector"),
     ("namespace-controller", "namespace"),

@@ -1,29 +1,28 @@
 //! Lists, for each Service with a selector, the addresses behind it, in slices of at most 100 endpoints.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::DeleteParams;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
-use tokio::time::Instant;
 
 use crate::events::{Recorder, Regarding};
 use crate::informer::{Change, Informer};
 use crate::manager::Shared;
-use crate::ownership::controller_reference;
 use crate::queue::{Pace, Queue};
 use crate::view::{Index, Key, Node, Pod, Service, View};
-use crate::write::{Error, Merge, Writer};
+use crate::write::Error;
 
 mod desired;
+pub(crate) mod mirroring;
 mod pack;
+mod write;
 
 pub(crate) use desired::resolve_ports;
 use desired::{AddressType, endpoints_by_ports};
 use pack::{Plan, pack};
+use write::SliceWriter;
 
 const WORKERS: usize = 5;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -31,8 +30,6 @@ const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const CONTROLLER_NAME: &str = "endpointslice-controller.k8s.io";
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
-/// After this long the store is trusted again even though a write of ours has not come back.
-const STALE_FOR: Duration = Duration::from_secs(30);
 /// The longest distance between two writes of a Service's slices.
 const SLOWEST: Duration = Duration::from_millis(500);
 
@@ -41,10 +38,9 @@ struct Controller {
     pods: Arc<Informer<Pod>>,
     nodes: Arc<Informer<Node>>,
     slices: Arc<Informer<EndpointSlice>>,
-    writer: Writer,
+    writer: SliceWriter,
     recorder: Recorder,
     queue: Arc<Queue<Key>>,
-    written: Written,
     pace: Pace<Key>,
 }
 
@@ -55,10 +51,9 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         pods: shared.informers.pods.want(),
         nodes: shared.informers.nodes.want(),
         slices: shared.informers.endpoint_slices.want(),
-        writer: shared.writer("endpointslice-controller"),
+        writer: SliceWriter::new(shared.writer("endpointslice-controller")),
         recorder: shared.recorder("endpoint-slice-controller"),
         queue: shared.queue("endpoint_slice"),
-        written: Written::default(),
         pace: Pace::default(),
     });
     controller.services.feed(&controller.queue);
@@ -131,7 +126,7 @@ impl Controller {
     fn slice_changed(&self, change: &Change<'_, EndpointSlice>) {
         let slice = change.object();
         if change.is_deletion() {
-            self.written.forget_slice(slice.uid());
+            self.writer.forget_slice(slice.uid());
         }
         if slice.label(MANAGED_BY) == Some(CONTROLLER_NAME)
             && let Some(service) = slice.label(SERVICE_NAME)
@@ -143,7 +138,7 @@ impl Controller {
     async fn sync(&self, key: Key) -> Result<(), Error> {
         let Some(service) = self.services.get(&key) else {
             // The garbage collector removes the slices of a Service that is gone.
-            self.written.forget(&key);
+            self.writer.forget(&key);
             self.pace.forget(&key);
             return Ok(());
         };
@@ -154,7 +149,7 @@ impl Controller {
         let ours = Index::Service(service.namespace().to_owned(), service.name().to_owned());
         let mut slices = self.slices.by_index(&ours);
         slices.retain(|slice| slice.label(MANAGED_BY) == Some(CONTROLLER_NAME) && !slice.is_being_deleted());
-        if let Some(left) = self.written.stale_for(&key, &slices) {
+        if let Some(left) = self.writer.stale_for(&key, &slices) {
             // The slice's own event comes first; this is for the case that it never does.
             tracing::debug!(service = %key, ?left, "waiting to see our own write");
             self.queue.add_after(key, left);
@@ -174,7 +169,7 @@ impl Controller {
         if !plan.is_empty() {
             self.pace.wrote(&key);
         }
-        let result = self.apply(&service, &key, plan).await;
+        let result = self.writer.apply(&*service, &labels(&service), plan).await;
         if let Err(error) = &result
             && !error.is_namespace_terminating()
         {
@@ -212,60 +207,6 @@ impl Controller {
         }
         plan
     }
-
-    async fn apply(&self, service: &Service, key: &Key, plan: Plan) -> Result<(), Error> {
-        let labels = labels(service);
-        for slice in plan.create {
-            let body = json!({
-                "apiVersion": "discovery.k8s.io/v1",
-                "kind": "EndpointSlice",
-                "metadata": {
-                    "generateName": format!("{}-", service.name()),
-                    "namespace": service.namespace(),
-                    "labels": labels,
-                    "ownerReferences": [controller_reference(service)],
-                },
-                "addressType": slice.address_type,
-                "endpoints": slice.endpoints,
-                "ports": slice.ports,
-            });
-            let created = self
-                .writer
-                .create::<EndpointSlice>(&Key::new(service.namespace(), ""), &body)
-                .await;
-            match created {
-                Err(error) if error.is_namespace_terminating() => return Ok(()),
-                created => self.written.note(key, &created?),
-            }
-        }
-        for (slice, content) in plan.update {
-            let patch = json!({
-                "metadata": {
-                    "uid": slice.uid(),
-                    "resourceVersion": slice.resource_version(),
-                    "labels": label_patch(slice.labels(), &labels),
-                },
-                "endpoints": content.endpoints,
-                "ports": content.ports,
-            });
-            let updated = self
-                .writer
-                .patch::<EndpointSlice>(&slice.key(), Merge::Json, &patch)
-                .await?;
-            self.written.note(key, &updated);
-        }
-        for slice in plan.delete {
-            match self
-                .writer
-                .delete::<EndpointSlice>(&slice.key(), slice.uid(), DeleteParams::default())
-                .await
-            {
-                Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The Service's own labels and those that say whose slice it is.
@@ -293,86 +234,9 @@ pub(crate) fn label_patch(from: &BTreeMap<String, String>, to: &BTreeMap<String,
     Value::Object(gone.chain(set).collect())
 }
 
-// === what was written and has not come back ===
-
-/// The newest version of each slice that we wrote, by Service. While the store is behind it, a plan made from the store
-/// would create slices twice.
-#[derive(Default)]
-struct Written {
-    slices: Mutex<HashMap<Key, Versions>>,
-}
-
-/// By uid: the version that we wrote, and when.
-type Versions = HashMap<String, (u64, Instant)>;
-
-impl Written {
-    fn note(&self, service: &Key, slice: &EndpointSlice) {
-        if let Ok(version) = slice.resource_version().parse() {
-            let mut slices = self.slices.lock();
-            slices
-                .entry(service.clone())
-                .or_default()
-                .insert(slice.uid().to_owned(), (version, Instant::now()));
-        }
-    }
-
-    /// How long to wait at most for the store to catch up, if it is behind.
-    fn stale_for(&self, service: &Key, seen: &[Arc<EndpointSlice>]) -> Option<Duration> {
-        let mut slices = self.slices.lock();
-        let written = slices.get_mut(service)?;
-        written.retain(|uid, (version, at)| {
-            let seen = seen
-                .iter()
-                .find(|slice| slice.uid() == uid)
-                .and_then(|slice| slice.resource_version().parse::<u64>().ok());
-            at.elapsed() < STALE_FOR && seen.is_none_or(|seen| seen < *version)
-        });
-        let left = written
-            .values()
-            .map(|(_, at)| STALE_FOR.saturating_sub(at.elapsed()))
-            .min();
-        if left.is_none() {
-            slices.remove(service);
-        }
-        left.map(|left| left.max(Duration::from_millis(1)))
-    }
-
-    /// A slice that is gone will not be seen at any version.
-    fn forget_slice(&self, uid: &str) {
-        for written in self.slices.lock().values_mut() {
-            written.remove(uid);
-        }
-    }
-
-    fn forget(&self, service: &Key) {
-        self.slices.lock().remove(service);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn slice(uid: &str, version: &str) -> EndpointSlice {
-        serde_json::from_value(json!({
-            "metadata": {"uid": uid, "resourceVersion": version}, "addressType": "IPv4", "endpoints": [],
-        }))
-        .unwrap()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_plan_waits_for_our_own_writes() {
-        let written = Written::default();
-        let service = Key::new("ns", "web");
-        assert!(written.stale_for(&service, &[]).is_none());
-        written.note(&service, &slice("a", "7"));
-        assert!(written.stale_for(&service, &[]).is_some());
-        assert!(written.stale_for(&service, &[Arc::new(slice("a", "6"))]).is_some());
-        assert!(written.stale_for(&service, &[Arc::new(slice("a", "7"))]).is_none());
-        written.note(&service, &slice("b", "9"));
-        tokio::time::advance(STALE_FOR).await;
-        assert!(written.stale_for(&service, &[]).is_none(), "given up");
-    }
 
     #[test]
     fn labels_follow_the_service() {

@@ -124,6 +124,9 @@ fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     if config.enables("endpointslice-controller") {
         tasks.spawn(endpoint_slice::start(shared));
     }
+    if config.enables("endpointslice-mirroring-controller") {
+        tasks.spawn(endpoint_slice::mirroring::start(shared));
+    }
     if config.enables("ephemeral-volume-controller") {
         tasks.spawn(ephemeral_volume::start(shared));
     }

@@ -52,7 +52,7 @@ impl AddressType {
         }
     }
 
-    fn has(self, ip: &str) -> bool {
+    pub(super) fn has(self, ip: &str) -> bool {
         match ip.parse::<IpAddr>() {
             Ok(IpAddr::V4(_)) => self == Self::Ipv4,
             Ok(IpAddr::V6(_)) => self == Self::Ipv6,

@@ -128,3 +128,48 @@ async fn a_headless_service_may_publish_pods_that_are_not_ready() {
     let slice = cluster.list(SLICES).await.remove(0);
     assert_eq!(slice["metadata"]["labels"]["service.kubernetes.io/headless"], "");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_kept_by_hand_show_in_slices() {
+    const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints";
+    let cluster = Cluster::start().await;
+    create_service(&cluster, json!({"ports": [{"port": 80}]})).await;
+    let subsets = |ip: &str| json!([{"addresses": [{"ip": ip}], "ports": [{"port": 8080}]}]);
+    let body =
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "web"}, "subsets": subsets("192.0.2.1")});
+    cluster.post(ENDPOINTS, body).await;
+    let has = |ip: &'static str| {
+        let cluster = &cluster;
+        async move { addresses(cluster, true).await == [ip] }
+    };
+    eventually("the address shows", async || has("192.0.2.1").await).await;
+    let slice = cluster.list(SLICES).await.remove(0);
+    let metadata = &slice["metadata"];
+    assert_eq!(
+        metadata["labels"]["endpointslice.kubernetes.io/managed-by"],
+        "endpointslicemirroring-controller.k8s.io"
+    );
+    assert_eq!(metadata["ownerReferences"][0]["kind"], "Endpoints");
+    assert_eq!(slice["ports"], json!([{"name": "", "port": 8080, "protocol": "TCP"}]));
+
+    cluster
+        .patch(&format!("{ENDPOINTS}/web"), json!({"subsets": subsets("192.0.2.2")}))
+        .await;
+    eventually("it is followed", async || has("192.0.2.2").await).await;
+    assert_eq!(
+        cluster.list(SLICES).await.len(),
+        1,
+        "the slice was changed, not replaced"
+    );
+
+    // With a selector only pods count.
+    let selector = json!({"spec": {"selector": {"app": "web"}}});
+    cluster.patch("/api/v1/namespaces/default/services/web", selector).await;
+    eventually("only the placeholder for pods is left", async || {
+        let slices = cluster.list(SLICES).await;
+        slices.len() == 1
+            && slices[0]["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"]
+                == "endpointslice-controller.k8s.io"
+    })
+    .await;
+}
