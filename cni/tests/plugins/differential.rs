@@ -9,6 +9,8 @@ use crate::world::{Answer, Call, Pod, UPSTREAM, World, answer};
 
 /// A name, and how the configuration differs from skiff's own.
 type Case = (&'static str, fn(&mut Value));
+/// A name, and what happens to an attachment.
+type Damage = (&'static str, fn(&World, &Pod));
 /// A name, how the call differs from an ordinary ADD, and how the configuration does.
 type BadCase = (&'static str, fn(&mut Call<'static>), fn(&mut Value));
 
@@ -290,6 +292,72 @@ fn refusals_are_upstreams() {
         }
         same(name, &theirs, &ours);
     }
+}
+
+/// What CHECK says of an attachment to which something happened: whether it is as ADD left it.
+#[test]
+fn what_check_finds_is_upstreams() {
+    let nothing: fn(&World, &Pod) = |_, _| {};
+    let cases: [Damage; 9] = [
+        ("nothing", nothing),
+        ("no default route", |_, pod| drop(pod.shell("ip route del default"))),
+        ("no address", |_, pod| {
+            drop(pod.shell("ip addr flush dev eth0 scope global"))
+        }),
+        ("another address", |_, pod| {
+            pod.shell("ip addr add 10.244.1.9/24 dev eth0; ip addr del 10.244.1.2/24 dev eth0");
+        }),
+        ("one address more", |_, pod| {
+            drop(pod.shell("ip addr add 10.9.9.9/32 dev eth0"))
+        }),
+        ("another hardware address", |_, pod| {
+            pod.shell("ip link set eth0 address 02:00:00:00:00:07");
+        }),
+        ("no interface", |_, pod| drop(pod.shell("ip link del eth0"))),
+        ("no bridge", |world, _| drop(world.shell("ip link del cni0"))),
+        ("no lease", |world, _| {
+            std::fs::remove_file(world.data().join("net/10.244.1.2")).unwrap();
+        }),
+    ];
+    for (name, damage) in cases {
+        let verdict = |world: World| {
+            let (pod, mut config) = (world.pod("one"), world.config());
+            // Upstream's compares the gateway of each route with what the configuration says.
+            config["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}]);
+            config["prevResult"] = world.add(&pod, &config);
+            damage(&world, &pod);
+            let check = world.call("bridge", "CHECK", "one", &pod.path, &config);
+            json!([check.ok, check.json["code"]])
+        };
+        same(name, &verdict(World::upstream()), &verdict(World::new()));
+    }
+}
+
+/// A second network with another subnet on the same bridge: refused, or forced.
+#[test]
+fn another_address_of_the_bridge_is_upstreams() {
+    let all = |world: World| {
+        let (one, two) = (world.pod("one"), world.pod("two"));
+        let mut config = world.config();
+        world.add(&one, &config);
+        config["name"] = json!("other");
+        let mut seen = Vec::new();
+        for (subnet, force) in [
+            ("10.244.0.0/16", false),
+            ("10.244.0.0/16", true),
+            // One that lies elsewhere is added to what is there.
+            ("10.99.0.0/24", false),
+        ] {
+            config["forceAddress"] = json!(force);
+            config["ipam"]["ranges"] = json!([[{"subnet": subnet}]]);
+            let added = world.call("bridge", "ADD", "two", &two.path, &config);
+            let bridge = world.shell("ip -4 -brief address show cni0 | xargs -n 1 | grep / | sort");
+            seen.push(json!([added.ok, outcome(&added, &world), added.json["msg"], bridge]));
+            world.del(&two, &config);
+        }
+        json!(seen)
+    };
+    same("forceAddress", &all(World::upstream()), &all(World::new()));
 }
 
 fn ordinary() -> Call<'static> {

@@ -1,4 +1,6 @@
-//! Hosts and paths, what the endpoint is told, what the API is told.
+//! Hosts and paths, what the endpoint is told, what the API and the log are told.
+
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -59,6 +61,101 @@ fn hosts_and_paths_lead_to_their_services() {
                 !metrics.contains(r#"ingress="web""#),
                 "what is gone is not shown any more: {metrics}"
             );
+        },
+    );
+}
+
+#[test]
+fn exact_paths_and_default_backends_have_what_is_theirs() {
+    in_world(
+        |_| {},
+        async |world| {
+            for (name, host) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+                world.echo(host);
+                world.service(name, None, &[host]);
+            }
+            let backend = |name: &str| json!({"service": {"name": name, "port": {"number": 80}}});
+            let rules = [("one.test", "/x", "a"), ("one.test", "/x", "b")];
+            world.ingress("web", &rules, json!({"defaultBackend": backend("c")}));
+            let mut object = world.api.all("ingresses").remove(0);
+            object["spec"]["rules"][1]["http"]["paths"][0]["pathType"] = json!("Exact");
+            world.api.put("ingresses", object);
+            let from = |number: u8| move |answer: &str| answer.contains(&format!("endpoint {number}\n"));
+            world.until(&get("one.test", "/x"), from(2)).await;
+            for (host, path, wanted) in [
+                ("one.test", "/x?y=z", 2),
+                ("one.test", "/x/", 1),
+                ("one.test", "/x/y", 1),
+                // What matches none of its rules.
+                ("one.test", "/xy", 3),
+                ("one.test", "/", 3),
+                ("other.test", "/x", 3),
+            ] {
+                let answer = ask(&get(host, path)).await;
+                assert!(from(wanted)(&answer), "{host}{path}: {answer}");
+            }
+            // One without rules is for all hosts that nobody names.
+            world.ingress("rest", &[], json!({"defaultBackend": backend("d")}));
+            world.until(&get("other.test", "/"), from(4)).await;
+            assert!(from(3)(&ask(&get("one.test", "/")).await));
+        },
+    );
+}
+
+#[test]
+fn each_request_has_its_line_in_the_log() {
+    in_world(
+        |_| {},
+        async |world| {
+            world.one_site().await;
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let lines = Arc::new(file.reopen().unwrap());
+            // All tasks of the test are on this thread.
+            let log = tracing_subscriber::fmt().json().with_writer(lines).finish();
+            let _guard = tracing::subscriber::set_default(log);
+            assert_eq!(code(&ask(&get("one.test", "/x?token=secret")).await), 200);
+            assert_eq!(code(&ask(&get("other.test", "/")).await), 404);
+            // A line is written when its answer is on the way.
+            let text = loop {
+                let text = std::fs::read_to_string(file.path()).unwrap();
+                if text
+                    .lines()
+                    .filter(|line| line.contains("skiff_ingress::access"))
+                    .count()
+                    == 2
+                {
+                    break text;
+                }
+                tokio::task::yield_now().await;
+            };
+            let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            let told: Vec<Value> = lines
+                .filter(|line| line["target"] == "skiff_ingress::access")
+                .map(|line| line["fields"].clone())
+                .collect();
+            for (name, wanted) in [
+                ("method", json!("GET")),
+                ("scheme", json!("http")),
+                ("host", json!("one.test")),
+                ("path", json!("/x")),
+                ("status", json!(200)),
+                ("ingress", json!("n/web")),
+                ("endpoint", json!("10.0.0.1:80")),
+                ("attempts", json!(1)),
+            ] {
+                assert_eq!(told[0][name], wanted, "{name} in {}", told[0]);
+            }
+            assert!(told[0]["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{}", told[0]);
+            assert!(
+                told[0]["client"]
+                    .as_str()
+                    .is_some_and(|client| client.starts_with("10.0.0.100:"))
+            );
+            assert_eq!(
+                (&told[1]["host"], &told[1]["status"]),
+                (&json!("other.test"), &json!(404))
+            );
+            assert!(!text.contains("secret"), "queries stay out of it");
         },
     );
 }

@@ -173,6 +173,10 @@ fn pods_talk_across_a_router_in_full_packets() {
     // The node's packets have that of its end of the tunnel.
     let from_node = transfer(&a.namespace, &b.pod, target(1)).unwrap();
     assert_eq!(from_node.to_string(), "10.244.0.0");
+    // To whatever is not of the cluster a pod has the address of its node: the router knows no other.
+    let outside = SocketAddr::new("172.30.0.1".parse().unwrap(), 8080);
+    let seen = transfer(&a.pod, &router, outside).unwrap();
+    assert_eq!(seen.to_string(), "172.30.0.11");
     for namespace in [&a.pod, &a.namespace, &router, &b.namespace, &b.pod] {
         assert_eq!(fragments(namespace), 0, "nothing is cut in the tunnel");
     }
