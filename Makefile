@@ -34,7 +34,7 @@ test: lint ## Everything: format, clippy, deny, unit, integration, end-to-end
 
 lint: deps-test ## Format check, clippy, licences and bans, the house's own rules; builds everything
 	@cargo fmt --all --check
-	@shellcheck packaging/*.sh packaging/debian/p* vagrant/*.sh vagrant/box/*.sh tests/images/*.sh tests/peers/*.sh bench/*.sh .ci/run
+	@shellcheck packaging/*.sh packaging/debian/p* vagrant/*.sh vagrant/box/*.sh tests/images/*.sh tests/peers/*.sh tests/vm/src/steps/vlan/*.sh bench/*.sh .ci/run
 	@cargo deny --log-level error check bans licenses sources
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
 	@# One selection of packages for everything: another one would have other features, and build all dependencies again.

@@ -5,6 +5,7 @@ mod install;
 mod network;
 mod pods;
 mod reset;
+mod vlan;
 
 use std::time::Instant;
 
@@ -24,6 +25,10 @@ const EXEC: Step = ("kubectl exec and logs", pods::exec_and_logs);
 const MEMORY: Step = ("a memory limit holds, under cgroup v2 and systemd", pods::memory_limit);
 const REBOOT: Step = ("a machine restarts and takes its pods up again", failures::reboot);
 const RESET: Step = ("skiff reset leaves the machines clean", reset::clean);
+const VLAN: Step = (
+    "the bridge plugin keeps VLANs apart, as upstream's does",
+    vlan::segments,
+);
 
 /// One machine that is everything.
 const ALONE: &[Step] = &[
@@ -37,6 +42,7 @@ const ALONE: &[Step] = &[
     MEMORY,
     REBOOT,
     RESET,
+    VLAN,
 ];
 
 /// What every change is tested with.
@@ -59,6 +65,7 @@ const FULL: &[Step] = &[
     ("the master restarts, pods serve meanwhile", failures::master_reboot),
     ("a worker loses its power, its pods move", failures::power_cut),
     RESET,
+    VLAN,
 ];
 
 /// Runs them until one fails.
