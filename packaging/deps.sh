@@ -6,7 +6,7 @@ set -euo pipefail
 
 run=(containerd runc iptables conntrack iproute2 busybox-static ca-certificates)
 build=(gcc libc6-dev make git)
-test=(bind9-dnsutils dbus-daemon dnsmasq-base dnsperf etcd-server etcd-client containernetworking-plugins nghttp2-client hyperfine shellcheck jq curl procps docker-registry systemd)
+test=(bind9-dnsutils dbus-daemon dnsmasq-base dnsperf etcd-server etcd-client faketime containernetworking-plugins nghttp2-client hyperfine shellcheck jq curl procps docker-registry systemd)
 deb=(binutils dpkg-dev lintian xz-utils)
 vm=(debootstrap qemu-system-x86 qemu-utils e2fsprogs)
 vagrant=(vagrant vagrant-libvirt libvirt-daemon-system dnsmasq-base openssh-client)

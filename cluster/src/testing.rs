@@ -140,9 +140,17 @@ impl TestCluster {
     /// # Errors
     /// When the node does not exist or the process cannot be started.
     pub fn restart(&mut self, role: Role, node: &str) -> Result<()> {
-        let layout = self.cluster.node(node)?;
         let binary = self.binary.clone();
-        self.cluster.start(role, &layout, &binary)
+        self.restart_as(role, node, &binary)
+    }
+
+    /// Starts a process again from another program, which wraps the binary.
+    ///
+    /// # Errors
+    /// When the node does not exist or the process cannot be started.
+    pub fn restart_as(&mut self, role: Role, node: &str, program: &Path) -> Result<()> {
+        let layout = self.cluster.node(node)?;
+        self.cluster.start(role, &layout, program)
     }
 
     /// How many cgroups the pods of a node have, over all hierarchies.

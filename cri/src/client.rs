@@ -165,11 +165,8 @@ impl Runtime for Client {
             .call("Status", "", Some(self.timeout), runtime.status(request))
             .await?;
         let mut status = RuntimeStatus::from(answer.status.unwrap_or_default());
-        status.handlers = answer
-            .runtime_handlers
-            .into_iter()
-            .map(|handler| handler.name)
-            .collect();
+        status.handlers = answer.runtime_handlers.into_iter().map(Into::into).collect();
+        status.supplemental_groups_policy = answer.features.map(|features| features.supplemental_groups_policy);
         Ok(status)
     }
 

@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use crate::protocols::runtime::v1 as wire;
 use crate::types::{
     AttachRequest, Container, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerSecurity, ContainerState,
-    ContainerStats, ContainerStatus, Device, DnsConfig, ExecRequest, FilesystemUsage, Image, LinuxResources, Mount,
+    ContainerStats, ContainerStatus, ContainerUser, Device, DnsConfig, ExecRequest, FilesystemUsage, Image, LinuxResources, Mount,
     MountPropagation, NamespaceMode, NamespaceOptions, PortMapping, Protocol, PullAuth, RuntimeCondition,
-    RuntimeStatus, Sandbox, SandboxConfig, SandboxFilter, SandboxMetadata, SandboxSecurity, SandboxState,
+    RuntimeHandler, RuntimeStatus, Sandbox, SandboxConfig, SandboxFilter, SandboxMetadata, SandboxSecurity, SandboxState,
     SandboxStatus, SecurityProfile, SelinuxOptions,
 };
 
@@ -81,6 +81,7 @@ impl From<&SandboxSecurity> for wire::LinuxSandboxSecurityContext {
             run_as_group: from.run_as_group.map(int64),
             readonly_rootfs: from.readonly_rootfs,
             supplemental_groups: from.supplemental_groups.clone(),
+            supplemental_groups_policy: groups_policy(from.strict_groups),
             privileged: from.privileged,
             seccomp: from.seccomp.as_ref().map(Into::into),
         }
@@ -212,6 +213,7 @@ impl From<&ContainerSecurity> for wire::LinuxContainerSecurityContext {
             run_as_username: from.run_as_username.clone(),
             readonly_rootfs: from.readonly_rootfs,
             supplemental_groups: from.supplemental_groups.clone(),
+            supplemental_groups_policy: groups_policy(from.strict_groups),
             no_new_privs: from.no_new_privs,
             masked_paths: from.masked_paths.clone(),
             readonly_paths: from.readonly_paths.clone(),
@@ -361,8 +363,39 @@ impl From<wire::RuntimeStatus> for RuntimeStatus {
         Self {
             conditions: from.conditions.into_iter().map(condition).collect(),
             handlers: Vec::new(),
+            supplemental_groups_policy: None,
         }
     }
+}
+
+impl From<wire::RuntimeHandler> for RuntimeHandler {
+    fn from(from: wire::RuntimeHandler) -> Self {
+        let features = from.features.unwrap_or_default();
+        Self {
+            name: from.name,
+            recursive_read_only_mounts: features.recursive_read_only_mounts,
+            user_namespaces: features.user_namespaces,
+        }
+    }
+}
+
+impl From<wire::LinuxContainerUser> for ContainerUser {
+    fn from(from: wire::LinuxContainerUser) -> Self {
+        Self {
+            uid: from.uid,
+            gid: from.gid,
+            supplemental_groups: from.supplemental_groups,
+        }
+    }
+}
+
+fn groups_policy(strict: bool) -> i32 {
+    let policy = if strict {
+        wire::SupplementalGroupsPolicy::Strict
+    } else {
+        wire::SupplementalGroupsPolicy::Merge
+    };
+    policy.into()
 }
 
 impl From<wire::PodSandboxMetadata> for SandboxMetadata {
@@ -535,6 +568,7 @@ impl From<wire::ContainerStatus> for ContainerStatus {
             mounts: from.mounts.into_iter().map(Into::into).collect(),
             log_path: from.log_path,
             resources: from.resources.and_then(|resources| resources.linux).map(Into::into),
+            user: from.user.and_then(|user| user.linux).map(Into::into),
         }
     }
 }
@@ -588,6 +622,41 @@ impl From<wire::FilesystemUsage> for FilesystemUsage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_and_features_are_told_where_the_runtime_tells_them() {
+        let user = |user| ContainerStatus::from(wire::ContainerStatus { user, ..Default::default() }).user;
+        assert_eq!(user(None), None);
+        let linux = wire::LinuxContainerUser {
+            uid: 1000,
+            gid: 2000,
+            supplemental_groups: vec![2000, 3000],
+        };
+        let told = user(Some(wire::ContainerUser { linux: Some(linux) })).unwrap();
+        assert_eq!((told.uid, told.gid, told.supplemental_groups), (1000, 2000, vec![2000, 3000]));
+        let handler = RuntimeHandler::from(wire::RuntimeHandler {
+            name: "runc".into(),
+            features: Some(wire::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: true,
+                user_namespaces: false,
+            }),
+        });
+        assert!(handler.recursive_read_only_mounts && !handler.user_namespaces);
+        for strict in [false, true] {
+            let (container, sandbox) = (
+                ContainerSecurity { strict_groups: strict, ..Default::default() },
+                SandboxSecurity { strict_groups: strict, ..Default::default() },
+            );
+            assert_eq!(
+                wire::LinuxContainerSecurityContext::from(&container).supplemental_groups_policy,
+                i32::from(strict)
+            );
+            assert_eq!(
+                wire::LinuxSandboxSecurityContext::from(&sandbox).supplemental_groups_policy,
+                i32::from(strict)
+            );
+        }
+    }
 
     #[test]
     fn zero_times_mean_not_yet() {

@@ -44,7 +44,20 @@ pub struct RuntimeStatus {
     /// All conditions, `RuntimeReady` and `NetworkReady` among them.
     pub conditions: Vec<RuntimeCondition>,
     /// RuntimeClass handlers, where the runtime tells them.
-    pub handlers: Vec<String>,
+    pub handlers: Vec<RuntimeHandler>,
+    /// Whether it knows `supplementalGroupsPolicy`, and tells of containers' users; `None` where it tells no features.
+    pub supplemental_groups_policy: Option<bool>,
+}
+
+/// A handler that a RuntimeClass may name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeHandler {
+    /// Its name; empty for the default one.
+    pub name: String,
+    /// Whether mounts can be read-only all the way down.
+    pub recursive_read_only_mounts: bool,
+    /// Whether pods can have user namespaces.
+    pub user_namespaces: bool,
 }
 
 impl RuntimeStatus {
@@ -143,6 +156,8 @@ pub struct SandboxSecurity {
     pub run_as_group: Option<i64>,
     /// More groups.
     pub supplemental_groups: Vec<i64>,
+    /// Whether the image's own groups of the user are left out.
+    pub strict_groups: bool,
     /// Read-only root file system.
     pub readonly_rootfs: bool,
     /// Whether privileged containers may run in this sandbox.
@@ -387,6 +402,8 @@ pub struct ContainerSecurity {
     pub readonly_rootfs: bool,
     /// More groups.
     pub supplemental_groups: Vec<i64>,
+    /// Whether the image's own groups of the user are left out.
+    pub strict_groups: bool,
     /// Forbid gaining privileges.
     pub no_new_privs: bool,
     /// Paths to hide.
@@ -510,6 +527,19 @@ pub struct ContainerStatus {
     pub log_path: String,
     /// cgroup limits in force, where the runtime tells them.
     pub resources: Option<LinuxResources>,
+    /// Who its first process was started as, where the runtime tells.
+    pub user: Option<ContainerUser>,
+}
+
+/// User and groups of a container's first process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerUser {
+    /// User id.
+    pub uid: i64,
+    /// Primary group id.
+    pub gid: i64,
+    /// All its groups.
+    pub supplemental_groups: Vec<i64>,
 }
 
 /// Which containers to list; empty fields match everything.

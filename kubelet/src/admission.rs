@@ -15,7 +15,7 @@ use crate::memory::Finish;
 use crate::pod;
 
 pub(crate) use affinity::{any_term, check as check_labels, needs_labels};
-pub(crate) use security::Host;
+pub(crate) use security::{Host, strict_groups};
 
 /// Why a pod may not run here.
 #[derive(Clone, Debug, PartialEq, Eq)]

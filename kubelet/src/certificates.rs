@@ -5,6 +5,7 @@
 //! holds ([`client`]), a new TLS configuration for connections that are still to come.
 
 mod client;
+mod figures;
 mod request;
 mod rotate;
 mod serving;
@@ -25,11 +26,15 @@ use client::Replaceable;
 use request::Wanted;
 use store::Store;
 
+pub(crate) use figures::Figures;
 pub(crate) use serving::Serving;
 
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 const NODES: &str = "system:nodes";
+/// Names of the files, as upstream's.
+const CLIENT: &str = "kubelet-client";
+const SERVER: &str = "kubelet-server";
 
 /// Makes a client of a kubeconfig file.
 pub type Connect = Arc<
@@ -109,7 +114,7 @@ pub struct Options {
 
 impl Options {
     fn store(&self) -> Store {
-        Store::new(&self.cert_dir, "kubelet-client")
+        Store::new(&self.cert_dir, CLIENT)
     }
 
     fn wanted(&self) -> Wanted {

@@ -5,6 +5,7 @@
 //! slices, by [`systemd`] over D-Bus.
 
 mod files;
+mod limits;
 mod reserve;
 mod systemd;
 mod usage;
@@ -13,23 +14,19 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use skiff_api::k8s_openapi::api::core::v1::{Container, Pod};
-use skiff_cri::LinuxResources;
+use skiff_api::k8s_openapi::api::core::v1::Pod;
 
 use crate::pod::{self, Qos};
 
+pub(crate) use limits::{Rules, container_resources, containers_resources, overhead};
+use limits::{pod_limits, shares};
 use systemd::Systemd;
 pub(crate) use usage::Usage;
 
 /// Controllers whose files are written on cgroup v1.
 const V1_CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];
-const MIN_SHARES: i64 = 2;
-const MAX_SHARES: i64 = 262_144;
-/// The kernel refuses smaller quotas.
-const MIN_QUOTA: i64 = 1000;
 
 /// Why a cgroup cannot be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -87,21 +84,6 @@ pub(crate) struct Limits {
     pub(crate) memory: Option<i64>,
     /// Processes.
     pub(crate) pids: Option<i64>,
-}
-
-/// How the node divides CPU and memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
-    /// `cpuCFSQuota`.
-    pub(crate) quota: bool,
-    /// `cpuCFSQuotaPeriod`.
-    pub(crate) period: Duration,
-    /// `podPidsLimit`, not positive for none.
-    pub(crate) pids: i64,
-    /// The node's memory, for `oom_score_adj`.
-    pub(crate) memory_capacity: i64,
-    /// Whether all processes of a container die when one runs out of memory (version 2 without `singleProcessOOMKill`).
-    pub(crate) oom_group: bool,
 }
 
 /// Who makes cgroups.
@@ -173,7 +155,7 @@ impl Cgroups {
         };
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
             let limits = Limits {
-                shares: (qos == Qos::BestEffort).then_some(MIN_SHARES),
+                shares: (qos == Qos::BestEffort).then_some(limits::MIN_SHARES),
                 ..Limits::default()
             };
             cgroups.create(&cgroups.class_path(qos), limits).await?;
@@ -235,7 +217,31 @@ impl Cgroups {
 
     /// Makes the pod's cgroup with its limits.
     pub(crate) async fn create_pod(&self, pod: &Pod, rules: &Rules) -> Result<(), Error> {
-        self.create(&self.pod_path(pod), pod_limits(pod, rules)).await
+        let path = self.pod_path(pod);
+        self.create(&path, pod_limits(pod, rules)).await?;
+        self.limit_huge_pages(&path, &limits::huge_pages_of_pod(pod, rules))
+    }
+
+    /// Written by hand with either driver: systemd has no word for it. Where the kernel keeps no count, nothing is limited.
+    fn limit_huge_pages(&self, path: &str, limits: &BTreeMap<String, u64>) -> Result<(), Error> {
+        let (base, file) = match &self.hierarchy {
+            Hierarchy::V1 { mounts } => match mounts.get("hugetlb") {
+                Some(mount) => (mount, "limit_in_bytes"),
+                None => return Ok(()),
+            },
+            Hierarchy::V2 { mount } => (mount, "max"),
+        };
+        let dir = below(base, path);
+        if !limits.is_empty() {
+            make(&dir)?;
+        }
+        for (size, bytes) in limits {
+            let file = dir.join(format!("hugetlb.{size}.{file}"));
+            if file.exists() {
+                write(&file, &bytes.to_string())?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes a pod's cgroup, whatever class it was in; succeeds when there is none.
@@ -399,254 +405,16 @@ fn remove_tree(dir: &Path) -> Result<(), Error> {
     }
 }
 
-// === what pods and containers get ===
-
-/// CPU requests as shares.
-pub(crate) fn shares(milli: i64) -> i64 {
-    if milli == 0 {
-        MIN_SHARES
-    } else {
-        (milli * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)
-    }
-}
-
-/// A CPU limit as quota in a period; none for no limit.
-pub(crate) fn quota(milli: i64, period: Duration) -> Option<i64> {
-    let period = i64::try_from(period.as_micros()).ok()?;
-    (milli > 0).then(|| (milli * period / 1000).max(MIN_QUOTA))
-}
-
-fn milli(
-    container: &Container,
-    resource: &str,
-    of: fn(&Container, &str) -> Option<skiff_api::quantity::Quantity>,
-) -> i64 {
-    of(container, resource).map_or(0, |quantity| clamp(quantity.as_milli()))
-}
-
-fn bytes(container: &Container, of: fn(&Container, &str) -> Option<skiff_api::quantity::Quantity>) -> i64 {
-    of(container, "memory").map_or(0, |quantity| clamp(quantity.value()))
-}
-
-fn clamp(value: i128) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// A pod's limits: sums over its containers, where every container has one, and its overhead.
-fn pod_limits(pod: &Pod, rules: &Rules) -> Limits {
-    let overhead = |resource: &str| pod::quantity(pod::spec(pod).overhead.as_ref(), resource);
-    let cpu = overhead("cpu").map_or(0, |cpu| clamp(cpu.as_milli()));
-    let memory = overhead("memory").map_or(0, |memory| clamp(memory.value()));
-    limits_of(pod, rules, cpu, memory)
-}
-
-/// What the containers of a pod get together.
-pub(crate) fn containers_resources(pod: &Pod, rules: &Rules) -> LinuxResources {
-    resources(limits_of(pod, rules, 0, 0))
-}
-
-/// What a pod costs beside its containers, where its RuntimeClass says so.
-pub(crate) fn overhead(pod: &Pod, rules: &Rules) -> Option<LinuxResources> {
-    let list = pod::spec(pod).overhead.as_ref()?;
-    let cpu = pod::quantity(Some(list), "cpu").map_or(0, |cpu| clamp(cpu.as_milli()));
-    let limit = quota(cpu, rules.period).filter(|_| rules.quota);
-    Some(resources(Limits {
-        shares: Some(shares(cpu)),
-        quota: limit,
-        period: limit.and_then(|_| i64::try_from(rules.period.as_micros()).ok()),
-        memory: pod::quantity(Some(list), "memory").map(|memory| clamp(memory.value())),
-        pids: None,
-    }))
-}
-
-fn resources(limits: Limits) -> LinuxResources {
-    LinuxResources {
-        cpu_shares: limits.shares.unwrap_or(0),
-        cpu_quota: limits.quota.unwrap_or(0),
-        cpu_period: limits.period.unwrap_or(0),
-        memory_limit: limits.memory.unwrap_or(0),
-        ..LinuxResources::default()
-    }
-}
-
-/// Sums over a pod's containers, with so much more CPU and memory.
-fn limits_of(pod: &Pod, rules: &Rules, more_cpu: i64, more_memory: i64) -> Limits {
-    let main = pod::main_containers(pod);
-    let init = pod::init_containers(pod);
-    let sidecars = || init.iter().filter(|container| pod::is_sidecar(container));
-    let total = |value: &dyn Fn(&Container) -> i64| -> i64 {
-        let lasting: i64 = main.iter().chain(sidecars()).map(value).sum();
-        let once = init
-            .iter()
-            .filter(|container| !pod::is_sidecar(container))
-            .map(value)
-            .max();
-        lasting.max(once.unwrap_or(0))
-    };
-    let all = |value: &dyn Fn(&Container) -> i64| main.iter().chain(init).all(|container| value(container) > 0);
-    let cpu_limit = |container: &Container| milli(container, "cpu", pod::limit);
-    let memory_limit = |container: &Container| bytes(container, pod::limit);
-    let mut limits = Limits {
-        shares: Some(shares(
-            total(&|container| milli(container, "cpu", pod::request)) + more_cpu,
-        )),
-        pids: (rules.pids > 0).then_some(rules.pids),
-        ..Limits::default()
-    };
-    if rules.quota && all(&cpu_limit) {
-        limits.quota = quota(total(&cpu_limit) + more_cpu, rules.period);
-        limits.period = limits.quota.and_then(|_| i64::try_from(rules.period.as_micros()).ok());
-    }
-    if all(&memory_limit) {
-        limits.memory = Some(total(&memory_limit) + more_memory);
-    }
-    limits
-}
-
-/// What a container's cgroup gets.
-pub(crate) fn container_resources(pod: &Pod, container: &Container, rules: &Rules) -> LinuxResources {
-    let quota = if rules.quota {
-        quota(milli(container, "cpu", pod::limit), rules.period)
-    } else {
-        None
-    };
-    LinuxResources {
-        cpu_shares: shares(milli(container, "cpu", pod::request)),
-        cpu_quota: quota.unwrap_or(0),
-        cpu_period: quota
-            .and_then(|_| i64::try_from(rules.period.as_micros()).ok())
-            .unwrap_or(0),
-        memory_limit: bytes(container, pod::limit),
-        oom_score_adj: oom_score(pod, container, rules.memory_capacity),
-        hugepages: hugepages(container),
-        unified: rules
-            .oom_group
-            .then(|| ("memory.oom.group".to_owned(), "1".to_owned()))
-            .into_iter()
-            .collect(),
-        ..LinuxResources::default()
-    }
-}
-
-/// Limits of huge pages as the runtime wants them: `hugepages-2Mi` is `2MB` there.
-fn hugepages(container: &Container) -> BTreeMap<String, u64> {
-    let limits = container
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.limits.as_ref());
-    let sizes = limits.into_iter().flatten().filter_map(|(name, limit)| {
-        let size = name.strip_prefix("hugepages-")?.strip_suffix('i')?;
-        let bytes: skiff_api::quantity::Quantity = limit.0.parse().ok()?;
-        Some((format!("{size}B"), u64::try_from(bytes.value()).ok()?))
-    });
-    sizes.collect()
-}
-
-/// Who dies first when memory is short: the more a burstable container asked for, the later.
-fn oom_score(pod: &Pod, container: &Container, capacity: i64) -> i64 {
-    match pod::qos(pod) {
-        Qos::Guaranteed => -997,
-        Qos::BestEffort => 1000,
-        Qos::Burstable => {
-            let request = i128::from(bytes(container, pod::request));
-            let score = 1000 - i64::try_from(1000 * request / i128::from(capacity.max(1))).unwrap_or(1000);
-            score.clamp(3, 999)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
+    use super::limits::tests::RULES;
     use super::*;
     use crate::pod::tests::pod;
 
-    const RULES: Rules = Rules {
-        quota: true,
-        period: Duration::from_millis(100),
-        pids: 64,
-        memory_capacity: 1 << 30,
-        oom_group: false,
-    };
-
-    fn with(resources: &[Value]) -> Pod {
-        let containers: Vec<_> = resources
-            .iter()
-            .enumerate()
-            .map(|(index, resources)| json!({"name": format!("c{index}"), "resources": resources}))
-            .collect();
-        pod(&json!({"containers": containers}))
-    }
-
-    #[test]
-    fn limits_of_a_pod() {
-        let full = json!({"limits": {"cpu": "500m", "memory": "64Mi"}});
-        let limits = pod_limits(&with(&[full.clone(), full.clone()]), &RULES);
-        assert_eq!(
-            limits,
-            Limits {
-                shares: Some(1024),
-                quota: Some(100_000),
-                period: Some(100_000),
-                memory: Some(128 << 20),
-                pids: Some(64)
-            }
-        );
-        let partly = pod_limits(&with(&[full, json!({})]), &RULES);
-        assert_eq!((partly.shares, partly.quota, partly.memory), (Some(512), None, None));
-    }
-
-    #[test]
-    fn overhead_is_the_pods_alone() {
-        let mut p = with(&[json!({"limits": {"cpu": "500m", "memory": "64Mi"}})]);
-        assert_eq!(overhead(&p, &RULES), None);
-        p.spec.as_mut().unwrap().overhead = serde_json::from_value(json!({"cpu": "250m", "memory": "1Mi"})).ok();
-        let limits = pod_limits(&p, &RULES);
-        assert_eq!(
-            (limits.shares, limits.quota, limits.memory),
-            (Some(768), Some(75_000), Some(65 << 20))
-        );
-        let own = containers_resources(&p, &RULES);
-        assert_eq!(
-            (own.cpu_shares, own.cpu_quota, own.memory_limit),
-            (512, 50_000, 64 << 20)
-        );
-        let overhead = overhead(&p, &RULES).unwrap();
-        assert_eq!(
-            (overhead.cpu_shares, overhead.cpu_quota, overhead.memory_limit),
-            (256, 25_000, 1 << 20)
-        );
-    }
-
-    #[test]
-    fn resources_of_a_container() {
-        let p = with(&[json!({"limits": {"cpu": "10m", "memory": "128Mi"}, "requests": {"memory": "512Mi"}})]);
-        let resources = container_resources(&p, &p.spec.as_ref().unwrap().containers[0], &RULES);
-        assert_eq!(
-            (resources.cpu_shares, resources.cpu_quota, resources.cpu_period),
-            (10, 1000, 100_000)
-        );
-        assert_eq!(resources.memory_limit, 128 << 20);
-        assert_eq!(resources.oom_score_adj, 500);
-    }
-
-    #[test]
-    fn huge_pages_and_groups_that_die_together() {
-        let p = with(&[json!({"limits": {"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi", "memory": "1Gi"}})]);
-        let container = &p.spec.as_ref().unwrap().containers[0];
-        let rules = Rules {
-            oom_group: true,
-            ..RULES
-        };
-        let resources = container_resources(&p, container, &rules);
-        let pages = [("1GB".to_owned(), 1 << 30), ("2MB".to_owned(), 4 << 20)];
-        assert_eq!(resources.hugepages, pages.into());
-        assert_eq!(
-            resources.unified,
-            [("memory.oom.group".to_owned(), "1".to_owned())].into()
-        );
-        assert!(container_resources(&p, container, &RULES).unified.is_empty());
+    fn with(resources: &Value) -> Pod {
+        pod(&json!({"containers": [{"name": "c0", "resources": resources}]}))
     }
 
     #[tokio::test]
@@ -658,7 +426,7 @@ mod tests {
         }
         let cgroups = Cgroups::open(dir.path(), "/skiff/a", Driver::Cgroupfs).await.unwrap();
         assert!(!cgroups.is_unified());
-        let p = with(&[json!({"requests": {"cpu": "1"}})]);
+        let p = with(&json!({"requests": {"cpu": "1"}}));
         cgroups.create_pod(&p, &RULES).await.unwrap();
         assert_eq!(cgroups.parent(&p), "/skiff/a/kubepods/burstable/podu1");
         let cpu = dir.path().join("cpu/skiff/a/kubepods/burstable/podu1/cpu.shares");
@@ -672,15 +440,24 @@ mod tests {
         std::fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
         let cgroups = Cgroups::open(dir.path(), "", Driver::Cgroupfs).await.unwrap();
         assert!(cgroups.is_unified());
-        let p = with(&[json!({"limits": {"cpu": "500m", "memory": "64Mi"}})]);
+        let p = with(&json!({"limits": {"cpu": "500m", "memory": "64Mi"}}));
         cgroups.create_pod(&p, &RULES).await.unwrap();
         assert_eq!(cgroups.parent(&p), "/kubepods/burstable/podu1");
+        // Where the kernel counts huge pages, who asks for none gets none.
+        let pages = "kubepods/burstable/podu1/hugetlb.2MB.max";
+        std::fs::write(dir.path().join(pages), "max").unwrap();
+        let rules = Rules {
+            page_sizes: vec!["1Gi".into(), "2Mi".into()],
+            ..RULES
+        };
+        cgroups.create_pod(&p, &rules).await.unwrap();
         let read = |file: &str| std::fs::read_to_string(dir.path().join(file)).unwrap_or_default();
         assert_eq!(read("kubepods/besteffort/cpu.weight"), "1");
         assert_eq!(read("kubepods/burstable/podu1/cpu.weight"), "59");
         assert_eq!(read("kubepods/burstable/podu1/cpu.max"), "50000 100000");
         assert_eq!(read("kubepods/burstable/podu1/memory.max"), (64 << 20).to_string());
         assert_eq!(read("kubepods/burstable/podu1/pids.max"), "64");
+        assert_eq!(read(pages), "0");
         // What was written last to a plain file; the kernel takes them one by one.
         assert_eq!(read("kubepods/cgroup.subtree_control"), "+pids");
         assert_eq!(cgroups.pods(), ["u1"]);

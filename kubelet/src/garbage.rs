@@ -1,24 +1,29 @@
 //! What pods that are gone have left: directories, cgroups, logs. Dead containers and sandboxes of living pods are the
 //! plan's business.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::agent::Agent;
 
+/// What could not be removed, and why, by the UID of its pod: it is tried again with each round, and told once.
+pub(crate) type Stuck = HashMap<String, String>;
+
 /// Removes what belongs to no wanted pod.
-pub(crate) async fn orphans(agent: &Agent, wanted: &HashSet<String>) {
+pub(crate) async fn orphans(agent: &Agent, wanted: &HashSet<String>, stuck: &mut Stuck) {
+    let mut left = Stuck::new();
     for uid in agent.volumes.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
         match agent.volumes.remove_pod(&uid) {
             Ok(()) => tracing::info!(uid, "removed the directory of a pod that is gone"),
             Err(error) => {
-                tracing::warn!(
-                    uid,
-                    error = skiff_daemon::error_chain(&error),
-                    "cannot remove the directory of a pod that is gone"
-                );
+                let error = skiff_daemon::error_chain(&error);
+                if stuck.get(&uid) != Some(&error) {
+                    tracing::warn!(uid, error, "cannot remove the directory of a pod that is gone");
+                }
+                left.insert(uid, error);
             }
         }
     }
+    *stuck = left;
     for uid in agent.cgroups.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
         if let Err(error) = agent.cgroups.remove_pod(&uid).await {
             tracing::warn!(

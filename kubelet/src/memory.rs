@@ -23,8 +23,10 @@ pub(crate) struct Memory {
     pub(crate) sandbox: Option<Failure>,
     /// Why a container could not be started, by name.
     pub(crate) starts: BTreeMap<String, Failure>,
-    /// When the worker first saw that a container had ended, by id: what the runtime says may be by another clock.
+    /// When a container ended by this process's clock, by id: what the runtime says may be by a clock that was set since.
     pub(crate) ends: BTreeMap<String, Timestamp>,
+    /// Containers in which the kernel killed for want of memory, by id.
+    pub(crate) out_of_memory: BTreeSet<String>,
     /// Restart back-off, by container name.
     pub(crate) restarts: BTreeMap<String, Backoff>,
     /// Containers that must die, by id: a probe failed.
@@ -104,6 +106,9 @@ pub(crate) struct Finish {
     pub(crate) evicted: Option<i64>,
 }
 
+/// How late the end of a container may be seen that is watched: events may be lost until the next relist.
+const SEEN_WITHIN: SignedDuration = SignedDuration::from_secs(120);
+
 /// How long a failed pull shows as `ErrImagePull` before it shows as `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
 
@@ -129,10 +134,17 @@ impl Memory {
         }
     }
 
-    /// When a container ended: as the runtime says, but not after the worker saw it.
+    /// When a container ended, of which the runtime says `finished`.
     pub(crate) fn ended(&self, id: &str, finished: Timestamp) -> Timestamp {
-        self.ends.get(id).map_or(finished, |seen| finished.min(*seen))
+        self.ends.get(id).copied().unwrap_or(finished)
     }
+}
+
+/// When a container ended that is first seen so `now`: as the runtime says, unless that cannot be, since it ran a moment ago
+/// (`watched`) or has not ended yet by this clock.
+pub(crate) fn end_of(finished: Timestamp, watched: bool, now: Timestamp) -> Timestamp {
+    let ago = now.duration_since(finished);
+    if watched && ago > SEEN_WITHIN { now } else { finished.min(now) }
 }
 
 // === impl Failure ===
@@ -218,6 +230,27 @@ impl Finish {
             reason: status.reason.clone(),
             message: status.message.clone(),
             evicted: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_by_this_clock() {
+        let at = |second| Timestamp::from_second(100_000 + second).unwrap();
+        let cases = [
+            ("seen at once", 99, true, 99),
+            ("seen late, since events were lost", 40, true, 40),
+            ("by a clock that lags an hour behind", -3500, true, 100),
+            ("by a clock that is an hour ahead", 3700, true, 100),
+            ("while no kubelet ran", -3500, false, -3500),
+            ("while none ran, by a clock that was ahead", 3700, false, 100),
+        ];
+        for (what, finished, watched, end) in cases {
+            assert_eq!(end_of(at(finished), watched, at(100)), at(end), "{what}");
         }
     }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Container {
     pub(crate) log_path: String,
     /// File on the node that is mounted at the termination message path.
     pub(crate) message_file: Option<String>,
+    /// Who it runs as, where the runtime tells (containerd 2.0 and later).
+    pub(crate) user: Option<cri::ContainerUser>,
 }
 
 /// State of a container.
@@ -85,6 +87,8 @@ pub(crate) struct Exit {
     pub(crate) reason: String,
     /// The runtime's message, or the termination message.
     pub(crate) message: String,
+    /// Whether the runtime's record says so; an event tells of an end tens of milliseconds earlier.
+    pub(crate) recorded: bool,
 }
 
 // === impl Observed ===
@@ -110,13 +114,21 @@ impl Observed {
         self.containers.iter().filter(|container| container.name == name).nth(1)
     }
 
-    /// Whether a container or sandbox has ended; `None` when there is no record of it.
+    /// Whether the runtime's record of a container or sandbox says that it has ended; `None` when there is no record of it.
     pub(crate) fn has_ended(&self, id: &str) -> Option<bool> {
         let container = self.containers.iter().find(|container| container.id == id);
         let sandbox = || self.sandboxes.iter().find(|sandbox| sandbox.id == id);
         container
-            .map(|container| container.exit().is_some())
+            .map(|container| container.exit().is_some_and(|exit| exit.recorded))
             .or_else(|| sandbox().map(|sandbox| !sandbox.ready))
+    }
+
+    /// Whether a process lives, or its end is not on record yet: its last lines may still be on their way to its log.
+    pub(crate) fn goes_on(&self) -> bool {
+        let unrecorded = |container: &Container| container.exit().is_some_and(|exit| !exit.recorded);
+        self.containers
+            .iter()
+            .any(|container| container.is_running() || unrecorded(container))
     }
 
     /// Containers whose process lives.
@@ -137,6 +149,12 @@ impl Container {
             State::Exited(exit) => Some(exit),
             _ => None,
         }
+    }
+
+    /// What it has left in its termination message file, so far.
+    pub(crate) fn written_message(&self) -> String {
+        let file = self.message_file.as_deref();
+        file.and_then(|file| read_head(file, MESSAGE_LIMIT)).unwrap_or_default()
     }
 }
 
@@ -210,7 +228,7 @@ async fn observe_container(
         let unchanged = match same.state {
             State::Created => listed.state == ContainerState::Created,
             State::Running(_) => listed.state == ContainerState::Running,
-            State::Exited(_) => true,
+            State::Exited(ref exit) => exit.recorded || listed.state != ContainerState::Exited,
             State::Unknown => false,
         };
         if unchanged {
@@ -239,6 +257,7 @@ fn from_status(sandbox: String, status: cri::ContainerStatus) -> Container {
             code: status.exit_code,
             reason: status.reason.clone(),
             message: termination_message(&status, message_file.as_deref()),
+            recorded: true,
         }),
     };
     Container {
@@ -257,14 +276,17 @@ fn from_status(sandbox: String, status: cri::ContainerStatus) -> Container {
         image_ref: status.image_ref,
         log_path: status.log_path,
         message_file,
+        user: status.user,
     }
 }
+
+/// Of a termination message, in bytes.
+const MESSAGE_LIMIT: usize = 4096;
 
 /// What the container left in its termination message file (4 KiB at most), or the end of its log where the pod asks for
 /// that and the container failed, or what the runtime says.
 fn termination_message(status: &cri::ContainerStatus, file: Option<&str>) -> String {
-    const FILE_LIMIT: usize = 4096;
-    let written = file.and_then(|file| read_head(file, FILE_LIMIT)).unwrap_or_default();
+    let written = file.and_then(|file| read_head(file, MESSAGE_LIMIT)).unwrap_or_default();
     if !written.is_empty() {
         return if status.message.is_empty() {
             written

@@ -5,6 +5,7 @@
 //! plan named; why it woke does not matter. Actions run beside it, each on its own [`Task`].
 
 mod earlier;
+mod ended;
 mod mirror;
 mod outcomes;
 mod report;
@@ -30,12 +31,13 @@ use crate::clock::{self, Clock};
 use crate::events::Severity;
 use crate::execute::{self, Outcome};
 use crate::hop::hop;
-use crate::memory::{Finish, Health, Memory, Volumes};
+use crate::memory::{self, Finish, Health, Memory, Volumes};
 use crate::observed::{self, Observed, State};
 use crate::plan::{self, Action, Goal, Plan, Task};
 use crate::pod;
 use crate::probes::{Probes, Report};
 pub(crate) use earlier::counted;
+use ended::End;
 use report::Reporter;
 use start::Start;
 
@@ -93,7 +95,9 @@ pub(crate) struct Handle {
 struct Wake {
     notify: Notify,
     /// Containers and sandboxes that have ended, as the runtime's events say: its records follow a moment later.
-    ended: Mutex<HashSet<String>>,
+    ended: Mutex<HashMap<String, End>>,
+    /// Containers in which the kernel killed for want of memory, as the runtime's events say.
+    out_of_memory: Mutex<HashSet<String>>,
     /// An object that the pod names has changed.
     objects: AtomicBool,
     /// The pod is to fail, whatever its containers do.
@@ -118,8 +122,15 @@ impl Handle {
     }
 
     /// A container or sandbox of the pod has ended.
-    pub(crate) fn ended(&self, id: &str) {
-        self.wake.ended.lock().insert(id.to_owned());
+    pub(crate) fn ended(&self, id: &str, code: u32, at: Timestamp) {
+        let code = i32::try_from(code).unwrap_or(i32::MAX);
+        self.wake.ended.lock().insert(id.to_owned(), End { code, at });
+        self.wake.notify.notify_one();
+    }
+
+    /// The kernel has killed in a container of the pod, for want of memory.
+    pub(crate) fn out_of_memory(&self, id: &str) {
+        self.wake.out_of_memory.lock().insert(id.to_owned());
         self.wake.notify.notify_one();
     }
 
@@ -132,8 +143,8 @@ impl Handle {
 
 /// How long a failed look at the runtime waits.
 const RUNTIME_RETRY: Duration = Duration::from_secs(1);
-/// Looks that follow an end which the runtime does not show yet: the first after this, then twice that, up to the limit;
-/// a record that is nowhere by then is gone.
+/// Looks that follow an end which the runtime does not show yet: the first after this, then half as long again, up to the
+/// limit; a record that is nowhere by then is gone.
 const SETTLE: Duration = Duration::from_millis(4);
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -160,6 +171,8 @@ struct Worker {
     adopted: bool,
     start: Start,
     clock: Clock,
+    /// How often the kernel had killed in the pod for want of memory when that was last looked at.
+    memory_kills: u64,
 }
 
 /// An action under way.
@@ -203,6 +216,7 @@ pub(crate) fn spawn(
         adopted: false,
         start,
         clock: Clock::read(),
+        memory_kills: 0,
     };
     tokio::spawn(async move {
         worker.admit(admission.refusal).await;
@@ -253,7 +267,8 @@ impl Worker {
             let operation = self.operation();
             self.follow_clock();
             self.take_wish();
-            let looked = !self.dirty || self.look().await;
+            // What an event tells is acted on first; the look that follows confirms it.
+            let looked = self.take_ends() || !self.dirty || self.look().await;
             let mut next = None;
             if looked {
                 let plan = self.plan();
@@ -344,7 +359,8 @@ impl Worker {
     async fn look(&mut self) -> bool {
         let uid = pod::uid(&self.pod).to_owned();
         match observed::observe(&self.agent.runtime, &uid, &self.observed).await {
-            Ok(observed) => {
+            Ok(mut observed) => {
+                self.explain_kills(&mut observed);
                 if *self.observed != observed {
                     self.observed = Arc::new(observed);
                     self.view.send_replace(self.observed.clone());
@@ -371,11 +387,11 @@ impl Worker {
         let mut ended = self.wake.ended.lock();
         let patient = self.settle.is_none_or(|last| last < SETTLE_LIMIT);
         // A record may even say "created" when the end of its first process is told: only an end is an end.
-        ended.retain(|id| match self.observed.has_ended(id) {
+        ended.retain(|id, _| match self.observed.has_ended(id) {
             Some(has_ended) => !has_ended,
             None => patient,
         });
-        let next = self.settle.map_or(SETTLE, |last| (last * 2).min(SETTLE_LIMIT));
+        let next = self.settle.map_or(SETTLE, |last| (last * 3 / 2).min(SETTLE_LIMIT));
         self.settle = (!ended.is_empty()).then_some(next);
     }
 
@@ -409,11 +425,13 @@ impl Worker {
         self.memory.health.retain(|id, _| known.contains(id));
         self.memory.doomed.retain(|id, _| known.contains(id));
         self.memory.ends.retain(|id, _| known.contains(id));
+        self.memory.out_of_memory.retain(|id| known.contains(id));
         self.memory.stopped_once.retain(|id| known.contains(id));
         let now = Timestamp::now();
         for container in &self.observed.containers {
-            if container.exit().is_some() {
-                self.memory.ends.entry(container.id.clone()).or_insert(now);
+            if let Some(exit) = container.exit() {
+                let end = memory::end_of(exit.finished, self.adopted, now);
+                self.memory.ends.entry(container.id.clone()).or_insert(end);
             }
             if !matches!(container.state, State::Running(_)) || self.memory.health.contains_key(&container.id) {
                 continue;

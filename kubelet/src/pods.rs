@@ -106,6 +106,7 @@ struct Dispatcher {
     looked: bool,
     statics: Statics,
     listed: HashMap<String, PodIds>,
+    stuck: garbage::Stuck,
 }
 
 /// Runs all pods until shutdown. Workers end with the runtime: pods go on without their kubelet.
@@ -122,6 +123,7 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
         looked: false,
         statics: Statics::default(),
         listed: HashMap::new(),
+        stuck: garbage::Stuck::default(),
     };
     let mut relist = tokio::time::interval(RELIST);
     relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -326,10 +328,13 @@ impl Dispatcher {
                     return;
                 };
                 match event.kind {
-                    EventKind::Exited { .. } => self.with(&uid, |handle| handle.ended(&event.id)),
+                    EventKind::Exited { exit_code, at } => {
+                        self.with(&uid, |handle| handle.ended(&event.id, exit_code, at));
+                    }
                     EventKind::Deleted => self.with(&uid, Handle::look),
-                    // Starts are the workers' own doing, and an exit follows when memory ran out.
-                    EventKind::Started { .. } | EventKind::OutOfMemory => {}
+                    EventKind::OutOfMemory => self.with(&uid, |handle| handle.out_of_memory(&event.id)),
+                    // Starts are the workers' own doing.
+                    EventKind::Started { .. } => {}
                 }
             }
         }
@@ -363,7 +368,7 @@ impl Dispatcher {
                 }
             }
             let wanted: HashSet<String> = self.directory.handles.read().keys().cloned().collect();
-            garbage::orphans(&self.agent, &wanted).await;
+            garbage::orphans(&self.agent, &wanted, &mut self.stuck).await;
         }
         self.listed = pods;
         self.looked |= self.awaited.is_empty();

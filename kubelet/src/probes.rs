@@ -386,6 +386,7 @@ fn spread(id: &str, period: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
 
@@ -403,6 +404,24 @@ mod tests {
         ];
         for (given, found) in cases {
             assert_eq!(port(&given, &container).ok(), found, "{given:?}");
+        }
+    }
+
+    /// After a restart of the kubelet, the probes of a node's pods come one after another.
+    #[test]
+    fn probes_that_are_taken_over_are_spread() {
+        let period = Duration::from_secs(10);
+        // A runtime's ids are random.
+        let id = |pod: u32| -> String {
+            let digest = Sha256::digest(pod.to_le_bytes());
+            digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        };
+        let starts: Vec<Duration> = (0..110).map(|pod| spread(&id(pod), period)).collect();
+        assert!(starts.iter().all(|start| *start < period), "{starts:?}");
+        for tenth in 0..10 {
+            let (from, to) = (period * tenth / 10, period * (tenth + 1) / 10);
+            let count = starts.iter().filter(|start| (from..to).contains(*start)).count();
+            assert!((2..=30).contains(&count), "{count} of 110 in tenth {tenth}: {starts:?}");
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::{Agent, Ids};
+use crate::certificates::Figures;
 use crate::cgroups::Rules;
 use crate::config::Config;
 use crate::config::sources::manifests::Manifests;
@@ -119,6 +120,9 @@ pub async fn run_with(
     }
     let cgroups = machine::open_cgroups(&config, &facts, &runtime).await?;
     let unified = cgroups.is_unified();
+    // A runtime that is too busy to answer now is taken to know as little as an old one: pods are refused, never run wider.
+    let strict_groups = runtime.status().await.ok().and_then(|status| status.supplemental_groups_policy);
+    let strict_groups = strict_groups.unwrap_or(false);
     let shutdown = daemon.shutdown.clone();
     let (recorder, writer) = events::recorder(&name);
     let (told, pressure) = watch::channel(Pressure::default());
@@ -148,7 +152,7 @@ pub async fn run_with(
         rules: rules(&config, &facts, unified),
         dns: dns_node(&config),
         allocatable: node::allocatable(&config, &facts),
-        host: admission::Host::read(config.kubelet.allowed_unsafe_sysctls.clone()),
+        host: admission::Host::read(config.kubelet.allowed_unsafe_sysctls.clone(), strict_groups),
         ids: Ids::default(),
         machine: facts.clone(),
         measures: measures.clone(),
@@ -157,9 +161,13 @@ pub async fn run_with(
     });
     let directory = Directory::default();
     let running = Running(directory.clone());
-    daemon
-        .metrics
-        .register(|registry| registry.register_collector(Box::new(running)));
+    let directory_of_certificates = config.cert_dir();
+    daemon.metrics.register(|registry| {
+        registry.register_collector(Box::new(running));
+        registry.register_collector(Box::new(Figures {
+            directory: directory_of_certificates,
+        }));
+    });
     let stats = Arc::new(Stats::new(agent.clone(), directory.clone()));
     let images = Arc::new(ImageGc::new(
         runtime.clone(),
@@ -284,6 +292,7 @@ fn rules(config: &Config, facts: &facts::Facts, unified: bool) -> Rules {
         pids: config.kubelet.pod_pids_limit,
         memory_capacity: facts.memory,
         oom_group: unified && !config.kubelet.single_process_oom_kill.unwrap_or(false),
+        page_sizes: facts.hugepages.keys().cloned().collect(),
     }
 }
 

@@ -122,13 +122,13 @@ fn phase(input: &Input<'_>, init: &[ContainerStatus], main: &[ContainerStatus]) 
         "Running"
     } else if main.iter().all(|status| exit(status) == Some(0)) {
         // The verdict on a pod whose containers have all ended waits until the sidecars have ended too.
-        if input.observed.running().next().is_some() {
+        if input.observed.goes_on() {
             "Running"
         } else {
             "Succeeded"
         }
     } else if policy == "Never" && main.iter().all(|status| exit(status).is_some()) {
-        if input.observed.running().next().is_some() {
+        if input.observed.goes_on() {
             "Running"
         } else {
             "Failed"

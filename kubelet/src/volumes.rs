@@ -50,6 +50,15 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// A mount that no path leads to.
+    #[error(
+        "cannot unmount {path}: another mount covers it, as a kubelet makes one that binds its directory onto itself; find it with \
+         findmnt, and unmount it when no other kubelet runs here"
+    )]
+    Covered {
+        /// Where it is mounted.
+        path: PathBuf,
+    },
     /// A named object, or a key of it, is not there.
     #[error("{0}")]
     Missing(String),

@@ -1,7 +1,7 @@
 //! What a pod may not ask of this host: sysctls that are not allowed, AppArmor where the kernel has none, what the runtime
 //! cannot do. Left out silently, each would run a pod with less protection than it asked for.
 
-use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_api::k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
 
 use super::Refusal;
 use crate::pod;
@@ -29,15 +29,18 @@ pub(crate) struct Host {
     pub(crate) apparmor: bool,
     /// `allowedUnsafeSysctls`: names, or beginnings with a `*`.
     pub(crate) unsafe_sysctls: Vec<String>,
+    /// Whether the runtime knows `supplementalGroupsPolicy`.
+    pub(crate) strict_groups: bool,
 }
 
 impl Host {
-    /// Asks the kernel.
-    pub(crate) fn read(unsafe_sysctls: Vec<String>) -> Self {
+    /// Asks the kernel; what the runtime can do is given.
+    pub(crate) fn read(unsafe_sysctls: Vec<String>, strict_groups: bool) -> Self {
         let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
         Self {
             apparmor: enabled.is_ok_and(|text| text.trim() == "Y"),
             unsafe_sysctls,
+            strict_groups,
         }
     }
 
@@ -56,9 +59,7 @@ pub(super) fn check(pod: &Pod, host: &Host) -> Result<(), Refusal> {
         let why = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
         return Err(Refusal::new("AppArmor", why));
     }
-    let context = pod::spec(pod).security_context.as_ref();
-    let policy = context.and_then(|context| context.supplemental_groups_policy.as_deref());
-    if policy == Some("Strict") {
+    if pod::spec(pod).security_context.as_ref().is_some_and(strict_groups) && !host.strict_groups {
         return Err(Refusal::new(
             "SupplementalGroupsPolicyNotSupported",
             "SupplementalGroupsPolicy=Strict is not supported in this node",
@@ -71,6 +72,11 @@ pub(super) fn check(pod: &Pod, host: &Host) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// Whether a pod wants no groups but those that it names.
+pub(crate) fn strict_groups(context: &PodSecurityContext) -> bool {
+    context.supplemental_groups_policy.as_deref() == Some("Strict")
 }
 
 fn sysctls(pod: &Pod, host: &Host) -> Result<(), Refusal> {
@@ -130,6 +136,7 @@ mod tests {
         let host = Host {
             apparmor: false,
             unsafe_sysctls: vec!["net.core.*".into()],
+            strict_groups: false,
         };
         let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
         let with = |mut spec: Value, key: &str| {
@@ -176,5 +183,11 @@ mod tests {
             let found = check(&pod(&spec), &host).err().map(|refusal| refusal.message);
             assert_eq!(found.as_deref(), message, "{spec}");
         }
+        let strict = pod(&json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}}));
+        let able = Host {
+            strict_groups: true,
+            ..host
+        };
+        assert_eq!(check(&strict, &able), Ok(()), "where the runtime can");
     }
 }

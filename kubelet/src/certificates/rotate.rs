@@ -7,6 +7,7 @@ use skiff_daemon::{Shutdown, error_chain};
 use skiff_pki::{Identity, SigningRequest};
 
 use super::client::Replaceable;
+use super::figures;
 use super::request::{self, Wanted};
 use super::serving::Serving;
 use super::store::{Kept, Store};
@@ -82,6 +83,7 @@ pub(super) async fn client(options: Options, connect: Connect, place: Replaceabl
                 failures = 0;
             }
             Err(error) => {
+                figures::renew_failed();
                 tracing::warn!(
                     error = error_chain(&error),
                     "cannot renew the client certificate; trying again"

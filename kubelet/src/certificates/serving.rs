@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::request::Wanted;
 use super::store::Store;
-use super::{NODES, SERVING_SIGNER, rotate};
+use super::{NODES, SERVER, SERVING_SIGNER, rotate};
 
 /// The server's TLS of the moment.
 #[derive(Clone)]
@@ -68,7 +68,7 @@ impl Serving {
             usage: "server auth",
             subject,
         };
-        let store = Store::new(dir, "kubelet-server");
+        let store = Store::new(dir, SERVER);
         rotate::serving(self, client, wanted, store, shutdown).await;
     }
 }

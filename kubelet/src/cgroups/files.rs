@@ -2,8 +2,8 @@
 
 use super::Limits;
 
-const MIN_SHARES: i64 = super::MIN_SHARES;
-const MAX_SHARES: i64 = super::MAX_SHARES;
+const MIN_SHARES: i64 = super::limits::MIN_SHARES;
+const MAX_SHARES: i64 = super::limits::MAX_SHARES;
 
 /// Files of one controller of version 1, in the order of writing.
 pub(super) fn v1(controller: &str, limits: Limits) -> Vec<(&'static str, String)> {

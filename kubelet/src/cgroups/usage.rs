@@ -56,6 +56,22 @@ impl Cgroups {
         self.usage(&self.container_path(pod, id))
     }
 
+    /// How often the kernel has killed in a container's cgroup for want of memory; `None` when the cgroup is gone.
+    pub(crate) fn memory_kills_of_container(&self, pod: &Pod, id: &str) -> Option<u64> {
+        self.memory_kills(&self.container_path(pod, id))
+    }
+
+    /// The same in a pod's cgroup and below, also in cgroups that are gone. Version 1 does not add up what is below.
+    pub(crate) fn memory_kills_of_pod(&self, pod: &Pod) -> Option<u64> {
+        self.is_unified().then(|| self.memory_kills(&self.pod_path(pod)))?
+    }
+
+    fn memory_kills(&self, path: &str) -> Option<u64> {
+        let file = if self.is_unified() { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(self.dir("memory", path)?.join(file)).ok()?;
+        Some(field(&text, "oom_kill"))
+    }
+
     /// A process of a container or sandbox.
     pub(crate) fn process_of(&self, pod: &Pod, id: &str) -> Option<u32> {
         let dir = self.dir("memory", &self.container_path(pod, id))?;
@@ -152,6 +168,7 @@ fn v2(dir: &Path) -> Option<Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroups::Driver;
 
     #[test]
     fn both_versions_tell_the_same() {
@@ -180,5 +197,36 @@ mod tests {
         assert_eq!((first.rss, first.cache, first.limit), (600, 400, None));
         assert_eq!((first.processes, first.throttling), (3, (2, 1, 4000)));
         assert_eq!(v1(&at.join("x"), at, &at.join("x"), at), None);
+    }
+
+    #[tokio::test]
+    async fn kills_for_memory_are_counted_by_the_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let p = crate::pod::tests::pod(&serde_json::json!({}));
+        for controller in ["cpu", "memory", "pids"] {
+            write(&format!("v1/{controller}/cgroup.procs"), "");
+        }
+        write("v2/cgroup.controllers", "cpu memory pids");
+        let v1 = Cgroups::open(&dir.path().join("v1"), "", Driver::Cgroupfs).await.unwrap();
+        let v2 = Cgroups::open(&dir.path().join("v2"), "", Driver::Cgroupfs).await.unwrap();
+        let kills = |cgroups: &Cgroups| {
+            (cgroups.memory_kills_of_container(&p, "c"), cgroups.memory_kills_of_pod(&p))
+        };
+        assert_eq!((kills(&v1), kills(&v2)), ((None, None), (None, None)));
+        let below = "kubepods/besteffort/podu1";
+        let control = "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n";
+        write(&format!("v1/memory/{below}/memory.oom_control"), control);
+        write(&format!("v1/memory/{below}/c/memory.oom_control"), control);
+        let events = |kills: u64| format!("low 0\nhigh 0\nmax 41\noom 3\noom_kill {kills}\noom_group_kill 1\n");
+        write(&format!("v2/{below}/memory.events"), &events(3));
+        write(&format!("v2/{below}/c/memory.events"), &events(1));
+        assert_eq!((kills(&v1), kills(&v2)), ((Some(2), None), (Some(1), Some(3))));
+        fs::remove_dir_all(dir.path().join("v2").join(below).join("c")).unwrap();
+        assert_eq!(kills(&v2), (None, Some(3)), "what is gone still counts in the pod");
     }
 }

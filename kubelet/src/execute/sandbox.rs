@@ -11,6 +11,7 @@ use skiff_cri::{
 use skiff_daemon::error_chain;
 
 use super::{Context, Outcome};
+use crate::admission;
 use crate::agent::Agent;
 use crate::events::Severity;
 use crate::hop::{self, hop};
@@ -195,6 +196,7 @@ fn security(agent: &Agent, pod: &Pod) -> SandboxSecurity {
         run_as_user: context.run_as_user,
         run_as_group: context.run_as_user.and(context.run_as_group),
         supplemental_groups: super::security::groups(context),
+        strict_groups: admission::strict_groups(context),
         readonly_rootfs: false,
         privileged,
         // The pause process needs no more than the runtime's own profile; what a container asks for is checked there.

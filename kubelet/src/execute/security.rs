@@ -4,6 +4,7 @@ use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, 
 use skiff_cri::{ContainerSecurity, Image, NamespaceMode, SecurityProfile, SelinuxOptions};
 
 use super::{StartError, sandbox};
+use crate::admission;
 use crate::agent::Agent;
 use crate::observed::Observed;
 use crate::pod::{self, Role};
@@ -82,6 +83,7 @@ impl Subject<'_> {
             run_as_username: username,
             readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
             supplemental_groups: groups(of_pod),
+            strict_groups: admission::strict_groups(of_pod),
             no_new_privs: own.allow_privilege_escalation == Some(false),
             masked_paths: list(MASKED),
             readonly_paths: list(READONLY),

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 use skiff_api::k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 use skiff_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -61,8 +62,40 @@ pub(super) fn generate(input: Input<'_>) -> NodeStatus {
         }),
         images: Some(images(&input)).filter(|images| !images.is_empty()),
         node_info: Some(node_info(&input)),
+        features: features(&input),
+        runtime_handlers: handlers(&input),
         ..NodeStatus::default()
     }
+}
+
+/// What the runtime says that it can do; a silent one is not heard to have unlearned it.
+fn features(input: &Input<'_>) -> Option<NodeFeatures> {
+    let Ok(runtime) = &input.runtime else {
+        return input.last.features.clone();
+    };
+    runtime.supplemental_groups_policy.map(|known| NodeFeatures {
+        supplemental_groups_policy: Some(known),
+    })
+}
+
+fn handlers(input: &Input<'_>) -> Option<Vec<NodeRuntimeHandler>> {
+    let Ok(runtime) = &input.runtime else {
+        return input.last.runtime_handlers.clone();
+    };
+    let mut handlers: Vec<_> = runtime
+        .handlers
+        .iter()
+        .map(|handler| NodeRuntimeHandler {
+            // The default handler's name is empty.
+            name: Some(handler.name.clone()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(handler.recursive_read_only_mounts),
+                user_namespaces: Some(handler.user_namespaces),
+            }),
+        })
+        .collect();
+    handlers.sort_by(|a, b| a.name.cmp(&b.name));
+    Some(handlers).filter(|handlers| !handlers.is_empty())
 }
 
 fn node_info(input: &Input<'_>) -> NodeSystemInfo {
@@ -280,7 +313,15 @@ pub(super) fn diff(old: &NodeStatus, new: &NodeStatus, heartbeat: bool) -> Optio
     if heartbeat || bare(&old) != bare(&new) {
         changes.insert("conditions".into(), new["conditions"].clone());
     }
-    for field in ["capacity", "allocatable", "daemonEndpoints", "images", "nodeInfo"] {
+    for field in [
+        "capacity",
+        "allocatable",
+        "daemonEndpoints",
+        "images",
+        "nodeInfo",
+        "features",
+        "runtimeHandlers",
+    ] {
         if old[field] != new[field] && !new[field].is_null() {
             changes.insert(field.into(), new[field].clone());
         }
@@ -382,6 +423,30 @@ mod tests {
             json!({"cpu": "1500m", "memory": "3996Mi", "ephemeral-storage": "90Gi", "pods": "110"})
         );
         assert_eq!(value["nodeInfo"]["containerRuntimeVersion"], "containerd://1.6.20");
+    }
+
+    #[test]
+    fn what_the_runtime_can_do_is_told_where_it_tells() {
+        let config = Config::default();
+        let silent = status(&config, Ok(&runtime(true)), &NodeStatus::default(), 1);
+        assert_eq!((&silent.features, &silent.runtime_handlers), (&None, &None), "containerd 1.6");
+        let handler = |name: &str| skiff_cri::RuntimeHandler {
+            name: name.into(),
+            recursive_read_only_mounts: true,
+            user_namespaces: false,
+        };
+        let able = RuntimeStatus {
+            handlers: vec![handler("runc"), handler("")],
+            supplemental_groups_policy: Some(true),
+            ..runtime(true)
+        };
+        let told = status(&config, Ok(&able), &silent, 2);
+        let change = diff(&silent, &told, false).unwrap();
+        assert_eq!(change["status"]["features"], json!({"supplementalGroupsPolicy": true}));
+        assert_eq!(change["status"]["runtimeHandlers"][1]["name"], "runc");
+        assert_eq!(change["status"]["runtimeHandlers"][0]["features"]["recursiveReadOnlyMounts"], true);
+        let away = status(&config, Err("away".into()), &told, 3);
+        assert_eq!((away.features, away.runtime_handlers), (told.features, told.runtime_handlers));
     }
 
     #[test]

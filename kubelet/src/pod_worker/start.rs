@@ -114,6 +114,7 @@ mod tests {
             code: 0,
             reason: String::new(),
             message: String::new(),
+            recorded: true,
         };
         Container {
             id: name.into(),
@@ -127,6 +128,7 @@ mod tests {
             image_ref: String::new(),
             log_path: String::new(),
             message_file: None,
+            user: None,
         }
     }
 

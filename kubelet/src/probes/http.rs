@@ -1,6 +1,6 @@
 //! HTTP and HTTPS requests of probes and hooks. Certificates are not checked: a probe asks whether a server answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -138,21 +138,32 @@ async fn once(target: &Target) -> Result<Answer, String> {
     if !target.https {
         return send(target, stream).await.map_err(failed);
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| failed(error.to_string()))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-        .with_no_client_auth();
+    let config = client_config().map_err(|error| failed(error.to_string()))?;
     let name =
         rustls::pki_types::ServerName::try_from(target.host.clone()).map_err(|error| failed(error.to_string()))?;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let connector = tokio_rustls::TlsConnector::from(config);
     let stream = connector
         .connect(name, stream)
         .await
         .map_err(|error| failed(error.to_string()))?;
     send(target, stream).await.map_err(failed)
+}
+
+/// Made once: it costs more than a probe.
+fn client_config() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+    static CONFIG: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+    if let Some(config) = CONFIG.get() {
+        return Ok(config.clone());
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    // Each probe asks a server as if it had never met it.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(CONFIG.get_or_init(|| Arc::new(config)).clone())
 }
 
 async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(

@@ -21,19 +21,14 @@ pub(super) fn serve(entry: &Entry, name: &str, query: &Query) -> Result<Response
     let previous = flag(query, &["previous"]);
     let container = choose(entry, name, previous)?;
     let (path, id) = (PathBuf::from(&container.log_path), container.id.clone());
-    let running = container.is_running();
+    let running = entry.observed.has_ended(&id) == Some(false);
     let mut view = entry.view.clone();
-    let name = name.to_owned();
     let ended = async move {
         if !running {
             return;
         }
-        // The container has ended when the worker sees it so, or no longer sees it.
-        let over = view.wait_for(|observed| {
-            observed
-                .latest(&name)
-                .is_none_or(|latest| latest.id != id || !latest.is_running())
-        });
+        // The runtime records an end when it has read all that the container wrote; then, or when the record is gone.
+        let over = view.wait_for(|observed| observed.has_ended(&id).unwrap_or(true));
         over.await.ok();
         // The runtime may still be writing the last lines.
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use skiff_api::k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, VolumeMountStatus,
+    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
 };
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -93,7 +93,19 @@ fn of_container(
             ..ContainerState::default()
         }),
         volume_mounts: volume_mounts(spec),
+        user: container.user.as_ref().map(user),
         ..ContainerStatus::default()
+    }
+}
+
+/// Who the container's first process was started as.
+fn user(user: &skiff_cri::ContainerUser) -> ContainerUser {
+    ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: Some(user.supplemental_groups.clone()).filter(|groups| !groups.is_empty()),
+        }),
     }
 }
 

@@ -24,6 +24,7 @@ fn container(name: &str, attempt: u32, state: State) -> Container {
         image_ref: "i@sha256:1".into(),
         log_path: String::new(),
         message_file: None,
+        user: None,
     }
 }
 
@@ -34,6 +35,7 @@ fn exit(code: i32, reason: &str) -> State {
         code,
         reason: reason.into(),
         message: String::new(),
+        recorded: true,
     })
 }
 
@@ -146,6 +148,21 @@ fn a_running_pod() {
     assert_eq!(scene.condition("Ready").0, "True");
     scene.memory.health.get_mut("c0").unwrap().ready = false;
     assert_eq!(scene.condition("Ready").1, "ContainersNotReady");
+}
+
+#[test]
+fn a_user_is_shown_where_the_runtime_tells_it() {
+    let mut c = container("c", 0, State::Running(at(11)));
+    let status = Scene::new(&json!({}), vec![c.clone()]).status();
+    assert!(status["containerStatuses"][0]["user"].is_null(), "{status:#}");
+    c.user = Some(skiff_cri::ContainerUser {
+        uid: 1000,
+        gid: 2000,
+        supplemental_groups: vec![2000, 3000],
+    });
+    let status = Scene::new(&json!({}), vec![c]).status();
+    let user = json!({"linux": {"uid": 1000, "gid": 2000, "supplementalGroups": [2000, 3000]}});
+    assert_eq!(status["containerStatuses"][0]["user"], user);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 
 use super::Error;
@@ -51,14 +52,31 @@ fn unescape(field: &str) -> PathBuf {
 }
 
 /// Unmounts everything at and below `path`, the deepest first, so that removing files never goes through a mount.
+///
+/// The kernel's table also has mounts that another one covers, and no path leads to those: what covers them goes first, and they
+/// show in the next round. When it lies above `path` it is not ours, and what it covers stays.
 pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
-    let mut mounts = mounts_below(path)?;
-    mounts.sort();
-    for mount in mounts.into_iter().rev() {
-        nix::mount::umount2(&mount, MntFlags::UMOUNT_NOFOLLOW)
-            .map_err(|errno| Error::file("unmount", &mount, errno.into()))?;
+    loop {
+        let mut mounts = mounts_below(path)?;
+        mounts.sort();
+        let (mut progress, mut failed, mut covered) = (false, None, None);
+        for mount in mounts.into_iter().rev() {
+            match nix::mount::umount2(&mount, MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) => progress = true,
+                // Not a mount point, as far as the path leads.
+                Err(Errno::EINVAL | Errno::ENOENT) => covered = Some(mount),
+                Err(errno) => {
+                    failed.get_or_insert_with(|| Error::file("unmount", &mount, errno.into()));
+                }
+            }
+        }
+        match (progress, failed, covered) {
+            (true, ..) => {}
+            (false, Some(error), _) => return Err(error),
+            (false, None, Some(mount)) => return Err(Error::Covered { path: mount }),
+            (false, None, None) => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 /// A file system of huge pages, of the size that `medium` names.
@@ -77,6 +95,58 @@ pub(super) fn mount_huge_pages(path: &Path, size: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn bind(from: &Path, to: &Path) {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+        nix::mount::mount(Some(from), to, None::<&str>, flags, None::<&str>).unwrap();
+        let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+        nix::mount::mount(None::<&str>, to, None::<&str>, private, None::<&str>).unwrap();
+    }
+
+    /// What other kubelets leave: mounts on mounts, mounts in mounts that another hides, names with blanks; and, where one has
+    /// bound the whole directory onto itself, mounts that no path leads to.
+    #[test]
+    fn mounts_that_cover_each_other_go_and_what_is_covered_from_above_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let volume = root.join("pods/u/volumes/kubernetes.io~secret/a token");
+        std::fs::create_dir_all(&volume).unwrap();
+        mount_tmpfs(&volume, "").unwrap();
+        std::fs::create_dir(volume.join("inner")).unwrap();
+        mount_tmpfs(&volume.join("inner"), "").unwrap();
+        mount_tmpfs(&volume, "").unwrap();
+        assert_eq!(mounts_below(&root).unwrap().len(), 3);
+        unmount_below(&root.join("pods/u")).unwrap();
+        assert_eq!(mounts_below(&root).unwrap(), Vec::<PathBuf>::new());
+
+        mount_tmpfs(&volume, "").unwrap();
+        bind(&root, &root);
+        // The same volume twice, of which only the upper one is to be seen, and the bind mount itself.
+        assert_eq!(mounts_below(&root).unwrap().len(), 3);
+        let error = unmount_below(&root.join("pods/u")).unwrap_err().to_string();
+        assert!(error.contains(&*volume.to_string_lossy()) && error.contains("covers"), "{error}");
+        assert_eq!(mounts_below(&root.join("pods/u")).unwrap().len(), 1, "what can be seen is gone");
+        nix::mount::umount2(&root, MntFlags::UMOUNT_NOFOLLOW).unwrap();
+        unmount_below(&root.join("pods/u")).unwrap();
+        assert_eq!(mounts_below(&root).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_mount_that_is_used_is_told_and_what_is_beside_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (used, free) = (dir.path().join("used"), dir.path().join("a-free"));
+        for path in [&used, &free] {
+            std::fs::create_dir(path).unwrap();
+            mount_tmpfs(path, "").unwrap();
+        }
+        let held = std::fs::File::create(used.join("file")).unwrap();
+        let error = unmount_below(dir.path()).unwrap_err();
+        let text = skiff_daemon::error_chain(&error);
+        assert!(text.starts_with("cannot unmount ") && text.contains("busy"), "{text}");
+        assert_eq!(mounts_below(dir.path()).unwrap(), [used]);
+        drop(held);
+        unmount_below(dir.path()).unwrap();
+    }
 
     #[test]
     fn names_in_mountinfo() {

@@ -198,6 +198,7 @@ impl Scripted {
 }
 
 const RULES: Rules = Rules {
+    page_sizes: Vec::new(),
     quota: true,
     period: Duration::from_millis(100),
     pids: 64,
