@@ -46,6 +46,7 @@ fmt: ## Format the code
 
 bench: deps-test build ## Measure against shared/TARGETS.md's figures
 	@bench/run.sh
+	@bench/killed.sh
 	@tests/peers/kubelet.sh bench $(SKIFF)
 	@cargo bench -p skiff-proxy --bench services
 

@@ -50,6 +50,15 @@ impl Node {
 
     /// A containerd with its images; the kubelet may be configured before it starts.
     pub(crate) async fn without_kubelet() -> Self {
+        Self::build(None).await
+    }
+
+    /// One whose images and containers lie on a file system of this size (`64m`).
+    pub(crate) async fn with_image_disk(size: &str) -> Self {
+        Self::build(Some(size)).await
+    }
+
+    async fn build(image_disk: Option<&str>) -> Self {
         skiff_daemon::install_crypto();
         let directory = tempfile::Builder::new()
             .prefix("skiff-kubelet-")
@@ -70,6 +79,12 @@ impl Node {
         // Never used, since pods share the node's network; but without one the runtime's network is not ready.
         let network = json!({"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "loopback"}]});
         fs::write(containerd.cni_conf_dir.join("10-test.conflist"), network.to_string()).expect("a file");
+        if let Some(size) = image_disk {
+            fs::create_dir_all(&containerd.root).expect("a directory");
+            let (flags, options) = (nix::mount::MsFlags::empty(), format!("size={size}"));
+            let options = Some(options.as_str());
+            nix::mount::mount(Some("tmpfs"), &containerd.root, Some("tmpfs"), flags, options).expect("a tmpfs");
+        }
         let process = spawn(directory.path(), &containerd);
         let socket = containerd.socket.to_string_lossy().into_owned();
         let client = Client::new(&socket);

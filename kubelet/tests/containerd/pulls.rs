@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use skiff_cri::Runtime as _;
 use tokio::time::Instant;
 
+use crate::kubelet::Kubelet;
 use crate::node::Node;
 use crate::{container, is_ready};
 
@@ -196,6 +197,51 @@ async fn a_registry_that_asks_for_credentials_gets_those_of_the_pod() {
     // Each of the pod's secrets is tried until one lets it in.
     node.create("right", &with(&["bad", "good"]));
     node.until_status("right", "ready pod", is_ready).await;
+}
+
+/// Writes until nothing more fits but this much.
+fn fill(path: &Path, free: u64) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(path).expect("a file");
+    let mut written = 0;
+    for block in [1 << 20, 4 << 10] {
+        let zeros = vec![0; block];
+        while file.write_all(&zeros).is_ok() {
+            written += u64::try_from(block).expect("a length");
+        }
+    }
+    file.set_len(written.saturating_sub(free)).expect("a shorter file");
+}
+
+/// What runs goes on, what must be pulled says why it does not come, and comes when there is room.
+#[tokio::test]
+async fn a_full_image_disk_is_told_and_outlived() {
+    let mut node = Node::with_image_disk("64m").await;
+    let registry = Registry::start(&node.path_of("registry"), false);
+    registry.name_for(&node);
+    registry.push(&node, "test/late:1", None).await;
+    node.start_kubelet();
+    node.create("early", &json!({"containers": [container("/bin/busybox sleep 1000")]}));
+    node.until_ready("early").await;
+    let filler = node.path_of("root/filler");
+    fill(&filler, 1 << 20);
+    node.create("late", &pod(&format!("{REGISTRY}/test/late:1"), "IfNotPresent"));
+    node.api
+        .until("word of the full disk", |api| {
+            let full = |event: &String| event.contains("no space left on device");
+            api.events().iter().any(full).then_some(())
+        })
+        .await;
+    let status = |name: &str| node.api.get(&Kubelet::path(name)).expect("the pod")["status"].clone();
+    assert_eq!(status("late")["phase"], "Pending");
+    assert!(is_ready(&status("early")) && status("early")["containerStatuses"][0]["restartCount"] == 0);
+    std::fs::remove_file(&filler).expect("a removal");
+    node.until_ready("late").await;
+    for name in ["early", "late"] {
+        node.delete(name, 1);
+        node.until_gone(name).await;
+    }
+    assert_eq!(node.leftovers().await, Vec::<String>::new());
 }
 
 fn base64_of(bytes: &[u8]) -> String {

@@ -8,5 +8,6 @@ mod lives;
 mod node;
 mod scene;
 mod server;
+mod settings;
 mod statics;
 mod volumes;
