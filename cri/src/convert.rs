@@ -5,10 +5,10 @@ use jiff::Timestamp;
 use crate::protocols::runtime::v1 as wire;
 use crate::types::{
     AttachRequest, Container, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerSecurity, ContainerState,
-    ContainerStats, ContainerStatus, ContainerUser, Device, DnsConfig, ExecRequest, FilesystemUsage, Image, LinuxResources, Mount,
-    MountPropagation, NamespaceMode, NamespaceOptions, PortMapping, Protocol, PullAuth, RuntimeCondition,
-    RuntimeHandler, RuntimeStatus, Sandbox, SandboxConfig, SandboxFilter, SandboxMetadata, SandboxSecurity, SandboxState,
-    SandboxStatus, SecurityProfile, SelinuxOptions,
+    ContainerStats, ContainerStatus, ContainerUser, Device, DnsConfig, ExecRequest, FilesystemUsage, Image,
+    LinuxResources, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PortMapping, Protocol, PullAuth,
+    RuntimeCondition, RuntimeHandler, RuntimeStatus, Sandbox, SandboxConfig, SandboxFilter, SandboxMetadata,
+    SandboxSecurity, SandboxState, SandboxStatus, SecurityProfile, SelinuxOptions,
 };
 
 // === to the wire ===
@@ -625,7 +625,13 @@ mod tests {
 
     #[test]
     fn users_and_features_are_told_where_the_runtime_tells_them() {
-        let user = |user| ContainerStatus::from(wire::ContainerStatus { user, ..Default::default() }).user;
+        let user = |user| {
+            ContainerStatus::from(wire::ContainerStatus {
+                user,
+                ..Default::default()
+            })
+            .user
+        };
         assert_eq!(user(None), None);
         let linux = wire::LinuxContainerUser {
             uid: 1000,
@@ -633,7 +639,10 @@ mod tests {
             supplemental_groups: vec![2000, 3000],
         };
         let told = user(Some(wire::ContainerUser { linux: Some(linux) })).unwrap();
-        assert_eq!((told.uid, told.gid, told.supplemental_groups), (1000, 2000, vec![2000, 3000]));
+        assert_eq!(
+            (told.uid, told.gid, told.supplemental_groups),
+            (1000, 2000, vec![2000, 3000])
+        );
         let handler = RuntimeHandler::from(wire::RuntimeHandler {
             name: "runc".into(),
             features: Some(wire::RuntimeHandlerFeatures {
@@ -644,8 +653,14 @@ mod tests {
         assert!(handler.recursive_read_only_mounts && !handler.user_namespaces);
         for strict in [false, true] {
             let (container, sandbox) = (
-                ContainerSecurity { strict_groups: strict, ..Default::default() },
-                SandboxSecurity { strict_groups: strict, ..Default::default() },
+                ContainerSecurity {
+                    strict_groups: strict,
+                    ..Default::default()
+                },
+                SandboxSecurity {
+                    strict_groups: strict,
+                    ..Default::default()
+                },
             );
             assert_eq!(
                 wire::LinuxContainerSecurityContext::from(&container).supplemental_groups_policy,

@@ -130,14 +130,24 @@ impl FakeRuntime {
     /// Tells that the kernel killed in a container for want of memory; a real runtime may do so after the container's end.
     pub fn tell_out_of_memory(&self, id: &str) {
         let kind = EventKind::OutOfMemory;
-        self.events.send(Event { id: id.to_owned(), kind }).ok();
+        self.events
+            .send(Event {
+                id: id.to_owned(),
+                kind,
+            })
+            .ok();
     }
 
     /// Tells of an end that no record shows yet; [`Self::exit_container`] puts it on record.
     pub fn tell_exit(&self, id: &str, exit_code: u32) {
         let at = Timestamp::now();
         let kind = EventKind::Exited { exit_code, at };
-        self.events.send(Event { id: id.to_owned(), kind }).ok();
+        self.events
+            .send(Event {
+                id: id.to_owned(),
+                kind,
+            })
+            .ok();
     }
 
     /// Ends a sandbox's pause process.
@@ -293,6 +303,7 @@ impl Runtime for FakeRuntime {
         Ok(RuntimeStatus {
             conditions: vec![condition("RuntimeReady", true), condition("NetworkReady", network)],
             handlers: vec![],
+            supplemental_groups_policy: None,
         })
     }
 

@@ -144,7 +144,11 @@ impl Memory {
 /// (`watched`) or has not ended yet by this clock.
 pub(crate) fn end_of(finished: Timestamp, watched: bool, now: Timestamp) -> Timestamp {
     let ago = now.duration_since(finished);
-    if watched && ago > SEEN_WITHIN { now } else { finished.min(now) }
+    if watched && ago > SEEN_WITHIN {
+        now
+    } else {
+        finished.min(now)
+    }
 }
 
 // === impl Failure ===
@@ -240,7 +244,7 @@ mod tests {
 
     #[test]
     fn an_end_is_by_this_clock() {
-        let at = |second| Timestamp::from_second(100_000 + second).unwrap();
+        let at = |second: i64| Timestamp::from_second(100_000 + second).unwrap();
         let cases = [
             ("seen at once", 99, true, 99),
             ("seen late, since events were lost", 40, true, 40),

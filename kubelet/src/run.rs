@@ -121,7 +121,11 @@ pub async fn run_with(
     let cgroups = machine::open_cgroups(&config, &facts, &runtime).await?;
     let unified = cgroups.is_unified();
     // A runtime that is too busy to answer now is taken to know as little as an old one: pods are refused, never run wider.
-    let strict_groups = runtime.status().await.ok().and_then(|status| status.supplemental_groups_policy);
+    let strict_groups = runtime
+        .status()
+        .await
+        .ok()
+        .and_then(|status| status.supplemental_groups_policy);
     let strict_groups = strict_groups.unwrap_or(false);
     let shutdown = daemon.shutdown.clone();
     let (recorder, writer) = events::recorder(&name);

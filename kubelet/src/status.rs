@@ -128,11 +128,7 @@ fn phase(input: &Input<'_>, init: &[ContainerStatus], main: &[ContainerStatus]) 
             "Succeeded"
         }
     } else if policy == "Never" && main.iter().all(|status| exit(status).is_some()) {
-        if input.observed.goes_on() {
-            "Running"
-        } else {
-            "Failed"
-        }
+        if input.observed.goes_on() { "Running" } else { "Failed" }
     } else {
         "Running"
     };

@@ -89,7 +89,9 @@ fn ahead(kubectl: &Kubectl) -> anyhow::Result<SignedDuration> {
 fn runs(kubectl: &Kubectl) -> anyhow::Result<(u32, Option<Timestamp>)> {
     let pod = kubectl.get(&["pod", "crashing"])?;
     let status = &pod["status"]["containerStatuses"][0];
-    let count = status["restartCount"].as_u64().and_then(|count| u32::try_from(count).ok());
+    let count = status["restartCount"]
+        .as_u64()
+        .and_then(|count| u32::try_from(count).ok());
     // While one runs, the last end is that of the run before.
     let ended = [&status["state"], &status["lastState"]]
         .into_iter()
@@ -106,7 +108,10 @@ async fn until_run(kubectl: &Kubectl, count: u32, before: Timestamp) -> anyhow::
     let (seen, ended) = until(&what, LIMIT, look, is_over).await?;
     anyhow::ensure!(seen == count, "run {seen} instead of {count}: no back-off");
     let ended = ended.context("an end")?;
-    Ok((Duration::try_from(ended.duration_since(before)).unwrap_or_default(), ended))
+    Ok((
+        Duration::try_from(ended.duration_since(before)).unwrap_or_default(),
+        ended,
+    ))
 }
 
 /// The pod runs on, and its probes still say when it is well.
@@ -149,7 +154,13 @@ async fn a_clock_that_is_set_disturbs_nothing() -> anyhow::Result<()> {
         println!("an hour forward: a restart after {waited:.1?}");
         anyhow::ensure!((9..17).contains(&waited.as_secs()), "10 s: {waited:?}");
         let hour = SignedDuration::from_mins(58);
-        until("a lease an hour ahead", LIMIT, async || ahead(&kubectl), |ahead| *ahead > hour).await?;
+        until(
+            "a lease an hour ahead",
+            LIMIT,
+            async || ahead(&kubectl),
+            |ahead| *ahead > hour,
+        )
+        .await?;
         probes_work(fixture, &container).await?;
 
         clock.set("+0")?;
@@ -157,7 +168,13 @@ async fn a_clock_that_is_set_disturbs_nothing() -> anyhow::Result<()> {
         println!("an hour back: a restart after {waited:.1?}");
         anyhow::ensure!((19..29).contains(&waited.as_secs()), "20 s: {waited:?}");
         let minute = SignedDuration::from_mins(1);
-        until("a lease of now", LIMIT, async || ahead(&kubectl), |ahead| *ahead < minute).await?;
+        until(
+            "a lease of now",
+            LIMIT,
+            async || ahead(&kubectl),
+            |ahead| *ahead < minute,
+        )
+        .await?;
         probes_work(fixture, &container).await?;
         anyhow::ensure!(first == token()?, "a token that is good is kept");
         Ok(())

@@ -291,12 +291,25 @@ fn environment(kubectl: &Kubectl) -> anyhow::Result<()> {
     assert!(!printed.contains("OPTIONAL="), "{printed}");
     assert_eq!(inside(kubectl, "hostname")?, "front.inner.default.svc.cluster.local\n");
     let hosts = inside(kubectl, "cat /etc/hosts")?;
-    assert!(hosts.contains(&format!("{ip}\tfront.inner.default.svc.cluster.local\tfront")), "{hosts}");
+    assert!(
+        hosts.contains(&format!("{ip}\tfront.inner.default.svc.cluster.local\tfront")),
+        "{hosts}"
+    );
     assert!(hosts.contains("10.1.2.3\tfriend\tpal"), "{hosts}");
     let resolver = inside(kubectl, "cat /etc/resolv.conf")?;
-    let wanted = ["nameserver 10.96.0.10", "search first.example second.example", "options ndots:3 rotate"];
-    assert!(wanted.iter().all(|line| resolver.lines().any(|found| found == *line)), "{resolver}");
-    assert_eq!(inside(kubectl, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start")?, "81\n");
+    let wanted = [
+        "nameserver 10.96.0.10",
+        "search first.example second.example",
+        "options ndots:3 rotate",
+    ];
+    assert!(
+        wanted.iter().all(|line| resolver.lines().any(|found| found == *line)),
+        "{resolver}"
+    );
+    assert_eq!(
+        inside(kubectl, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start")?,
+        "81\n"
+    );
     assert_eq!(text(&pod["spec"]["overhead"]["memory"]), "8Mi", "{pod:#}");
     assert_eq!(pod["status"]["observedGeneration"], pod["metadata"]["generation"]);
     Ok(())
@@ -304,15 +317,24 @@ fn environment(kubectl: &Kubectl) -> anyhow::Result<()> {
 
 fn files(kubectl: &Kubectl, kept: &Path) -> anyhow::Result<()> {
     assert_eq!(inside(kubectl, "pwd; cat first post")?, "/shared\nfirst\npost\n");
-    let about = inside(kubectl, "cat /about/labels; echo; cat /about/notes; echo; cat /about/deep/cpu")?;
-    assert!(about.starts_with("app=\"whole\"\n") && about.ends_with("\n250"), "{about}");
+    let about = inside(
+        kubectl,
+        "cat /about/labels; echo; cat /about/notes; echo; cat /about/deep/cpu",
+    )?;
+    assert!(
+        about.starts_with("app=\"whole\"\n") && about.ends_with("\n250"),
+        "{about}"
+    );
     assert!(about.contains("note=\"two\\nlines\""), "{about}");
     assert_eq!(inside(kubectl, "cat /mixed/a/b /mixed/key; ls /none")?, "greens3cret");
     assert_eq!(inside(kubectl, "stat -L -c %a /mixed/a/b /mixed/key")?, "400\n440\n");
     let token = inside(kubectl, "cat /mixed/token")?;
     assert_eq!(token.split('.').count(), 3, "{token}");
     inside(kubectl, "echo mine > /own/file")?;
-    assert_eq!(std::fs::read_to_string(kept.join("sub-whole/file")).context("the file")?, "mine\n");
+    assert_eq!(
+        std::fs::read_to_string(kept.join("sub-whole/file")).context("the file")?,
+        "mine\n"
+    );
     let refused = kubectl.attempt(&["exec", "whole", "-c", "main", "--", "touch", "/fixed/x"], "")?;
     assert!(!refused.success && refused.stderr.contains("Read-only"), "{refused:?}");
     let large = "dd if=/dev/zero of=/memory/large bs=1M count=2 2>&1; rm /memory/large";
@@ -340,7 +362,17 @@ fn namespaces(kubectl: &Kubectl) -> anyhow::Result<()> {
 async fn debugging(kubectl: &Kubectl) -> anyhow::Result<()> {
     let image = "--image=docker.io/library/busybox:1.36";
     kubectl.run(&[
-        "debug", "whole", image, "--image-pull-policy=Never", "--target=main", "-c", "debugger", "--", "sh", "-c", "ps; exit 4",
+        "debug",
+        "whole",
+        image,
+        "--image-pull-policy=Never",
+        "--target=main",
+        "-c",
+        "debugger",
+        "--",
+        "sh",
+        "-c",
+        "ps; exit 4",
     ])?;
     let state = "{.status.ephemeralContainerStatuses[0].state.terminated.exitCode}";
     wait_for(kubectl, "whole", state, "4").await?;
@@ -353,28 +385,67 @@ async fn debugging(kubectl: &Kubectl) -> anyhow::Result<()> {
 }
 
 async fn others(kubectl: &Kubectl) -> anyhow::Result<()> {
-    wait_for(kubectl, "late", "{.status.phase} {.status.reason}", "Failed DeadlineExceeded").await?;
+    wait_for(
+        kubectl,
+        "late",
+        "{.status.phase} {.status.reason}",
+        "Failed DeadlineExceeded",
+    )
+    .await?;
     let ready = "{.status.conditions[?(@.type==\"Ready\")].status} {.status.conditions[?(@.type==\"Ready\")].reason}";
-    wait_for(kubectl, "gated", "{.status.conditions[?(@.type==\"ContainersReady\")].status}", "True").await?;
+    wait_for(
+        kubectl,
+        "gated",
+        "{.status.conditions[?(@.type==\"ContainersReady\")].status}",
+        "True",
+    )
+    .await?;
     wait_for(kubectl, "gated", ready, "False ReadinessGatesNotReady").await?;
     let open = r#"{"status":{"conditions":[{"type":"example.com/gate","status":"True"}]}}"#;
-    kubectl.run(&["patch", "pod", "gated", "--subresource=status", "--type=strategic", "-p", open])?;
+    kubectl.run(&[
+        "patch",
+        "pod",
+        "gated",
+        "--subresource=status",
+        "--type=strategic",
+        "-p",
+        open,
+    ])?;
     wait_for(kubectl, "gated", ready, "True ").await?;
 
-    let events = async |pod: &str| kubectl.run(&["get", "events", &format!("--field-selector=involvedObject.name={pod}")]);
+    let events =
+        async |pod: &str| kubectl.run(&["get", "events", &format!("--field-selector=involvedObject.name={pod}")]);
     let told = async || events("hooked").await;
-    until("the failed hook is told", LIMIT, told, |text| text.contains("FailedPostStartHook")).await?;
+    until("the failed hook is told", LIMIT, told, |text| {
+        text.contains("FailedPostStartHook")
+    })
+    .await?;
     let restarts = async |pod: &str| kubectl.field(&["pod", pod], "{.status.containerStatuses[0].restartCount}");
     let again = |count: &String| count.parse().unwrap_or(0) > 0;
     // Its own grace period is five minutes: the probe's counts.
-    until("the probe's grace period", LIMIT, async || restarts("stubborn").await, again).await?;
+    until(
+        "the probe's grace period",
+        LIMIT,
+        async || restarts("stubborn").await,
+        again,
+    )
+    .await?;
     let code = "{.status.containerStatuses[0].lastState.terminated.exitCode}";
     wait_for(kubectl, "stubborn", code, "137").await?;
-    until("a new start after the hook", LIMIT, async || restarts("hooked").await, again).await?;
+    until(
+        "a new start after the hook",
+        LIMIT,
+        async || restarts("hooked").await,
+        again,
+    )
+    .await?;
 
     kubectl.run(&["wait", "pod/of-node", "--for=condition=Ready", "--timeout=30s"])?;
     let ip = kubectl.field(&["pod", "of-node"], "{.status.podIP}")?;
-    assert_eq!(ip, kubectl.field(&["node", "node-1"], "{.status.addresses[0].address}")?);
+    assert_eq!(
+        ip,
+        kubectl.field(&["node", "node-1"], "{.status.addresses[0].address}")?
+    );
     assert_ne!(kubectl.run(&["logs", "of-node"])?, "1\n", "the node's processes");
     let environment = kubectl.run(&["exec", "of-node", "--", "sh", "-c", "env; cat /etc/resolv.conf"])?;
     assert!(!environment.contains("BACK_END"), "no links: {environment}");

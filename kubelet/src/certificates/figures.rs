@@ -85,17 +85,26 @@ mod tests {
         metrics.register(|registry| registry.register_collector(Box::new(Figures { directory })));
         let value = |name: &str| -> f64 {
             let text = metrics.encode();
-            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap_or_default();
             line.trim().parse().unwrap_or(f64::NAN)
         };
         let (client, server) = (
             "kubelet_certificate_manager_client_ttl_seconds ",
             "kubelet_certificate_manager_server_ttl_seconds ",
         );
-        assert!(value(client).is_infinite() && value(server).is_infinite(), "{}", metrics.encode());
+        assert!(
+            value(client).is_infinite() && value(server).is_infinite(),
+            "{}",
+            metrics.encode()
+        );
         let authority = CertificateAuthority::generate("kubernetes").unwrap();
         let request = Request::client("system:node:n", &[]).lifetime(Duration::from_secs(1000));
-        Store::new(dir.path(), CLIENT).keep(&authority.issue(&request).unwrap()).unwrap();
+        Store::new(dir.path(), CLIENT)
+            .keep(&authority.issue(&request).unwrap())
+            .unwrap();
         assert!((900.0..=1000.0).contains(&value(client)), "{}", metrics.encode());
         assert!(value(server).is_infinite());
     }

@@ -339,8 +339,14 @@ pub(super) mod tests {
                 625,
             ),
             // A sidecar that asks for little is spared as long as what it serves.
-            (json!({"initContainers": [sidecar("1Mi")], "containers": [asks("512Mi")]}), 500),
-            (json!({"initContainers": [sidecar("512Mi")], "containers": [asks("1Mi")]}), 500),
+            (
+                json!({"initContainers": [sidecar("1Mi")], "containers": [asks("512Mi")]}),
+                500,
+            ),
+            (
+                json!({"initContainers": [sidecar("512Mi")], "containers": [asks("1Mi")]}),
+                500,
+            ),
         ];
         for (spec, score) in cases {
             let p = pod(&spec);

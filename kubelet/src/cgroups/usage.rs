@@ -67,7 +67,11 @@ impl Cgroups {
     }
 
     fn memory_kills(&self, path: &str) -> Option<u64> {
-        let file = if self.is_unified() { "memory.events" } else { "memory.oom_control" };
+        let file = if self.is_unified() {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
         let text = fs::read_to_string(self.dir("memory", path)?.join(file)).ok()?;
         Some(field(&text, "oom_kill"))
     }
@@ -212,10 +216,17 @@ mod tests {
             write(&format!("v1/{controller}/cgroup.procs"), "");
         }
         write("v2/cgroup.controllers", "cpu memory pids");
-        let v1 = Cgroups::open(&dir.path().join("v1"), "", Driver::Cgroupfs).await.unwrap();
-        let v2 = Cgroups::open(&dir.path().join("v2"), "", Driver::Cgroupfs).await.unwrap();
+        let v1 = Cgroups::open(&dir.path().join("v1"), "", Driver::Cgroupfs)
+            .await
+            .unwrap();
+        let v2 = Cgroups::open(&dir.path().join("v2"), "", Driver::Cgroupfs)
+            .await
+            .unwrap();
         let kills = |cgroups: &Cgroups| {
-            (cgroups.memory_kills_of_container(&p, "c"), cgroups.memory_kills_of_pod(&p))
+            (
+                cgroups.memory_kills_of_container(&p, "c"),
+                cgroups.memory_kills_of_pod(&p),
+            )
         };
         assert_eq!((kills(&v1), kills(&v2)), ((None, None), (None, None)));
         let below = "kubepods/besteffort/podu1";

@@ -429,7 +429,11 @@ mod tests {
     fn what_the_runtime_can_do_is_told_where_it_tells() {
         let config = Config::default();
         let silent = status(&config, Ok(&runtime(true)), &NodeStatus::default(), 1);
-        assert_eq!((&silent.features, &silent.runtime_handlers), (&None, &None), "containerd 1.6");
+        assert_eq!(
+            (&silent.features, &silent.runtime_handlers),
+            (&None, &None),
+            "containerd 1.6"
+        );
         let handler = |name: &str| skiff_cri::RuntimeHandler {
             name: name.into(),
             recursive_read_only_mounts: true,
@@ -444,9 +448,15 @@ mod tests {
         let change = diff(&silent, &told, false).unwrap();
         assert_eq!(change["status"]["features"], json!({"supplementalGroupsPolicy": true}));
         assert_eq!(change["status"]["runtimeHandlers"][1]["name"], "runc");
-        assert_eq!(change["status"]["runtimeHandlers"][0]["features"]["recursiveReadOnlyMounts"], true);
+        assert_eq!(
+            change["status"]["runtimeHandlers"][0]["features"]["recursiveReadOnlyMounts"],
+            true
+        );
         let away = status(&config, Err("away".into()), &told, 3);
-        assert_eq!((away.features, away.runtime_handlers), (told.features, told.runtime_handlers));
+        assert_eq!(
+            (away.features, away.runtime_handlers),
+            (told.features, told.runtime_handlers)
+        );
     }
 
     #[test]

@@ -71,7 +71,12 @@ pub(super) async fn check(host: &str, port: u16, service: &str) -> Result<(), St
 
 /// The error that gRPC's headers tell of, in upstream's words.
 fn refusal(headers: &HeaderMap) -> Result<(), String> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    };
     let (code, message) = (text("grpc-status"), text("grpc-message"));
     match code {
         "" | "0" => Ok(()),
@@ -81,7 +86,9 @@ fn refusal(headers: &HeaderMap) -> Result<(), String> {
         code => {
             let known = code.parse().ok().and_then(|code: usize| CODES.get(code));
             let code = known.copied().unwrap_or(code);
-            Err(format!("error: health rpc probe failed: rpc error: code = {code} desc = {message}"))
+            Err(format!(
+                "error: health rpc probe failed: rpc error: code = {code} desc = {message}"
+            ))
         }
     }
 }

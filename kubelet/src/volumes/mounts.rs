@@ -124,8 +124,15 @@ mod tests {
         // The same volume twice, of which only the upper one is to be seen, and the bind mount itself.
         assert_eq!(mounts_below(&root).unwrap().len(), 3);
         let error = unmount_below(&root.join("pods/u")).unwrap_err().to_string();
-        assert!(error.contains(&*volume.to_string_lossy()) && error.contains("covers"), "{error}");
-        assert_eq!(mounts_below(&root.join("pods/u")).unwrap().len(), 1, "what can be seen is gone");
+        assert!(
+            error.contains(&*volume.to_string_lossy()) && error.contains("covers"),
+            "{error}"
+        );
+        assert_eq!(
+            mounts_below(&root.join("pods/u")).unwrap().len(),
+            1,
+            "what can be seen is gone"
+        );
         nix::mount::umount2(&root, MntFlags::UMOUNT_NOFOLLOW).unwrap();
         unmount_below(&root.join("pods/u")).unwrap();
         assert_eq!(mounts_below(&root).unwrap(), Vec::<PathBuf>::new());

@@ -95,19 +95,32 @@ async fn an_end_is_acted_on_when_it_is_told() {
     scene.until_ready("once").await;
     let running = scene.running("c").await;
     let status = scene.api.get(&Kubelet::path("once")).expect("the pod")["status"].clone();
-    let id = status["containerStatuses"][0]["containerID"].as_str().unwrap_or_default();
-    let once = running.iter().find(|running| id.ends_with(running.as_str())).expect("its container");
+    let id = status["containerStatuses"][0]["containerID"]
+        .as_str()
+        .unwrap_or_default();
+    let once = running
+        .iter()
+        .find(|running| id.ends_with(running.as_str()))
+        .expect("its container");
     scene.runtime.tell_exit(once, 0);
     // Another pod comes and is ready meanwhile.
     scene.create("other", &json!({}));
     scene.until_ready("other").await;
     let status = |name: &str| scene.api.get(&Kubelet::path(name)).expect("the pod")["status"].clone();
-    assert_eq!(status("once")["phase"], "Running", "its last lines may not be in its log yet");
+    assert_eq!(
+        status("once")["phase"],
+        "Running",
+        "its last lines may not be in its log yet"
+    );
     scene.runtime.exit_container(once, 0);
     scene
         .until_status("once", "success", |status| status["phase"] == "Succeeded")
         .await;
-    assert_eq!(status("p")["containerStatuses"][0]["restartCount"], 1, "one end, one restart");
+    assert_eq!(
+        status("p")["containerStatuses"][0]["restartCount"],
+        1,
+        "one end, one restart"
+    );
 }
 
 /// On cgroup v2, word of a kill for memory may come after the container's end.
@@ -417,51 +430,6 @@ async fn an_api_server_that_is_away_hears_of_it_later() {
     scene.until_status("p", "late status", told).await;
     scene.delete("p", 1);
     scene.until_gone("p").await;
-}
-
-/// Ten minutes of the kubelet's time: every retry, renewal and probe in them happens.
-#[tokio::test]
-async fn an_api_server_may_be_away_for_ten_minutes() {
-    let scene = Scene::new();
-    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 10});
-    let containers =
-        json!([{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent", "livenessProbe": probe}]);
-    let token = json!([{"name": "t", "projected": {"sources": [
-        {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]}}]);
-    scene.create("p", &json!({"containers": containers, "volumes": token}));
-    scene.create("q", &json!({}));
-    scene.until_ready("p").await;
-    scene.until_ready("q").await;
-    let before = scene.running("c").await;
-    scene.api.set_away(true);
-    tokio::time::pause();
-    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
-    tokio::time::resume();
-    assert_eq!(scene.running("c").await, before, "what ran runs on");
-    let second = before.last().expect("a container").clone();
-    scene.runtime.exit_container(&second, 1);
-    let started = |_: &crate::api::Api| {
-        let calls = scene.runtime.calls();
-        let starts = calls.iter().filter(|call| call.starts_with("StartContainer"));
-        (starts.count() == 3).then_some(())
-    };
-    scene.api.until("restart without the API", started).await;
-    scene.api.set_away(false);
-    for name in ["p", "q"] {
-        scene.until_ready(name).await;
-    }
-    let sum = |api: &crate::api::Api| {
-        let count = |name: &str| {
-            let pod = api.get(&Kubelet::path(name))?;
-            pod["status"]["containerStatuses"][0]["restartCount"].as_u64()
-        };
-        (count("p")? + count("q")? == 1).then_some(())
-    };
-    scene.api.until("the restart is told", sum).await;
-    for name in ["p", "q"] {
-        scene.delete(name, 1);
-        scene.until_gone(name).await;
-    }
 }
 
 #[tokio::test]

@@ -31,12 +31,20 @@ async fn settings_reach_the_runtime() {
     };
     let selinux = |level: &str| {
         let (user, role, kind, level) = ("u".into(), "r".into(), "t".into(), level.into());
-        Some(SelinuxOptions { user, role, kind, level })
+        Some(SelinuxOptions {
+            user,
+            role,
+            kind,
+            level,
+        })
     };
     let (own, pods) = (of("own").await, of("pods").await);
     assert_eq!(own.security.selinux, selinux("s0:c2"), "the container's wins");
     assert_eq!(pods.security.selinux, selinux("s0:c1"));
-    assert_eq!((own.security.run_as_user, pods.security.run_as_user), (Some(1001), Some(1000)));
+    assert_eq!(
+        (own.security.run_as_user, pods.security.run_as_user),
+        (Some(1001), Some(1000))
+    );
     assert_eq!(own.security.run_as_group, Some(2000));
     assert_eq!(own.security.supplemental_groups, [3000, 4000]);
     assert_eq!(own.security.add_capabilities, ["NET_ADMIN"]);
@@ -44,12 +52,20 @@ async fn settings_reach_the_runtime() {
     assert!(own.stdin && own.tty && own.security.masked_paths.is_empty(), "unmasked");
     assert!(pods.security.privileged && !own.security.privileged);
     assert!(!own.security.strict_groups);
-    let sandbox = skiff_cri::Runtime::list_sandboxes(&scene.runtime, &Default::default()).await.expect("a list");
+    let sandbox = skiff_cri::Runtime::list_sandboxes(&scene.runtime, &Default::default())
+        .await
+        .expect("a list");
     let config = scene.runtime.sandbox_config(&sandbox[0].id).expect("a sandbox");
     assert_eq!(config.security.selinux, selinux("s0:c1"));
     let namespaces = config.security.namespaces;
-    assert_eq!((namespaces.ipc, namespaces.pid), (NamespaceMode::Node, NamespaceMode::Pod));
+    assert_eq!(
+        (namespaces.ipc, namespaces.pid),
+        (NamespaceMode::Node, NamespaceMode::Pod)
+    );
     assert_eq!(config.sysctls["net.ipv4.tcp_syncookies"], "0");
     let port = &config.port_mappings[0];
-    assert_eq!((port.container_port, port.host_port, port.host_ip.as_str()), (80, 8080, "127.0.0.1"));
+    assert_eq!(
+        (port.container_port, port.host_port, port.host_ip.as_str()),
+        (80, 8080, "127.0.0.1")
+    );
 }
