@@ -247,7 +247,13 @@ async fn a_container_runs_writes_and_exits() {
         .unwrap();
     client.start_container(&id).await.unwrap();
     assert_eq!(exit_of(&mut events, &id).await, 3);
-    let status = client.container_status(&id).await.unwrap();
+    // The record follows the event, when the output is drained and runc has cleaned up.
+    let mut status = client.container_status(&id).await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while status.state == ContainerState::Running && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        status = client.container_status(&id).await.unwrap();
+    }
     assert_eq!(
         (status.state, status.exit_code, status.reason.as_str()),
         (ContainerState::Exited, 3, "Error")
