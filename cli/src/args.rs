@@ -31,7 +31,7 @@ const EXAMPLES: &str = "Examples:
 pub(crate) enum Command {
     /// Begin a cluster: make this machine its control plane
     Init(Box<init::InitArgs>),
-    /// Join a cluster: make this machine one of its workers
+    /// Join a cluster: make this machine one of its workers, or a further control plane
     Join(Box<join::JoinArgs>),
     /// Undo `init` or `join`: make this machine a bare one again
     Reset(reset::ResetArgs),

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use skiff_machine::certs::{self, Certificate};
-use skiff_machine::{Layout, duration};
+use skiff_machine::{CertificateKey, Layout, duration};
 
 use crate::args::{Output, OutputArgs};
 use crate::machine::print_json;
@@ -25,9 +25,11 @@ enum CertsCommand {
         /// `all`, or names as check-expiration shows them
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
-    /// Print a random key
-    CertificateKey,
+    /// Print a random key for `skiff init --upload-certs --certificate-key`
+    CertificateKey(OutputArgs),
 }
 
 /// `skiff certs`.
@@ -50,15 +52,27 @@ pub(crate) async fn run(args: CertsArgs) -> anyhow::Result<()> {
                 }
             }
         }
-        CertsCommand::Renew { names } => {
-            for name in certs::renew(&layout, &names)? {
-                println!("certificate {name} renewed");
+        CertsCommand::Renew { names, output } => {
+            let renewed = certs::renew(&layout, &names)?;
+            match output.output {
+                Output::Json => print_json(&serde_json::json!({ "renewed": renewed })),
+                Output::Text => {
+                    for name in renewed {
+                        println!("certificate {name} renewed");
+                    }
+                    Ok(())
+                }
             }
-            Ok(())
         }
-        CertsCommand::CertificateKey => {
-            println!("{}", certs::certificate_key()?);
-            Ok(())
+        CertsCommand::CertificateKey(output) => {
+            let key = CertificateKey::generate()?.to_string();
+            match output.output {
+                Output::Json => print_json(&serde_json::json!({ "certificateKey": key })),
+                Output::Text => {
+                    println!("{key}");
+                    Ok(())
+                }
+            }
         }
     }
 }

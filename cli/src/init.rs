@@ -4,13 +4,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use skiff_daemon::Shutdown;
 use skiff_machine::config::{Init, InitFlags};
-use skiff_machine::init::{self, Initialized};
+use skiff_machine::init::{self, Initialized, upload_certs};
 use skiff_machine::token::Token;
-use skiff_machine::{Error, duration};
+use skiff_machine::{CertificateKey, Error, duration};
 use skiff_overlay::Mode;
 
 use crate::args::{Output, OutputArgs};
@@ -19,11 +19,17 @@ use crate::server::EtcdArgs;
 
 /// `skiff init` flags, under kubeadm's names; each goes before what the file says.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
   skiff init
   skiff init --apiserver-advertise-address 192.168.56.10 --pod-network-cidr 10.244.0.0/16
-  skiff init --config cluster.yaml --dry-run")]
+  skiff init --config cluster.yaml --dry-run
+  skiff init --etcd-servers http://10.0.0.5:2379 --control-plane-endpoint 10.0.0.100 --upload-certs"
+)]
 pub(crate) struct InitArgs {
+    #[command(subcommand)]
+    command: Option<InitCommand>,
     /// The address at which the API server is reached; that of the way out of this machine when absent
     #[arg(long, value_name = "IP")]
     apiserver_advertise_address: Option<IpAddr>,
@@ -60,6 +66,12 @@ pub(crate) struct InitArgs {
     /// Only tell what would be done
     #[arg(long)]
     dry_run: bool,
+    /// Keep the control plane's keys in the cluster for two hours, encrypted, for further control planes
+    #[arg(long)]
+    upload_certs: bool,
+    /// What they are encrypted with: 64 hexadecimal digits; made up when absent
+    #[arg(long, value_name = "KEY")]
+    certificate_key: Option<CertificateKey>,
     /// Phases to leave out
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     skip_phases: Vec<String>,
@@ -71,8 +83,52 @@ pub(crate) struct InitArgs {
     output: OutputArgs,
 }
 
+#[derive(Debug, Subcommand)]
+enum InitCommand {
+    /// Run one phase again
+    #[command(subcommand)]
+    Phase(Phase),
+}
+
+#[derive(Debug, Subcommand)]
+enum Phase {
+    /// Keep the control plane's keys in the cluster for two more hours, and print what opens them
+    #[command(after_help = "Example:\n  skiff init phase upload-certs --upload-certs")]
+    UploadCerts {
+        /// Do it
+        #[arg(long)]
+        upload_certs: bool,
+        /// What they are encrypted with: 64 hexadecimal digits; made up when absent
+        #[arg(long, value_name = "KEY")]
+        certificate_key: Option<CertificateKey>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+async fn phase(phase: Phase) -> anyhow::Result<()> {
+    let Phase::UploadCerts {
+        upload_certs: wanted,
+        certificate_key,
+        output,
+    } = phase;
+    anyhow::ensure!(wanted, "nothing was done; say so with --upload-certs");
+    let lines = Lines(output.output);
+    let key = upload_certs::again(&this_machine(&lines)?, certificate_key).await?;
+    match output.output {
+        Output::Json => print_json(&serde_json::json!({ "certificateKey": key.to_string() })),
+        Output::Text => {
+            println!("[upload-certs] Using certificate key:\n{key}");
+            Ok(())
+        }
+    }
+}
+
 /// Runs the phases, or tells what they would do.
 pub(crate) async fn run(args: InitArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    if let Some(InitCommand::Phase(wanted)) = args.command {
+        return phase(wanted).await;
+    }
     let file = read_config(args.config.as_deref())?;
     let (output, dry_run) = (args.output.output, args.dry_run);
     let flags = InitFlags {
@@ -87,6 +143,8 @@ pub(crate) async fn run(args: InitArgs, shutdown: Shutdown) -> anyhow::Result<()
         token_ttl: args.token_ttl,
         etcd: args.etcd.given(),
         network: args.network.map(|mode| mode.to_string()),
+        upload_certs: args.upload_certs,
+        certificate_key: args.certificate_key,
         skip_phases: args.skip_phases,
         node: args.node.into(),
     };
@@ -116,6 +174,18 @@ pub(crate) async fn run(args: InitArgs, shutdown: Shutdown) -> anyhow::Result<()
 /// How to go on, in the words that people know.
 fn farewell(done: &Initialized) -> String {
     let kubeconfig = done.kubeconfig.display();
+    let further = done
+        .control_plane_join_command
+        .as_ref()
+        .map_or_else(String::new, |line| {
+            format!(
+                "
+To add a further control plane, within two hours, run this there as root (whoever has this line has the cluster):
+
+{line}
+"
+            )
+        });
     format!(
         "
 The control plane of your cluster is up.
@@ -133,7 +203,39 @@ Or, as root:
 To add a machine to it, run this there as root:
 
 {}
-",
+{further}",
         done.join_command
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_shows_how_to_go_on_in_words_that_people_know() {
+        let mut done = Initialized {
+            node: "master".to_owned(),
+            server: "https://10.0.0.1:6443".to_owned(),
+            kubeconfig: "/etc/kubernetes/admin.conf".into(),
+            join_command: "skiff join 10.0.0.1:6443 --token t".to_owned(),
+            control_plane_join_command: None,
+        };
+        let told = farewell(&done);
+        for line in [
+            "  mkdir -p $HOME/.kube",
+            "  sudo cp -i /etc/kubernetes/admin.conf $HOME/.kube/config",
+            "  sudo chown $(id -u):$(id -g) $HOME/.kube/config",
+            "  export KUBECONFIG=/etc/kubernetes/admin.conf",
+            "skiff join 10.0.0.1:6443 --token t",
+        ] {
+            assert!(told.lines().any(|found| found == line), "{line}\n{told}");
+        }
+        assert!(!told.contains("further control plane"));
+        let json = serde_json::to_value(&done).unwrap();
+        let names: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(names, ["joinCommand", "kubeconfig", "node", "server"]);
+        done.control_plane_join_command = Some("skiff join 10.0.0.1:6443 --control-plane".to_owned());
+        assert!(farewell(&done).contains("skiff join 10.0.0.1:6443 --control-plane\n"));
+    }
 }

@@ -15,6 +15,7 @@ mod kubelet;
 mod machine;
 mod package;
 mod proxy;
+mod reference;
 mod reset;
 mod server;
 mod showcase;

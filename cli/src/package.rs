@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
 use crate::args::Cli;
+use crate::reference;
 
 /// Where each shell looks for what a package brings, below `share/`.
 const COMPLETIONS: [(Shell, &str); 3] = [
@@ -21,12 +22,20 @@ const COMPLETIONS: [(Shell, &str); 3] = [
 #[command(after_help = "Example:\n  skiff package target/package")]
 pub(crate) struct PackageArgs {
     /// Where to write it: share/man, share/skiff/images, completions
-    directory: PathBuf,
+    #[arg(required_unless_present = "reference")]
+    directory: Option<PathBuf>,
+    /// Print docs/commands.md instead
+    #[arg(long)]
+    reference: bool,
 }
 
 /// Writes man pages, completions and the archives of the images that every node needs.
 pub(crate) fn write(args: &PackageArgs) -> anyhow::Result<()> {
-    let share = args.directory.join("share");
+    let Some(directory) = &args.directory else {
+        print!("{}", reference::page());
+        return Ok(());
+    };
+    let share = directory.join("share");
     man_pages(&made(share.join("man/man1"))?)?;
     for (shell, path) in COMPLETIONS {
         let path = share.join(path);
@@ -62,7 +71,8 @@ mod tests {
     fn every_command_has_a_page_and_every_shell_its_completion() {
         let directory = tempfile::tempdir().unwrap();
         write(&PackageArgs {
-            directory: directory.path().to_owned(),
+            directory: Some(directory.path().to_owned()),
+            reference: false,
         })
         .unwrap();
         let share = directory.path().join("share");

@@ -17,19 +17,29 @@ pub(crate) struct ResetArgs {
     /// Delete people's volumes on this machine too
     #[arg(long)]
     purge_data: bool,
+    /// Only tell what would be done
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 /// Undoes `init` or `join`.
 pub(crate) async fn run(args: ResetArgs) -> anyhow::Result<()> {
-    if !args.force && !confirm(args.purge_data)? {
-        anyhow::bail!("nothing was changed");
-    }
     let lines = Lines(args.output.output);
     let wish = Wish {
         purge_data: args.purge_data,
     };
+    if args.dry_run {
+        let steps = reset::dry_run(&this_machine(&lines)?, wish)?;
+        return match args.output.output {
+            Output::Json => print_json(&steps),
+            Output::Text => Ok(()),
+        };
+    }
+    if !args.force && !confirm(args.purge_data)? {
+        anyhow::bail!("nothing was changed");
+    }
     let report = reset::reset(&this_machine(&lines)?, wish).await?;
     if args.output.output == Output::Json {
         print_json(&report)?;
@@ -64,7 +74,7 @@ fn confirm(purge_data: bool) -> anyhow::Result<bool> {
         ""
     };
     eprint!(
-        "This ends all pods of this machine and deletes its certificates, its configuration{data}; on a control plane, the whole cluster. Go on? [y/N]: "
+        "This ends all pods of this machine and deletes its certificates, its configuration{data}; on its only control plane, the whole cluster. Go on? [y/N]: "
     );
     std::io::stderr().flush()?;
     let mut answer = String::new();

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use skiff_machine::api::Client;
 use skiff_machine::token::{self, Listed, NODE_GROUP, Token, USAGES, Wish};
-use skiff_machine::{Layout, duration, init};
+use skiff_machine::{CertificateKey, Layout, duration, init};
 
 use crate::args::{Output, OutputArgs};
 use crate::machine::print_json;
@@ -28,7 +28,7 @@ enum TokenCommand {
     #[command(after_help = "Example:\n  skiff token create --print-join-command")]
     Create(CreateArgs),
     /// Print a random token; the cluster does not know it
-    Generate,
+    Generate(OutputArgs),
     /// List the cluster's tokens
     List(OutputArgs),
     /// Delete tokens by their ids or whole texts
@@ -36,6 +36,8 @@ enum TokenCommand {
         /// The tokens
         #[arg(required = true, value_name = "TOKEN")]
         tokens: Vec<String>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
@@ -58,6 +60,9 @@ struct CreateArgs {
     /// Print the line that another machine joins with
     #[arg(long)]
     print_join_command: bool,
+    /// With --print-join-command, print the line for a further control plane: the key that `skiff init phase upload-certs` printed
+    #[arg(long, value_name = "KEY", requires = "print_join_command")]
+    certificate_key: Option<CertificateKey>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -66,7 +71,13 @@ struct CreateArgs {
 pub(crate) async fn run(args: TokenArgs) -> anyhow::Result<()> {
     let kubeconfig = args.kubeconfig.unwrap_or_else(|| Layout::default().kubeconfig("admin"));
     match args.command {
-        TokenCommand::Generate => println!("{}", Token::generate()?),
+        TokenCommand::Generate(output) => {
+            let token = Token::generate()?;
+            match output.output {
+                Output::Json => print_json(&serde_json::json!({ "token": token }))?,
+                Output::Text => println!("{token}"),
+            }
+        }
         TokenCommand::Create(create) => return make(create, &Client::from_file(&kubeconfig).await?).await,
         TokenCommand::List(output) => {
             let tokens = token::list(&Client::from_file(&kubeconfig).await?).await?;
@@ -75,15 +86,22 @@ pub(crate) async fn run(args: TokenArgs) -> anyhow::Result<()> {
                 Output::Text => println!("{}", table(&tokens)),
             }
         }
-        TokenCommand::Delete { tokens } => {
+        TokenCommand::Delete { tokens, output } => {
             let api = Client::from_file(&kubeconfig).await?;
+            let mut deleted = Vec::new();
             for given in tokens {
                 let id = given.split('.').next().unwrap_or_default();
                 anyhow::ensure!(
                     token::delete(&api, &given).await?,
                     "there is no bootstrap token {id:?}; `skiff token list` shows those that exist"
                 );
-                println!("bootstrap token {id:?} deleted");
+                if output.output == Output::Text {
+                    println!("bootstrap token {id:?} deleted");
+                }
+                deleted.push(id.to_owned());
+            }
+            if output.output == Output::Json {
+                print_json(&serde_json::json!({ "deleted": deleted }))?;
             }
         }
     }
@@ -104,7 +122,7 @@ async fn make(args: CreateArgs, api: &Client) -> anyhow::Result<()> {
     token::create(api, &token, &wish).await?;
     let text = if args.print_join_command {
         let told = init::cluster_info(api).await?;
-        init::join_command(&told.server, Some(&token), &told.pin).replace(" \\\n\t", " ")
+        init::join_command(&told.server, Some(&token), &told.pin, args.certificate_key.as_ref()).replace(" \\\n\t", " ")
     } else {
         token.to_string()
     };

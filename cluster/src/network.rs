@@ -129,6 +129,20 @@ fn ensure_address(
     Ok(())
 }
 
+/// Gives a node a further address of its segment, or takes it away again.
+pub(crate) fn share_address(node: &NodeLayout, address: IpAddr, here: bool) -> Result<()> {
+    let net = IpNet::new_assert(address, layout::segment(node.segment).prefix_len());
+    let namespace = open(node)?;
+    let mut inside = Netlink::open_in(&namespace).map_err(network(&node.name))?;
+    let link = inside.need_link(NODE_LINK).map_err(network(&node.name))?.index;
+    let changed = if here {
+        inside.add_address(link, net)
+    } else {
+        inside.delete_address(link, net).map(drop)
+    };
+    changed.map_err(network(&node.name))
+}
+
 fn set_sysctls(node: &str, in_namespace: &Namespace, settings: &[(&str, &str)]) -> Result<()> {
     in_namespace
         .run(|| {

@@ -39,14 +39,17 @@ impl Client {
     /// # Errors
     /// When it cannot be read, or names nothing usable.
     pub async fn from_file(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Kubeconfig {
-            path: path.to_owned(),
-            source: Box::new(source),
-        };
-        let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-            .await
-            .map_err(failed)?;
+        Self::build(config(path).await?)
+    }
+
+    /// As the user of the kubeconfig at `path`, but at `server`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or there is no such URL.
+    pub async fn from_file_at(path: &Path, server: &str) -> Result<Self, Error> {
+        let mut config = config(path).await?;
+        let url = server.parse();
+        config.cluster_url = url.map_err(|_| Error::ServerUrl { url: server.to_owned() })?;
         Self::build(config)
     }
 
@@ -201,6 +204,16 @@ impl Client {
             server: self.server.clone(),
         })
     }
+}
+
+async fn config(path: &Path) -> Result<kube::Config, Error> {
+    let failed = |source| Error::Kubeconfig {
+        path: path.to_owned(),
+        source: Box::new(source),
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    config.map_err(failed)
 }
 
 /// The HTTP status of an answer that the server gave.

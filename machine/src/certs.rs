@@ -223,16 +223,6 @@ impl Certificate {
     }
 }
 
-/// A key for `skiff init --certificate-key`, as kubeadm makes it: 32 random bytes in hexadecimal.
-///
-/// # Errors
-/// When the system has no randomness to give.
-pub fn certificate_key() -> Result<String, Error> {
-    let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::Random)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use skiff_pki::Request;
@@ -308,11 +298,5 @@ mod tests {
                 .to_string()
                 .contains("no control plane")
         );
-    }
-
-    #[test]
-    fn a_certificate_key_is_32_bytes() {
-        let key = certificate_key().unwrap();
-        assert!(key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit()));
     }
 }

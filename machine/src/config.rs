@@ -1,5 +1,6 @@
 //! What `init` and `join` are asked for: flags, laid over a file with kubeadm's kinds. Pure.
 
+mod join;
 mod kubeadm;
 
 use std::collections::BTreeSet;
@@ -10,8 +11,10 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 use skiff_api::config::EtcdConfiguration;
 
+pub use join::{ControlPlane, Join, JoinFlags};
 pub use kubeadm::{Argument, Files};
 
+use crate::certificate_key::CertificateKey;
 use crate::token::Token;
 
 /// Where pods get their addresses from, where nothing else is said: the habit of the field.
@@ -124,8 +127,39 @@ pub struct Init {
     pub token: Option<Token>,
     /// How long it is valid; `None` for ever.
     pub token_ttl: Option<Duration>,
+    /// Whether the keys of the control plane are kept in the cluster for a while, encrypted, for others that join it.
+    pub upload_certs: bool,
+    /// What they are encrypted with; one is made up where none is given.
+    pub certificate_key: Option<CertificateKey>,
+    /// How long things may take.
+    pub timeouts: Timeouts,
     /// Phases to leave out.
     pub skip_phases: BTreeSet<String>,
+}
+
+/// How long `init` and `join` wait; kubeadm's names and, but for discovery, its defaults.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Timeouts {
+    /// For the API server to become healthy.
+    pub control_plane: Duration,
+    /// For the node to become Ready.
+    pub kubelet: Duration,
+    /// For an API server that answers: one that is just being started is waited for; then the address is wrong, or something is in
+    /// the way. kubeadm waits for five minutes.
+    pub discovery: Duration,
+    /// For the kubelet to get its certificate.
+    pub tls_bootstrap: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            control_plane: Duration::from_secs(240),
+            kubelet: Duration::from_secs(240),
+            discovery: Duration::from_secs(30),
+            tls_bootstrap: Duration::from_secs(300),
+        }
+    }
 }
 
 /// The flags of `skiff init`.
@@ -153,6 +187,10 @@ pub struct InitFlags {
     pub etcd: Option<EtcdConfiguration>,
     /// `--network`.
     pub network: Option<String>,
+    /// `--upload-certs`.
+    pub upload_certs: bool,
+    /// `--certificate-key`.
+    pub certificate_key: Option<CertificateKey>,
     /// `--skip-phases`.
     pub skip_phases: Vec<String>,
     /// What `init` and `join` share.
@@ -170,97 +208,6 @@ pub struct NodeFlags {
     pub runtime_endpoint: Option<String>,
     /// `--ignore-preflight-errors`.
     pub ignore: Vec<String>,
-}
-
-/// `skiff join`, all told.
-#[derive(Clone, Debug)]
-pub struct Join {
-    /// Where the API server is.
-    pub endpoint: Endpoint,
-    /// What `cluster-info` is signed with.
-    pub discovery_token: Token,
-    /// What the kubelet gets its certificate with.
-    pub bootstrap_token: Token,
-    /// Hashes of authorities to trust; with none, the token alone is trusted.
-    pub pins: Vec<String>,
-    /// This machine.
-    pub node: NodeWish,
-}
-
-/// The flags of `skiff join`.
-#[derive(Clone, Debug, Default)]
-pub struct JoinFlags {
-    /// `HOST:PORT`.
-    pub endpoint: Option<String>,
-    /// `--token`: for both.
-    pub token: Option<Token>,
-    /// `--discovery-token`.
-    pub discovery_token: Option<Token>,
-    /// `--tls-bootstrap-token`.
-    pub bootstrap_token: Option<Token>,
-    /// `--discovery-token-ca-cert-hash`.
-    pub pins: Vec<String>,
-    /// `--discovery-token-unsafe-skip-ca-verification`.
-    pub unsafe_skip_ca_verification: bool,
-    /// What `init` and `join` share.
-    pub node: NodeFlags,
-}
-
-// === impl Join ===
-
-impl Join {
-    /// Lays the flags over the file.
-    ///
-    /// # Errors
-    /// What is wrong with either.
-    pub fn new(flags: JoinFlags, file: Option<&str>) -> Result<Self, Error> {
-        const LINE: &str =
-            "take the whole line that `skiff token create --print-join-command` prints on the control plane";
-        let missing = |what| Error::Invalid {
-            what,
-            reason: format!("is missing; {LINE}"),
-        };
-        let join = Files::read(file.unwrap_or_default(), "JoinConfiguration")?
-            .join
-            .unwrap_or_default();
-        let discovery = join.discovery.bootstrap_token;
-        let endpoint = flags
-            .endpoint
-            .or(discovery.api_server_endpoint)
-            .ok_or_else(|| missing("HOST:PORT"))?;
-        let token = flags.token.or(discovery.token);
-        let discovery_token = flags
-            .discovery_token
-            .or_else(|| token.clone())
-            .ok_or_else(|| missing("--token"))?;
-        let bootstrap_token = flags.bootstrap_token.or(join.discovery.tls_bootstrap_token).or(token);
-        let pins: Vec<_> = flags
-            .pins
-            .into_iter()
-            .chain(discovery.ca_cert_hashes)
-            .map(|pin| pin.to_lowercase())
-            .collect();
-        let is_pin = |pin: &String| {
-            let hex = pin.strip_prefix("sha256:").unwrap_or_default();
-            hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
-        };
-        if let Some(pin) = pins.iter().find(|pin| !is_pin(pin)) {
-            return Err(Error::Invalid {
-                what: "--discovery-token-ca-cert-hash",
-                reason: format!("{pin:?} is not sha256: and 64 hexadecimal digits; {LINE}"),
-            });
-        }
-        if pins.is_empty() && !flags.unsafe_skip_ca_verification && !discovery.unsafe_skip_ca_verification {
-            return Err(missing("--discovery-token-ca-cert-hash"));
-        }
-        Ok(Self {
-            endpoint: Endpoint::parse(&endpoint, API_PORT).map_err(invalid("HOST:PORT"))?,
-            bootstrap_token: bootstrap_token.unwrap_or_else(|| discovery_token.clone()),
-            discovery_token,
-            pins,
-            node: NodeWish::new(flags.node, join.node_registration)?,
-        })
-    }
 }
 
 // === impl Endpoint ===
@@ -382,10 +329,33 @@ impl Init {
             node,
             token: flags.token.or(given_token.and_then(|token| token.token)),
             token_ttl: (!ttl.is_zero()).then_some(ttl),
+            upload_certs: flags.upload_certs,
+            certificate_key: flags.certificate_key.or(init.certificate_key),
+            timeouts: init.timeouts.into(),
             skip_phases: flags.skip_phases.into_iter().chain(init.skip_phases).collect(),
         };
         settings.cluster.check()?;
+        settings.check_upload()?;
         Ok(settings)
+    }
+
+    fn check_upload(&self) -> Result<(), Error> {
+        let refuse = |what, reason: &str| {
+            let reason = reason.to_owned();
+            Err(Error::Invalid { what, reason })
+        };
+        match (&self.certificate_key, self.upload_certs) {
+            (Some(_), false) => refuse("--certificate-key", "has a meaning together with --upload-certs alone"),
+            (_, true) if self.cluster.etcd.is_none() => refuse(
+                "--upload-certs",
+                "is for further control planes, and a cluster on SQLite has one alone; give --etcd-servers, too",
+            ),
+            (_, true) if self.cluster.endpoint.is_none() => refuse(
+                "--upload-certs",
+                "is for further control planes, and nodes must find those at one address: give --control-plane-endpoint, too",
+            ),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -196,6 +196,68 @@ pub enum Error {
         /// The ConfigMap.
         name: String,
     },
+    /// Another machine is known by the same address.
+    #[error(
+        "the cluster's live node {name:?} is known by {address}, this machine's address, too: packets for one would reach the other. Give each machine an address of its own and name it with --node-ip (Vagrant's first interface has the same everywhere), or remove the other node first: kubectl delete node {name}"
+    )]
+    AddressTaken {
+        /// Whose it is.
+        name: String,
+        /// The address.
+        address: std::net::IpAddr,
+    },
+    /// A second server beside a SQLite file.
+    #[error(
+        "this cluster keeps its state in a SQLite file of its first machine, so that no other can serve it: join as a worker (without --control-plane), or begin a cluster on etcd: skiff init --etcd-servers URL --control-plane-endpoint HOST --upload-certs (skiff backup and skiff restore take the state along)"
+    )]
+    OneServer,
+    /// Nodes know the cluster by the first machine's address.
+    #[error(
+        "this cluster has no address that stays when its first machine goes: nodes would not find a further control plane. Begin it with: skiff init --control-plane-endpoint HOST"
+    )]
+    NoEndpoint,
+    /// The keys are not in the cluster any more.
+    #[error(
+        "the cluster keeps no keys for further control planes: they go two hours after they were uploaded. On a control plane: skiff init phase upload-certs --upload-certs, which prints a new key for --certificate-key; or copy the files of /etc/kubernetes/pki here and leave --certificate-key out"
+    )]
+    NoUploadedCertificates,
+    /// They were encrypted with another one.
+    #[error(
+        "the cluster's keys do not open with this --certificate-key: look for a slip of the finger, or have a new one printed on a control plane: skiff init phase upload-certs --upload-certs"
+    )]
+    WrongCertificateKey,
+    /// Another cluster's file, maybe.
+    #[error("{} is there already and is not the cluster's: move it away, or run skiff reset, then the same command again", path.display())]
+    OtherFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nobody has copied them.
+    #[error(
+        "a further control plane needs the cluster's keys, and these are missing: {missing}. Give --certificate-key with what `skiff init phase upload-certs --upload-certs` prints on a control plane, or copy the files from there"
+    )]
+    MissingKeys {
+        /// Their paths.
+        missing: String,
+    },
+    /// The copied authority is not the one that the cluster shows.
+    #[error("{} is not the authority of the cluster at {server} ({pin}): copy it from a control plane of that cluster", path.display())]
+    OtherAuthority {
+        /// The file.
+        path: PathBuf,
+        /// The cluster.
+        server: String,
+        /// What its authority is known by.
+        pin: String,
+    },
+    /// The runtime's configuration.
+    #[error("read {}: {reason}; `containerd config default` prints a whole one", path.display())]
+    RuntimeConfiguration {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words.
+        reason: String,
+    },
     /// Not a node.
     #[error("this machine is no node of a cluster; begin one with `skiff init`, or join one with `skiff join`")]
     NoNode,

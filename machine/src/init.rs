@@ -2,30 +2,36 @@
 //!
 //! Each phase makes only what is missing, so that an interrupted run is completed by the next one.
 
-mod certs;
+pub(crate) mod certs;
+mod cluster_info;
 pub(crate) mod configuration;
-mod kubeconfig;
+pub(crate) mod containerd;
+pub(crate) mod kubeconfig;
 mod objects;
 pub(crate) mod runtime;
 pub(crate) mod start;
+pub mod upload_certs;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::api::Client;
-use crate::config::{Argument, Endpoint, Init, NodeWish};
-use crate::files::{self, Wanted};
+use crate::certificate_key::CertificateKey;
+use crate::config::{Argument, Cluster, Endpoint, Init, NodeWish};
+use crate::files::Wanted;
 use crate::preflight::{self, Level};
 use crate::record::{Host, Record, Role};
 use crate::services::Service;
 use crate::token::{self, Token, Wish};
 use crate::{Error, Machine, address};
 
+pub use cluster_info::{ClusterInfo, cluster_info, join_command};
+
 /// Phases, in their order: what `--skip-phases` takes.
-pub const PHASES: [&str; 10] = [
+pub const PHASES: [&str; 11] = [
     "preflight",
     "certs",
     "kubeconfig",
@@ -33,6 +39,7 @@ pub const PHASES: [&str; 10] = [
     "runtime",
     "kubelet-start",
     "upload-config",
+    "upload-certs",
     "mark-control-plane",
     "bootstrap-token",
     "addon",
@@ -61,6 +68,9 @@ pub struct Initialized {
     pub kubeconfig: std::path::PathBuf,
     /// What another machine runs to join.
     pub join_command: String,
+    /// What another machine runs to become a further control plane.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_plane_join_command: Option<String>,
 }
 
 /// Runs all phases.
@@ -76,17 +86,20 @@ pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Erro
     let mut record = begin(machine, former, Role::ControlPlane, &node.name, &endpoint)?;
     if run("preflight") {
         mend(machine, &wish.node.ignore)?;
+        containerd::mend(machine, &endpoint, &mut record).await?;
     }
-    let server = server_url(&wish, &node);
+    let server = server_url(&wish.cluster, &node);
+    let local = local_url(wish.cluster.port, &node);
     let authorities = certs::apply(machine, &wish.cluster, &node)?;
     if run("kubeconfig") {
-        kubeconfig::apply(machine, &authorities, &server, &node)?;
+        kubeconfig::apply(machine, &authorities, &server, &local, &node)?;
     }
     if run("control-plane") {
         start::server(machine, &wish.cluster, &node).await?;
     }
-    let api = Client::from_file(&machine.layout.kubeconfig("super-admin")).await?;
-    start::wait_for_api(machine, &api).await?;
+    // Whatever the cluster's address leads to: this machine's own server is asked.
+    let api = Client::from_file_at(&machine.layout.kubeconfig("super-admin"), &local).await?;
+    start::wait_for_api(machine, &api, wish.timeouts.control_plane).await?;
     apply_objects(&api, objects::identities()).await?;
 
     let runtime = runtime::observe(&endpoint).await?;
@@ -97,46 +110,77 @@ pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Erro
     let proxy = configuration::proxy_of_all(&machine.layout, &wish.cluster);
     if run("kubelet-start") {
         let network = &wish.cluster.network;
-        write_all(
-            machine,
-            "kubelet-start",
-            configuration::node(&machine.layout, &node, &runtime, &kubelet, &proxy, network),
-        )?;
-        files::directory(&machine.layout.static_pods())?;
-        start::node(machine, run("addon"))?;
+        let files = configuration::node(&machine.layout, &node, &runtime, &kubelet, &proxy, network);
+        start::node(machine, files, run("addon"))?;
     }
-    if run("upload-config") {
-        machine.say("upload-config", "Storing the configuration used in ConfigMap \"kubeadm-config\", \"kubelet-config\" and \"kube-proxy\" in the \"kube-system\" Namespace");
-        apply_objects(&api, objects::configuration(&wish.cluster, &kubelet, &proxy)).await?;
-    }
-    let token = if run("bootstrap-token") {
-        Some(bootstrap_token(machine, &api, &wish, &server, authorities.cluster_ca()).await?)
-    } else {
-        None
-    };
+    let (token, key) = share(machine, &api, &wish, &server, &authorities, (&kubelet, &proxy)).await?;
     if run("addon") {
         addon(machine, &node)?;
     }
     if run("kubelet-start") {
-        start::wait_for_node(
-            machine,
-            &api,
-            &node.name,
-            run("addon") && wish.cluster.network != "none",
-        )
-        .await?;
+        let network = run("addon") && wish.cluster.network != "none";
+        start::wait_for_node(machine, &api, &node.name, network, wish.timeouts.kubelet).await?;
     }
     if run("mark-control-plane") {
         start::mark_control_plane(machine, &api, &node, &endpoint).await?;
     }
+    if wish.cluster.endpoint.is_some() {
+        check_endpoint(machine, &server).await?;
+    }
     complete(machine, record)?;
     let pin = skiff_pki::public_key_pin(authorities.cluster_ca())?;
+    let line = |key| join_command(&server, token.as_ref(), &pin, key);
     Ok(Initialized {
         node: node.name,
         kubeconfig: machine.layout.kubeconfig("admin"),
-        join_command: join_command(&server, token.as_ref(), &pin),
+        join_command: line(None),
+        control_plane_join_command: key.as_ref().map(|key| line(Some(key))),
         server,
     })
+}
+
+/// What the cluster keeps for those who join: its configuration, a token, and maybe the keys of the control plane.
+async fn share(
+    machine: &Machine<'_>,
+    api: &Client,
+    wish: &Init,
+    server: &str,
+    authorities: &certs::Authorities,
+    (kubelet, proxy): (&Value, &Value),
+) -> Result<(Option<Token>, Option<CertificateKey>), Error> {
+    let run = |phase: &str| !wish.skip_phases.contains(phase);
+    if run("upload-config") {
+        machine.say("upload-config", "Storing the configuration used in ConfigMap \"kubeadm-config\", \"kubelet-config\" and \"kube-proxy\" in the \"kube-system\" Namespace");
+        apply_objects(api, objects::configuration(&wish.cluster, kubelet, proxy)).await?;
+    }
+    let key = if wish.upload_certs && run("upload-certs") {
+        let key = wish.certificate_key.clone();
+        let key = key.map_or_else(CertificateKey::generate, Ok)?;
+        upload_certs::apply(machine, api, &wish.cluster, &key).await?;
+        Some(key)
+    } else {
+        machine.say("upload-certs", "Skipping phase. Please see --upload-certs");
+        None
+    };
+    let token = if run("bootstrap-token") {
+        Some(bootstrap_token(machine, api, wish, server, authorities.cluster_ca()).await?)
+    } else {
+        None
+    };
+    Ok((token, key))
+}
+
+/// Others will come by the cluster's address; that it leads nowhere yet does not keep this machine from working.
+async fn check_endpoint(machine: &Machine<'_>, server: &str) -> Result<(), Error> {
+    let api = Client::from_file(&machine.layout.kubeconfig("super-admin")).await?;
+    if let Err(error) = api.text("/readyz").await {
+        let reason = skiff_daemon::error_chain(&error);
+        machine.say(
+            "wait-control-plane",
+            format!("WARNING: nobody answers at {server}, the cluster's address ({reason}): others cannot join before it leads here"),
+        );
+    }
+    Ok(())
 }
 
 /// What `init` would do, told and not done.
@@ -159,19 +203,9 @@ pub async fn dry_run(machine: &Machine<'_>, wish: Init) -> Result<Value, Error> 
         &wish.cluster.network,
     ));
     wanted.extend(configuration::ingress(&machine.layout, &node));
-    let server = server_url(&wish, &node);
+    let server = server_url(&wish.cluster, &node);
     let mut files = vec![json!({ "path": machine.layout.pki(), "content": "authorities, certificates and keys" })];
-    for file in &wanted {
-        machine.say(
-            "dryrun",
-            format!(
-                "Would write {:?} with:\n{}",
-                file.path.display().to_string(),
-                file.content
-            ),
-        );
-        files.push(json!({ "path": file.path, "content": file.content }));
-    }
+    files.extend(tell_files(machine, &wanted));
     let all = [
         objects::identities(),
         objects::configuration(&wish.cluster, &kubelet, &proxy),
@@ -187,6 +221,17 @@ pub async fn dry_run(machine: &Machine<'_>, wish: Init) -> Result<Value, Error> 
     }
     let objects: Vec<_> = all.into_iter().map(|(_, object)| object).collect();
     Ok(json!({ "node": node.name, "nodeIP": node.address, "server": server, "files": files, "objects": objects }))
+}
+
+/// Tells what would be written, and returns it for programs.
+pub(crate) fn tell_files(machine: &Machine<'_>, files: &[Wanted]) -> Vec<Value> {
+    let mut told = Vec::new();
+    for file in files {
+        let path = file.path.display().to_string();
+        machine.say("dryrun", format!("Would write {path:?} with:\n{}", file.content));
+        told.push(json!({ "path": path, "content": file.content }));
+    }
+    told
 }
 
 fn check_phases(skip: &BTreeSet<String>) -> Result<(), Error> {
@@ -243,13 +288,13 @@ fn resolve_node(machine: &Machine<'_>, wish: &Init) -> Result<Node, Error> {
         machine.say("preflight", format!("WARNING: {warning}"));
     }
     let mut node = Node::new(&wish.node, choice.ip)?;
-    node.taints = wish.node.taints.clone().unwrap_or_else(|| vec![control_plane_taint()]);
+    node.taints = wish.node.taints.clone().unwrap_or_else(control_plane_taints);
     node.ingress = !wish.skip_phases.contains("addon");
     Ok(node)
 }
 
-fn control_plane_taint() -> Value {
-    json!({ "key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule" })
+pub(crate) fn control_plane_taints() -> Vec<Value> {
+    vec![json!({ "key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule" })]
 }
 
 impl Node {
@@ -287,12 +332,16 @@ fn host_name() -> Result<String, Error> {
     Ok(name.trim().to_lowercase())
 }
 
-fn server_url(wish: &Init, node: &Node) -> String {
-    let own = Endpoint {
-        host: node.address.to_string(),
-        port: wish.cluster.port,
-    };
-    wish.cluster.endpoint.as_ref().unwrap_or(&own).url()
+/// Where others find the cluster.
+pub(crate) fn server_url(cluster: &Cluster, node: &Node) -> String {
+    let endpoint = cluster.endpoint.as_ref();
+    endpoint.map_or_else(|| local_url(cluster.port, node), Endpoint::url)
+}
+
+/// Where this machine's own parts find its own server, whichever others there are.
+pub(crate) fn local_url(port: u16, node: &Node) -> String {
+    let host = node.address.to_string();
+    Endpoint { host, port }.url()
 }
 
 pub(crate) async fn check(
@@ -303,7 +352,8 @@ pub(crate) async fn check(
     wish: &Init,
 ) -> Result<(), Error> {
     machine.say("preflight", "Running pre-flight checks");
-    let swap_allowed = preflight::observe::swap_allowed(&wish.cluster);
+    let kubelet = configuration::kubelet_of_all(&machine.layout, &wish.cluster);
+    let swap_allowed = preflight::observe::swap_allowed(&kubelet);
     let facts = preflight::observe(machine, role, node, endpoint, wish.cluster.port, swap_allowed).await;
     settle(machine, preflight::judge(&facts, &wish.node.ignore))
 }
@@ -346,6 +396,7 @@ pub(crate) fn begin(
         completed: None,
         runtime_endpoint: String::new(),
         made: BTreeSet::new(),
+        replaced: BTreeMap::new(),
         before: Host::observe(&machine.layout),
     });
     node.clone_into(&mut record.node);
@@ -368,7 +419,7 @@ pub(crate) fn write_all(machine: &Machine<'_>, phase: &str, files: Vec<Wanted>) 
     Ok(())
 }
 
-async fn apply_objects(api: &Client, objects: Vec<objects::Object>) -> Result<(), Error> {
+pub(crate) async fn apply_objects(api: &Client, objects: Vec<objects::Object>) -> Result<(), Error> {
     for (collection, object) in objects {
         api.apply(&collection, &object).await?;
     }
@@ -411,46 +462,6 @@ fn addon(machine: &Machine<'_>, node: &Node) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where a cluster is and what its authority is known by.
-#[derive(Clone, Debug)]
-pub struct ClusterInfo {
-    /// `https://host:port`.
-    pub server: String,
-    /// The authority's certificate.
-    pub ca_pem: String,
-    /// `sha256:` and the hash of the authority's public key.
-    pub pin: String,
-}
-
-/// What the cluster tells those who want to join.
-///
-/// # Errors
-/// When there is no such ConfigMap, or it is garbled.
-pub async fn cluster_info(api: &Client) -> Result<ClusterInfo, Error> {
-    let path = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
-    let map = api.get(path).await?.unwrap_or_default();
-    ClusterInfo::read(map["data"]["kubeconfig"].as_str().unwrap_or_default())
-}
-
-impl ClusterInfo {
-    /// Reads the kubeconfig in ConfigMap `cluster-info`.
-    pub(crate) fn read(text: &str) -> Result<Self, Error> {
-        let kubeconfig = skiff_pki::Kubeconfig::parse(text)?;
-        let Some((server, ca_pem)) = kubeconfig.first_cluster()? else {
-            return Err(Error::NoClusterInfo);
-        };
-        let pin = skiff_pki::public_key_pin(&ca_pem)?;
-        Ok(Self { server, ca_pem, pin })
-    }
-}
-
-/// The line that another machine joins with.
-pub fn join_command(server: &str, token: Option<&Token>, pin: &str) -> String {
-    let host = server.trim_start_matches("https://");
-    let token = token.map_or_else(|| "TOKEN".to_owned(), ToString::to_string);
-    format!("skiff join {host} --token {token} \\\n\t--discovery-token-ca-cert-hash {pin}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -463,6 +474,7 @@ mod tests {
             completed: completed.then(|| "2026-01-01T00:01:00Z".to_owned()),
             runtime_endpoint: String::new(),
             made: BTreeSet::new(),
+            replaced: BTreeMap::new(),
             before: Host::default(),
         }
     }
@@ -497,14 +509,5 @@ mod tests {
         check_phases(&BTreeSet::from(["addon".to_owned()])).unwrap();
         let error = check_phases(&BTreeSet::from(["addons".to_owned()])).unwrap_err();
         assert!(error.to_string().contains("bootstrap-token, addon"), "{error}");
-    }
-
-    #[test]
-    fn the_join_line_can_be_copied() {
-        let token: Token = "abcdef.0123456789abcdef".parse().unwrap();
-        assert_eq!(
-            join_command("https://192.168.56.10:6443", Some(&token), "sha256:00"),
-            "skiff join 192.168.56.10:6443 --token abcdef.0123456789abcdef \\\n\t--discovery-token-ca-cert-hash sha256:00"
-        );
     }
 }

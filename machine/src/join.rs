@@ -1,27 +1,26 @@
-//! `skiff join`: a bare machine becomes a worker of a cluster that it knows by a token and the hash of an authority.
+//! `skiff join`: a bare machine becomes a node of a cluster that it knows by a token and the hash of an authority: a worker, or a
+//! further control plane.
 
+mod control_plane;
 mod discovery;
 mod identity;
+mod others;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::api::{Client, code};
+use crate::api::Client;
 use crate::config::{Endpoint, Join};
 use crate::files::Wanted;
-use crate::init::{self, ClusterInfo, Node, configuration, runtime, start};
-use crate::preflight;
+use crate::init::{self, ClusterInfo, Node, configuration, containerd, runtime, start};
+use crate::preflight::{self, Facts};
 use crate::record::{Record, Role};
 use crate::services::Service;
 use crate::{Error, Machine, address};
 
 pub use discovery::Failure as DiscoveryFailure;
-
-/// How long the kubelet may take to get its certificate: kubeadm's.
-const BOOTSTRAP_WITHIN: Duration = Duration::from_secs(300);
 
 /// What a person is told at the end.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +32,20 @@ pub struct Joined {
     pub address: IpAddr,
     /// The cluster that it belongs to now.
     pub server: String,
+    /// Whether it serves it.
+    pub control_plane: bool,
+}
+
+/// What is known before anything is changed.
+struct Plan {
+    former: Option<Record>,
+    node: Node,
+    /// The container runtime's socket.
+    endpoint: String,
+    info: ClusterInfo,
+    /// As the holder of the token.
+    api: Client,
+    shared: Shared,
 }
 
 /// Joins the cluster.
@@ -41,46 +54,95 @@ pub struct Joined {
 /// The first step that failed; the same command goes on from there.
 pub async fn join(machine: &Machine<'_>, wish: Join) -> Result<Joined, Error> {
     let _lock = machine.lock()?;
+    let mut plan = look(machine, &wish).await?;
+    if wish.control_plane.is_some() {
+        return control_plane::join(machine, &wish, plan).await;
+    }
+    let former = plan.former.take();
+    let Plan {
+        node,
+        info,
+        api,
+        shared,
+        ..
+    } = &plan;
+    let mut record = init::begin(machine, former, Role::Worker, &node.name, &plan.endpoint)?;
+    init::mend(machine, &wish.node.ignore)?;
+    containerd::mend(machine, &plan.endpoint, &mut record).await?;
+    let found = runtime::observe(&plan.endpoint).await?;
+    runtime::apply(machine, &found, &mut record)?;
+    let mut files = vec![Wanted::public(machine.layout.ca_certificate(), info.ca_pem.clone())];
+    files.extend(shared.files(machine, node, &found));
+    init::write_all(machine, "kubelet-start", files)?;
+    crate::files::directory(&machine.layout.static_pods())?;
+    bootstrap(machine, info, &wish).await?;
+    identity::proxy(machine, api, info).await?;
+    machine.services.start(Service::Proxy)?;
+    let network = shared.network != "none";
+    start::wait_for_node(machine, api, &node.name, network, wish.timeouts.kubelet).await?;
+    remove_bootstrap_kubeconfig(machine)?;
+    init::complete(machine, record)?;
+    Ok(Joined {
+        node: node.name.clone(),
+        address: node.address,
+        server: info.server.clone(),
+        control_plane: false,
+    })
+}
+
+/// What `join` would do, told and not done; the cluster is asked what it would tell this machine.
+///
+/// # Errors
+/// What keeps `join` from being run at all.
+pub async fn dry_run(machine: &Machine<'_>, wish: Join) -> Result<Value, Error> {
+    let plan = look(machine, &wish).await?;
+    let found = runtime::observe(&plan.endpoint).await?;
+    let mut files = vec![Wanted::public(
+        machine.layout.ca_certificate(),
+        plan.info.ca_pem.clone(),
+    )];
+    if let Some(wanted) = &wish.control_plane {
+        let cluster = control_plane::cluster(&plan, wanted).await?;
+        files.push(configuration::server(&machine.layout, &cluster, &plan.node));
+    }
+    files.extend(plan.shared.files(machine, &plan.node, &found));
+    let files = init::tell_files(machine, &files);
+    Ok(json!({ "node": plan.node.name, "nodeIP": plan.node.address, "server": plan.info.server, "files": files }))
+}
+
+/// Looks at this machine and at the cluster; changes neither.
+async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
+    let role = match wish.control_plane {
+        Some(_) => Role::ControlPlane,
+        None => Role::Worker,
+    };
     let former = Record::read(&machine.layout)?;
-    init::refuse_second(former.as_ref(), Role::Worker, "")?;
-    let node = resolve_node(machine, &wish, &wish.endpoint).await?;
+    let admin = machine.layout.kubeconfig("admin");
+    init::refuse_second(former.as_ref(), role, &admin.display().to_string())?;
+    let node = resolve_node(machine, wish, &wish.endpoint).await?;
     let endpoint = wish
         .node
         .runtime_endpoint
         .clone()
         .unwrap_or_else(|| machine.layout.runtime_endpoint());
-    check(machine, &node, &endpoint, &wish).await?;
+    let mut facts = check(machine, role, &node, &endpoint, wish).await?;
 
-    let info = discovery::run(machine, &wish).await?;
+    let info = discovery::run(machine, wish).await?;
     let api = Client::with_token(&info.server, Some(&info.ca_pem), Some(&wish.bootstrap_token))?;
-    check_name(machine, &api, &node).await?;
-    let shared = Shared::read(machine, &api).await?;
-
-    let mut record = init::begin(machine, former, Role::Worker, &node.name, &endpoint)?;
-    init::mend(machine, &wish.node.ignore)?;
-    let found = runtime::observe(&endpoint).await?;
-    runtime::apply(machine, &found, &mut record)?;
-    let mut files = vec![Wanted::public(machine.layout.ca_certificate(), info.ca_pem.clone())];
-    files.extend(configuration::node(
-        &machine.layout,
-        &node,
-        &found,
-        &shared.kubelet,
-        &shared.proxy,
-        &shared.network,
-    ));
-    init::write_all(machine, "kubelet-start", files)?;
-    crate::files::directory(&machine.layout.static_pods())?;
-    bootstrap(machine, &info, &wish).await?;
-    identity::proxy(machine, &api, &info).await?;
-    machine.services.start(Service::Proxy)?;
-    start::wait_for_node(machine, &api, &node.name, shared.network != "none").await?;
-    remove_bootstrap_kubeconfig(machine)?;
-    init::complete(machine, record)?;
-    Ok(Joined {
-        node: node.name,
-        address: node.address,
-        server: info.server,
+    others::check(machine, &api, &node).await?;
+    let shared = Shared::read(machine, &api, wish).await?;
+    // Whether swap may be on is only known now.
+    facts.swap_allowed = preflight::observe::swap_allowed(&shared.kubelet);
+    let mut findings = preflight::judge(&facts, &wish.node.ignore);
+    findings.retain(|finding| finding.check == preflight::SWAP);
+    init::settle(machine, findings)?;
+    Ok(Plan {
+        former,
+        node,
+        endpoint,
+        info,
+        api,
+        shared,
     })
 }
 
@@ -103,40 +165,15 @@ async fn resolve(endpoint: &Endpoint) -> Result<IpAddr, Error> {
     })
 }
 
-async fn check(machine: &Machine<'_>, node: &Node, endpoint: &str, wish: &Join) -> Result<(), Error> {
+async fn check(machine: &Machine<'_>, role: Role, node: &Node, endpoint: &str, wish: &Join) -> Result<Facts, Error> {
     machine.say("preflight", "Running pre-flight checks");
-    // Whether swap may be on stands in the cluster's configuration, which is not read yet: the kubelet will tell.
-    let facts = preflight::observe(machine, Role::Worker, &node.name, endpoint, wish.endpoint.port, false).await;
-    init::settle(machine, preflight::judge(&facts, &wish.node.ignore))
-}
-
-/// Two machines with one name would take each other's pods.
-async fn check_name(machine: &Machine<'_>, api: &Client, node: &Node) -> Result<(), Error> {
-    let found = match api.get(&format!("/api/v1/nodes/{}", node.name)).await {
-        Err(Error::Api { source, .. }) if code(&source) == Some(401) => return Err(Error::TokenRefused),
-        found => found?,
-    };
-    if let Some(other) = found.and_then(|found| other_owner(&found, node.address)) {
-        return Err(Error::NameTaken {
-            name: node.name.clone(),
-            address: other,
-        });
-    }
-    machine.say("discovery", format!("The name {:?} is free in the cluster", node.name));
-    Ok(())
-}
-
-/// The address of a live node of that name, unless it is this machine, joined by a run that was interrupted.
-fn other_owner(found: &Value, own: IpAddr) -> Option<String> {
-    let addresses = found["status"]["addresses"].as_array();
-    let internal = addresses
-        .into_iter()
-        .flatten()
-        .find(|address| address["type"] == "InternalIP");
-    let internal = internal
-        .and_then(|address| address["address"].as_str())
-        .unwrap_or("an unknown address");
-    (start::is_ready(found) && internal.parse() != Ok(own)).then(|| internal.to_owned())
+    let port = wish
+        .control_plane
+        .as_ref()
+        .map_or(wish.endpoint.port, |wanted| wanted.port);
+    let facts = preflight::observe(machine, role, &node.name, endpoint, port, true).await;
+    init::settle(machine, preflight::judge(&facts, &wish.node.ignore))?;
+    Ok(facts)
 }
 
 /// What all nodes of the cluster share.
@@ -147,7 +184,7 @@ struct Shared {
 }
 
 impl Shared {
-    async fn read(machine: &Machine<'_>, api: &Client) -> Result<Self, Error> {
+    async fn read(machine: &Machine<'_>, api: &Client, wish: &Join) -> Result<Self, Error> {
         machine.say(
             "preflight",
             "Reading configuration from the \"kubelet-config\" ConfigMap in namespace \"kube-system\"...",
@@ -163,16 +200,31 @@ impl Shared {
             proxy: document("kube-proxy", &proxy["config.conf"])?,
             network: proxy["network"].as_str().unwrap_or("auto").to_owned(),
         };
-        shared.make_local(machine);
+        shared.make_local(machine, &wish.kubelet, &wish.proxy);
         Ok(shared)
     }
 
+    /// The files of this node.
+    fn files(&self, machine: &Machine<'_>, node: &Node, runtime: &configuration::Runtime) -> Vec<Wanted> {
+        configuration::node(
+            &machine.layout,
+            node,
+            runtime,
+            &self.kubelet,
+            &self.proxy,
+            &self.network,
+        )
+    }
+
     /// Paths in it are those of the machine that began the cluster; where they are kubeadm's, they are the same everywhere.
-    fn make_local(&mut self, machine: &Machine<'_>) {
+    /// What a person wishes for this machine goes before all.
+    fn make_local(&mut self, machine: &Machine<'_>, kubelet: &Map<String, Value>, proxy: &Map<String, Value>) {
         let layout = &machine.layout;
         self.kubelet["authentication"]["x509"]["clientCAFile"] = json!(layout.ca_certificate());
         self.kubelet["staticPodPath"] = json!(layout.static_pods());
         self.proxy["clientConnection"]["kubeconfig"] = json!(layout.kubeconfig("proxy"));
+        configuration::lay_over(&mut self.kubelet, kubelet);
+        configuration::lay_over(&mut self.proxy, proxy);
     }
 }
 
@@ -210,7 +262,7 @@ async fn bootstrap(machine: &Machine<'_>, info: &ClusterInfo, wish: &Join) -> Re
     machine
         .wait(
             "the kubelet got no certificate",
-            BOOTSTRAP_WITHIN,
+            wish.timeouts.tls_bootstrap,
             &[Service::Kubelet],
             there,
         )
@@ -223,25 +275,5 @@ fn remove_bootstrap_kubeconfig(machine: &Machine<'_>) -> Result<(), Error> {
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_live_node_elsewhere_holds_a_name() {
-        let node = |address: &str, ready: &str| {
-            json!({"status": {
-                "addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": address}],
-                "conditions": [{"type": "Ready", "status": ready}],
-            }})
-        };
-        let own: IpAddr = "10.0.0.2".parse().unwrap();
-        assert_eq!(other_owner(&node("10.0.0.3", "True"), own).as_deref(), Some("10.0.0.3"));
-        assert_eq!(other_owner(&node("10.0.0.2", "True"), own), None);
-        assert_eq!(other_owner(&node("10.0.0.3", "Unknown"), own), None);
-        assert_eq!(other_owner(&json!({}), own), None);
     }
 }

@@ -141,6 +141,21 @@ impl Layout {
         format!("unix://{}", self.at("run/containerd/containerd.sock").display())
     }
 
+    /// containerd's configuration.
+    pub fn containerd_config(&self) -> PathBuf {
+        self.at("etc/containerd/config.toml")
+    }
+
+    /// Where an enabled unit is linked.
+    pub fn enabled_units(&self) -> PathBuf {
+        self.at("etc/systemd/system/multi-user.target.wants")
+    }
+
+    /// Where runtimes look for CNI plugins: upstream's place and Debian's.
+    pub fn cni_plugins(&self) -> [PathBuf; 2] {
+        [self.at("opt/cni/bin"), self.at("usr/lib/cni")]
+    }
+
     /// The authority that signs for clients and servers.
     pub fn ca_certificate(&self) -> PathBuf {
         self.pki().join("ca.crt")

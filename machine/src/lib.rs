@@ -10,6 +10,7 @@
 
 pub mod address;
 pub mod api;
+pub mod certificate_key;
 pub mod certs;
 pub mod check;
 pub mod config;
@@ -27,6 +28,7 @@ mod error;
 mod files;
 mod machine;
 
+pub use certificate_key::CertificateKey;
 pub use error::Error;
 pub use layout::Layout;
 pub use machine::{Machine, Say};

@@ -13,6 +13,9 @@ use crate::record::Role;
 
 pub use observe::observe;
 
+/// kubeadm's name of the check that swap is off.
+pub(crate) const SWAP: &str = "Swap";
+
 /// Less than this and nothing useful runs, in bytes.
 const MEMORY_NEEDED: u64 = 256 << 20;
 /// Less than this and the disk is full before the first image is there, in bytes.
@@ -72,6 +75,8 @@ pub struct Facts {
     pub name_resolves: bool,
     /// The year that the clock shows.
     pub year: i16,
+    /// Whether the clock follows others' clocks; `None` when nobody knows.
+    pub clock_synchronized: Option<bool>,
 }
 
 /// A program that filters packets beside us.
@@ -196,7 +201,7 @@ fn judge_kernel(facts: &Facts, findings: &mut Findings) {
     if !facts.swap.is_empty() && !facts.swap_allowed {
         let devices = facts.swap.join(", ");
         findings.error(
-            "Swap",
+            SWAP,
             format!("swap is on ({devices}), and the kubelet does not start with it; run `swapoff -a` and take the line out of /etc/fstab, or give --config with a KubeletConfiguration that has `failSwapOn: false`"),
         );
     }
@@ -252,6 +257,11 @@ fn judge_surroundings(facts: &Facts, findings: &mut Findings) {
                 "the clock shows the year {}, so that no certificate would be valid; set it (timedatectl set-ntp true)",
                 facts.year
             ),
+        );
+    } else if facts.clock_synchronized == Some(false) {
+        findings.warning(
+            "Clock",
+            "the clock follows no other: certificates fail where clocks differ by minutes; on Debian: apt-get install systemd-timesyncd, or see: timedatectl",
         );
     }
     for firewall in &facts.firewalls {
@@ -340,6 +350,7 @@ mod tests {
             firewalls: Vec::new(),
             name_resolves: true,
             year: 2026,
+            clock_synchronized: Some(true),
         }
     }
 
@@ -351,7 +362,7 @@ mod tests {
     #[test]
     fn each_fault_names_its_remedy() {
         type Spoil = fn(&mut Facts);
-        let cases: [(Spoil, &str, Level, &str); 17] = [
+        let cases: [(Spoil, &str, Level, &str); 18] = [
             (|facts| facts.root = false, "IsPrivilegedUser", Level::Error, "sudo"),
             (
                 |facts| facts.services = Err("install the skiff package".to_owned()),
@@ -433,6 +444,12 @@ mod tests {
                 "/etc/hosts",
             ),
             (|facts| facts.year = 1970, "Clock", Level::Error, "timedatectl"),
+            (
+                |facts| facts.clock_synchronized = Some(false),
+                "Clock",
+                Level::Warning,
+                "systemd-timesyncd",
+            ),
             (
                 |facts| facts.firewalls.push(Firewall::Ufw),
                 "Firewall",

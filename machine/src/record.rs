@@ -48,11 +48,24 @@ pub struct Record {
     /// Files and links outside of skiff's own directories that were made.
     #[serde(default)]
     pub made: BTreeSet<PathBuf>,
+    /// Files of others that were changed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub replaced: BTreeMap<PathBuf, Replaced>,
     /// What the machine was like before.
     pub before: Host,
 }
 
-/// What a machine's kernel holds, as far as skiff may change it.
+/// A file of others that was changed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replaced {
+    /// What was in it; `None` where there was no file.
+    pub before: Option<String>,
+    /// What was written.
+    pub after: String,
+}
+
+/// What a machine holds, as far as skiff may change it.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Host {
@@ -62,12 +75,18 @@ pub struct Host {
     pub namespaces: BTreeSet<String>,
     /// Chains of iptables, as `table/chain`.
     pub chains: BTreeSet<String>,
+    /// Rules of iptables in others' chains, as `table CHAIN rule`.
+    pub rules: BTreeSet<String>,
+    /// Routes that skiff's proxy made.
+    pub routes: BTreeSet<String>,
     /// Mounts below directories that skiff uses.
     pub mounts: BTreeSet<PathBuf>,
     /// Kernel settings that skiff's processes change.
     pub sysctls: BTreeMap<String, String>,
     /// Directories that skiff would make.
     pub directories: BTreeSet<PathBuf>,
+    /// Files in directories that skiff uses, and links of enabled units.
+    pub files: BTreeSet<PathBuf>,
 }
 
 impl Record {
@@ -120,6 +139,7 @@ mod tests {
             completed: None,
             runtime_endpoint: "unix:///x".to_owned(),
             made: BTreeSet::new(),
+            replaced: BTreeMap::new(),
             before: Host::default(),
         };
         record.note(Path::new("/opt/cni/bin/bridge"), &layout).unwrap();

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 use skiff_cri::{Client, Runtime as _, SandboxFilter};
 
+use crate::init::containerd;
 use crate::record::{Host, Record};
 use crate::services::Service;
 use crate::{Error, Machine};
@@ -64,15 +65,59 @@ pub async fn reset(machine: &Machine<'_>, wish: Wish) -> Result<Report, Error> {
     let before = record.as_ref().map(|record| record.before.clone()).unwrap_or_default();
     kernel::restore(machine, &before, &mut report);
     files::remove(machine, record.as_ref(), wish, &mut report);
+    put_back(machine, record.as_ref(), &mut report).await;
     kernel::compare(&before, &Host::observe(&machine.layout), record.is_some(), &mut report);
     if report.left.is_empty() {
         files::forget(machine, &before)?;
         machine.say(
             PHASE,
-            "The machine is as it was: rules, links, namespaces, mounts, settings, units and files were compared",
+            "The machine is as it was: rules, routes, links, namespaces, mounts, settings, enabled units and files were compared",
         );
     }
     Ok(report)
+}
+
+/// What `reset` would do, told and not done.
+///
+/// # Errors
+/// When the record cannot be read.
+pub fn dry_run(machine: &Machine<'_>, wish: Wish) -> Result<Vec<String>, Error> {
+    let record = Record::read(&machine.layout)?;
+    let mut steps: Vec<_> = STOP_ORDER.iter().map(|service| format!("stop {service}")).collect();
+    steps.push("end all pods of this node, remove their networks, mounts and cgroups".to_owned());
+    steps.push("remove the rules of Services and the routes to other nodes".to_owned());
+    let settings = record.iter().flat_map(|record| &record.before.sysctls);
+    steps.extend(settings.map(|(name, value)| format!("set {name} = {value}")));
+    steps.extend(files::there(machine, record.as_ref(), wish));
+    for step in &steps {
+        machine.say("dryrun", format!("Would {step}"));
+    }
+    Ok(steps)
+}
+
+/// Files of others get back what was in them; the runtime reads its own anew.
+async fn put_back(machine: &Machine<'_>, record: Option<&Record>, report: &mut Report) {
+    let Some(record) = record else { return };
+    for (path, change) in &record.replaced {
+        match containerd::put_back(path, change) {
+            Ok(true) => {
+                machine.say(PHASE, format!("Restoring {:?}", path.display().to_string()));
+                if !containerd::restart(machine, &record.runtime_endpoint).await {
+                    report
+                        .left
+                        .push("container runtime: it does not come up again; see: journalctl -u containerd".to_owned());
+                }
+            }
+            Ok(false) => machine.say(
+                PHASE,
+                format!(
+                    "WARNING: {} was changed by somebody since: it stays as it is",
+                    path.display()
+                ),
+            ),
+            Err(error) => report.left.push(skiff_daemon::error_chain(&error)),
+        }
+    }
 }
 
 /// Ends all pods, so that their networks and mounts go the way they came.

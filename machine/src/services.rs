@@ -95,7 +95,19 @@ pub trait ServiceManager: fmt::Debug + Send + Sync {
 
     /// How a person sees the log.
     fn log_hint(&self, service: Service) -> String;
+
+    /// Whether it manages cgroups of version 2, which a container runtime then leaves to it.
+    fn manages_cgroups(&self) -> bool;
+
+    /// Whether the clock follows others' clocks; `None` when it does not know.
+    fn clock_is_synchronized(&self) -> Option<bool>;
+
+    /// Has the container runtime started anew, after its configuration was changed. Pods outlive it.
+    fn restart_runtime(&self) -> Result<(), Error>;
 }
+
+/// The unit of the container runtime whose configuration skiff knows.
+const RUNTIME: &str = "containerd.service";
 
 /// systemd, by `systemctl`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -152,6 +164,25 @@ impl ServiceManager for Systemd {
 
     fn log_hint(&self, service: Service) -> String {
         format!("journalctl -u {service}")
+    }
+
+    fn manages_cgroups(&self) -> bool {
+        let exists = |path: &str| std::path::Path::new(path).exists();
+        exists("/run/systemd/system") && exists("/sys/fs/cgroup/cgroup.controllers")
+    }
+
+    fn clock_is_synchronized(&self) -> Option<bool> {
+        let mut command = Command::new("timedatectl");
+        let output = command.args(["show", "--property=NTPSynchronized", "--value"]).output();
+        match String::from_utf8_lossy(&output.ok()?.stdout).trim() {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn restart_runtime(&self) -> Result<(), Error> {
+        expect_success(&["restart", RUNTIME], RUNTIME)
     }
 }
 

@@ -45,9 +45,15 @@ pub struct TestMachine {
     pub clock: fn() -> jiff::Timestamp,
 }
 
-/// Remembers what is told.
+/// Remembers what is told; and ends the command, as a kill would, where it is told to.
 #[derive(Debug, Default)]
-pub struct Told(Mutex<Vec<String>>);
+pub struct Told {
+    lines: Mutex<Vec<String>>,
+    end_at: Mutex<Option<String>>,
+}
+
+/// What a command ends with that was told to end.
+struct Ended;
 
 /// Runs services as systemd's units would.
 #[derive(Debug)]
@@ -57,6 +63,8 @@ pub struct Supervisor {
     binary: PathBuf,
     bare: Arc<BareMachines>,
     running: Mutex<BTreeMap<Service, Process>>,
+    /// Further arguments of the server, as `/etc/default/skiff-server` would have.
+    pub server_arguments: Vec<&'static str>,
 }
 
 // === impl Told ===
@@ -64,13 +72,18 @@ pub struct Supervisor {
 impl Told {
     /// All lines so far.
     pub fn text(&self) -> String {
-        self.0.lock().join("\n")
+        self.lines.lock().join("\n")
     }
 }
 
 impl Say for Told {
     fn say(&self, phase: &str, text: &str) {
-        self.0.lock().push(format!("[{phase}] {text}"));
+        let line = format!("[{phase}] {text}");
+        self.lines.lock().push(line.clone());
+        if self.end_at.lock().as_ref().is_some_and(|begin| line.starts_with(begin)) {
+            // Nothing after this line is done, whatever it would have been.
+            std::panic::resume_unwind(Box::new(Ended));
+        }
     }
 }
 
@@ -95,6 +108,7 @@ impl Machines {
                     binary: binary.clone(),
                     bare: bare.clone(),
                     running: Mutex::default(),
+                    server_arguments: Vec::new(),
                 },
                 bare: bare.clone(),
                 binary: binary.clone(),
@@ -152,6 +166,28 @@ impl TestMachine {
                 anyhow::Ok(runtime.block_on(work(&machine)))
             })
             .context("enter the machine's network")?
+    }
+
+    /// Runs something that is ended, as by SIGKILL, when it tells a line that begins so; returns whether it told one.
+    ///
+    /// # Errors
+    /// When its network is gone, or it fails before.
+    pub fn end_at<T: Send>(
+        &self,
+        line: &str,
+        work: impl FnOnce() -> anyhow::Result<Result<T, Error>> + Send,
+    ) -> anyhow::Result<bool> {
+        *self.told.end_at.lock() = Some(line.to_owned());
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        *self.told.end_at.lock() = None;
+        match ended {
+            Ok(result) => match result? {
+                Ok(_) => Ok(false),
+                Err(error) => anyhow::bail!("{}\n{}", skiff_daemon::error_chain(&error), self.report()),
+            },
+            Err(panic) if panic.is::<Ended>() => Ok(true),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 
     /// Ends the container runtime.
@@ -222,13 +258,20 @@ impl TestMachine {
     /// As it says.
     pub fn join_with(&self, line: &str, change: impl FnOnce(&mut JoinFlags)) -> anyhow::Result<Result<Joined, Error>> {
         let words: Vec<&str> = line.split_whitespace().filter(|word| *word != "\\").collect();
-        let [_, _, endpoint, _, token, _, pin] = words[..] else {
+        let [_, _, endpoint, _, token, _, pin, ref more @ ..] = words[..] else {
             anyhow::bail!("not a join line: {line}");
+        };
+        let key = match more {
+            [] => None,
+            ["--control-plane", "--certificate-key", key] => Some(key.parse().map_err(anyhow::Error::msg)?),
+            _ => anyhow::bail!("not a join line: {line}"),
         };
         let mut flags = JoinFlags {
             endpoint: Some(endpoint.to_owned()),
             token: Some(token.parse().map_err(anyhow::Error::msg)?),
             pins: vec![pin.to_owned()],
+            control_plane: key.is_some(),
+            certificate_key: key,
             node: self.flags(),
             ..JoinFlags::default()
         };
@@ -242,8 +285,77 @@ impl TestMachine {
     /// # Errors
     /// As it says.
     pub fn reset(&self) -> anyhow::Result<Report> {
-        let reset = self.run(async |machine| skiff_machine::reset::reset(machine, Wish::default()).await)?;
+        self.reset_with(Wish::default())
+    }
+
+    /// The same with flags.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn reset_with(&self, wish: Wish) -> anyhow::Result<Report> {
+        let reset = self.run(async |machine| skiff_machine::reset::reset(machine, wish).await)?;
         reset.map_err(|error| anyhow::anyhow!(skiff_daemon::error_chain(&error)))
+    }
+
+    /// `skiff` as a person types it on this machine, where a kubeconfig is all that it needs.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn skiff(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+        let namespace = self.bare.namespace(&self.node)?;
+        let mut command = Command::new(&self.binary);
+        command
+            .env("KUBECONFIG", self.layout.kubeconfig("admin"))
+            .args(arguments);
+        let output = namespace
+            .run(|| command.output())
+            .context("enter the machine's network")?;
+        output.context("run skiff")
+    }
+
+    /// Where machines reach what runs beside them.
+    pub fn lan_address() -> std::net::IpAddr {
+        BareMachines::lan_address()
+    }
+
+    /// Whether somebody listens there, seen from this machine.
+    ///
+    /// # Errors
+    /// When its network is gone.
+    pub fn reaches(&self, address: std::net::SocketAddr) -> anyhow::Result<bool> {
+        let namespace = self.bare.namespace(&self.node)?;
+        let reached = namespace.run(|| std::net::TcpStream::connect(address).is_ok());
+        reached.context("enter the machine's network")
+    }
+
+    /// Runs a program beside the machines, which ends with the test.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn beside(&self, command: &mut Command) -> anyhow::Result<Beside> {
+        let log = self.node.directory().join("beside.log");
+        Ok(Beside(self.bare.spawn_beside(command, &log)?))
+    }
+
+    /// Gives this machine an address that moves between machines, or takes it away.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn share_address(&self, address: std::net::IpAddr, here: bool) -> anyhow::Result<()> {
+        Ok(self.bare.share_address(&self.node, address, here)?)
+    }
+
+    /// The power goes: nothing of skiff runs any more, and nothing was told before.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn switch_off(&self) -> anyhow::Result<()> {
+        for service in Service::ALL {
+            if let Some(process) = self.services.process(service) {
+                process.kill()?;
+            }
+        }
+        self.stop_runtime()
     }
 
     /// `kubectl` as administrator; it reaches the server only from inside the machine's network.
@@ -275,6 +387,16 @@ impl TestMachine {
     }
 }
 
+/// A program beside the machines.
+#[derive(Debug)]
+pub struct Beside(Process);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+    }
+}
+
 // === impl Supervisor ===
 
 impl Supervisor {
@@ -294,7 +416,8 @@ impl Supervisor {
                 }
             }
             Service::Ingress => drop(command.arg("--kubeconfig").arg(self.layout.kubeconfig("ingress"))),
-            Service::Server | Service::Proxy => {}
+            Service::Server => drop(command.args(&self.server_arguments)),
+            Service::Proxy => {}
         }
         let text = std::fs::read_to_string(self.layout.environment_file(service.name())).unwrap_or_default();
         let quoted = text.split('"').nth(1).unwrap_or_default();
@@ -351,5 +474,18 @@ impl ServiceManager for Supervisor {
 
     fn log_hint(&self, service: Service) -> String {
         format!("cat {}", self.log(service).display())
+    }
+
+    /// The container runtime of a test has a file of its own, which stays as it is.
+    fn manages_cgroups(&self) -> bool {
+        false
+    }
+
+    fn clock_is_synchronized(&self) -> Option<bool> {
+        None
+    }
+
+    fn restart_runtime(&self) -> Result<(), ServiceError> {
+        Ok(())
     }
 }

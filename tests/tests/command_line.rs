@@ -182,6 +182,69 @@ fn a_missing_containerd_is_told_with_its_remedy() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What `make install` and the package bring.
+const INSTALLED: [&str; 18] = [
+    "etc/default/skiff-ingress",
+    "etc/default/skiff-kubelet",
+    "etc/default/skiff-proxy",
+    "etc/default/skiff-server",
+    "usr/bin/skiff",
+    "usr/bin/skiff-cni",
+    "usr/lib/modules-load.d/skiff.conf",
+    "usr/lib/skiff/skiff-cni",
+    "usr/lib/sysctl.d/60-skiff.conf",
+    "usr/lib/systemd/system/skiff-ingress.service",
+    "usr/lib/systemd/system/skiff-kubelet.service",
+    "usr/lib/systemd/system/skiff-proxy.service",
+    "usr/lib/systemd/system/skiff-server.service",
+    "usr/share/bash-completion/completions/skiff",
+    "usr/share/man/man1/skiff-init.1",
+    "usr/share/skiff/examples/hello.yaml",
+    "usr/share/skiff/examples/images.sh",
+    "usr/share/skiff/images/pause.tar",
+];
+/// systemd's measure of what a unit could do, times ten, at most: the kubelet mounts for everybody.
+const EXPOSURE: [(&str, &str); 4] = [("server", "25"), ("proxy", "30"), ("ingress", "25"), ("kubelet", "75")];
+
+#[test]
+fn what_is_installed_is_whole_and_systemd_finds_no_fault_in_its_units() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let root = directory.path();
+    let built = binary()?;
+    let built = built.parent().context("a directory")?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/install.sh");
+    let output = Command::new(script).arg(built).arg(root).output()?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(output.status.success(), "packaging/install.sh: {told}");
+    for path in INSTALLED {
+        anyhow::ensure!(root.join(path).is_file(), "{path} is not installed");
+    }
+
+    // Another root has none of the units of systemd itself: the programs' paths are led there instead.
+    let units = root.join("usr/lib/systemd/system");
+    for (name, exposure) in EXPOSURE {
+        let unit = units.join(format!("skiff-{name}.service"));
+        let text = std::fs::read_to_string(&unit)?;
+        let program = root.join("usr/bin/skiff");
+        anyhow::ensure!(text.contains("\nExecStart=/usr/bin/skiff "), "{text}");
+        std::fs::write(&unit, text.replace("/usr/bin/skiff", &program.display().to_string()))?;
+        let verify = ["verify", "--man=no", "--recursive-errors=no"];
+        let security = ["security", "--offline=yes", "--no-pager", "--threshold", exposure];
+        for arguments in [&verify[..], &security[..]] {
+            let output = Command::new("systemd-analyze").args(arguments).arg(&unit).output();
+            let output = output.context("systemd is installed (packaging/deps.sh test)")?;
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            anyhow::ensure!(
+                output.status.success() && told.trim().is_empty(),
+                "systemd-analyze {}: {told}{}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stdout)
+            );
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_name_that_cannot_be_one_is_refused() -> anyhow::Result<()> {
     let home = Home::new(&[])?;

@@ -63,6 +63,28 @@ impl BareMachines {
         network::open(machine)
     }
 
+    /// Runs a program beside the machines, in the namespace that joins them; they reach it at [`Self::lan_address`].
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn spawn_beside(&self, command: &mut Command, log: &Path) -> io::Result<Process> {
+        let lan = network::open_lan(self.cluster.layout()).map_err(io::Error::other)?;
+        process::spawn(&lan, command, log)
+    }
+
+    /// Where the machines reach what runs beside them.
+    pub fn lan_address() -> std::net::IpAddr {
+        crate::layout::gateway(0)
+    }
+
+    /// Gives a machine another address beside its own, or takes it away: what a keeper of a shared address does.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn share_address(&self, machine: &NodeLayout, address: std::net::IpAddr, here: bool) -> Result<()> {
+        network::share_address(machine, address, here)
+    }
+
     /// Runs a program on a machine.
     ///
     /// # Errors

@@ -8,7 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use skiff_api::config::EtcdConfiguration;
 
-use super::Error;
+use super::{Error, Timeouts};
+use crate::certificate_key::CertificateKey;
 use crate::token::Token;
 
 /// The `apiVersion` of kubeadm's kinds.
@@ -31,6 +32,8 @@ pub(crate) struct InitConfiguration {
     #[serde(rename = "localAPIEndpoint")]
     pub(crate) local_api_endpoint: LocalApiEndpoint,
     pub(crate) node_registration: NodeRegistration,
+    pub(crate) certificate_key: Option<CertificateKey>,
+    pub(crate) timeouts: FileTimeouts,
     pub(crate) skip_phases: Vec<String>,
 }
 
@@ -48,6 +51,42 @@ pub(crate) struct ClusterConfiguration {
 pub(crate) struct JoinConfiguration {
     pub(crate) node_registration: NodeRegistration,
     pub(crate) discovery: Discovery,
+    pub(crate) control_plane: Option<JoinControlPlane>,
+    pub(crate) timeouts: FileTimeouts,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct JoinControlPlane {
+    #[serde(rename = "localAPIEndpoint")]
+    pub(crate) local_api_endpoint: LocalApiEndpoint,
+    pub(crate) certificate_key: Option<CertificateKey>,
+}
+
+/// How long things may take, as far as a file says.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct FileTimeouts {
+    #[serde(deserialize_with = "duration")]
+    control_plane_component_health_check: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    kubelet_health_check: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    discovery: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    tls_bootstrap: Option<Duration>,
+}
+
+impl From<FileTimeouts> for Timeouts {
+    fn from(file: FileTimeouts) -> Self {
+        let usual = Self::default();
+        Self {
+            control_plane: file.control_plane_component_health_check.unwrap_or(usual.control_plane),
+            kubelet: file.kubelet_health_check.unwrap_or(usual.kubelet),
+            discovery: file.discovery.unwrap_or(usual.discovery),
+            tls_bootstrap: file.tls_bootstrap.unwrap_or(usual.tls_bootstrap),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -170,7 +170,7 @@ fn environment(layout: &Layout, process: &str, variable: &str, arguments: &[Argu
 }
 
 /// A person's fields replace ours, whole objects field by field.
-fn lay_over(base: &mut Value, fields: &Map<String, Value>) {
+pub(crate) fn lay_over(base: &mut Value, fields: &Map<String, Value>) {
     skiff_api::patch::json_merge(base, &Value::Object(fields.clone()));
 }
 

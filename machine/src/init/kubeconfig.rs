@@ -19,27 +19,41 @@ struct Wanted {
     /// `admin` is `admin.conf`.
     name: &'static str,
     request: Request,
+    /// Whether it is for a part of this machine, which asks the machine's own server.
+    local: bool,
 }
 
 fn plan(node: &Node) -> Vec<Wanted> {
-    let of = |name, user: &str, groups: &[&str]| Wanted {
+    let person = |name, user: &str, group| Wanted {
         name,
-        request: Request::client(user, groups),
+        request: Request::client(user, &[group]),
+        local: false,
+    };
+    let part = |name, user: &str| Wanted {
+        name,
+        request: Request::client(user, &[]),
+        local: true,
     };
     let mut wanted = vec![
-        of("admin", "kubernetes-admin", &["kubeadm:cluster-admins"]),
+        person("admin", "kubernetes-admin", "kubeadm:cluster-admins"),
         // Works even where the bindings are damaged: not for every day.
-        of("super-admin", "kubernetes-super-admin", &["system:masters"]),
-        of("proxy", "system:kube-proxy", &[]),
+        person("super-admin", "kubernetes-super-admin", "system:masters"),
+        part("proxy", "system:kube-proxy"),
     ];
     if node.ingress {
-        wanted.push(of("ingress", "system:skiff-ingress", &[]));
+        wanted.push(part("ingress", "system:skiff-ingress"));
     }
     wanted
 }
 
-/// Writes those that are missing or no longer serve.
-pub(crate) fn apply(machine: &Machine<'_>, authorities: &Authorities, server: &str, node: &Node) -> Result<(), Error> {
+/// Writes those that are missing or no longer serve. People come by the cluster's address, this machine's parts go to its own server.
+pub(crate) fn apply(
+    machine: &Machine<'_>,
+    authorities: &Authorities,
+    cluster: &str,
+    local: &str,
+    node: &Node,
+) -> Result<(), Error> {
     let folder = machine.layout.kubernetes();
     machine.say(
         PHASE,
@@ -48,6 +62,7 @@ pub(crate) fn apply(machine: &Machine<'_>, authorities: &Authorities, server: &s
     for wanted in plan(node) {
         let path = machine.layout.kubeconfig(wanted.name);
         let ca = authorities.cluster.certificate_pem();
+        let server = if wanted.local { local } else { cluster };
         if serves(machine, &path, server, ca) {
             machine.say(
                 PHASE,
@@ -62,7 +77,7 @@ pub(crate) fn apply(machine: &Machine<'_>, authorities: &Authorities, server: &s
         let identity = authorities.cluster.issue(&wanted.request)?;
         Kubeconfig::embedded(CLUSTER, server, ca, &wanted.request.common_name, &identity).write(&path)?;
     }
-    kubelet(machine, authorities, server, node)
+    kubelet(machine, authorities, local, node)
 }
 
 /// The kubelet's: its certificate is a file of its own, so that the kubelet can renew it.
@@ -160,5 +175,16 @@ mod tests {
                 "system:skiff-ingress"
             ]
         );
+        // Those of people lead to the cluster's address, which stays when this machine goes.
+        let people: Vec<_> = (plan(&node).into_iter())
+            .filter(|wanted| !wanted.local)
+            .map(|wanted| (wanted.name, wanted.request.organizations))
+            .collect();
+        let group = |name: &str| vec![name.to_owned()];
+        let wanted = [
+            ("admin", group("kubeadm:cluster-admins")),
+            ("super-admin", group("system:masters")),
+        ];
+        assert_eq!(people, wanted);
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn configuration(cluster: &Cluster, kubelet: &Value, proxy: &Value) -
     let nodes = json!([joining[0], group("system:nodes")[0]]);
     let reads = |role: &str, map: &str, subjects: &Value| {
         [
-            role_to_read("kube-system", role, map),
+            role_to_read("kube-system", role, "configmaps", map),
             binding("kube-system", role, subjects),
         ]
     };
@@ -59,18 +59,26 @@ pub(crate) fn configuration(cluster: &Cluster, kubelet: &Value, proxy: &Value) -
 /// What holders of bootstrap tokens may, and where the cluster's authority is found.
 pub(crate) fn joining(server: &str, ca_pem: &str) -> Vec<Object> {
     let joining = group(NODE_GROUP);
-    let get_nodes = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": { "name": "kubeadm:get-nodes" },
-        "rules": [{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get"] }],
-    });
+    let nodes = |role: &str, verb: &str| {
+        let object = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": { "name": role },
+            "rules": [{ "apiGroups": [""], "resources": ["nodes"], "verbs": [verb] }],
+        });
+        [(cluster_roles(), object), cluster_binding(role, role, &joining)]
+    };
+    let [get, get_binding] = nodes("kubeadm:get-nodes", "get");
+    // Whoever joins compares its address with those of all nodes.
+    let [list, list_binding] = nodes("skiff:list-nodes", "list");
     let anonymous = json!([{ "apiGroup": RBAC, "kind": "User", "name": ANONYMOUS }]);
     let approve = |what: &str| format!("system:certificates.k8s.io:certificatesigningrequests:{what}");
     let reader = "kubeadm:bootstrap-signer-clusterinfo";
     vec![
-        (cluster_roles(), get_nodes),
-        cluster_binding("kubeadm:get-nodes", "kubeadm:get-nodes", &joining),
+        get,
+        get_binding,
+        list,
+        list_binding,
         cluster_binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", &joining),
         cluster_binding("kubeadm:node-autoapprove-bootstrap", &approve("nodeclient"), &joining),
         cluster_binding(
@@ -78,9 +86,18 @@ pub(crate) fn joining(server: &str, ca_pem: &str) -> Vec<Object> {
             &approve("selfnodeclient"),
             &group("system:nodes"),
         ),
-        role_to_read("kube-public", reader, "cluster-info"),
+        role_to_read("kube-public", reader, "configmaps", "cluster-info"),
         binding("kube-public", reader, &anonymous),
         cluster_info(server, ca_pem),
+    ]
+}
+
+/// Who may read the keys that are kept for further control planes; they are encrypted.
+pub(crate) fn for_control_planes(secret: &str) -> Vec<Object> {
+    let role = "kubeadm:kubeadm-certs";
+    vec![
+        role_to_read("kube-system", role, "secrets", secret),
+        binding("kube-system", role, &group(NODE_GROUP)),
     ]
 }
 
@@ -141,13 +158,13 @@ fn cluster_binding(name: &str, role: &str, subjects: &Value) -> Object {
     (rbac("clusterrolebindings"), object)
 }
 
-/// A Role of this name that reads one ConfigMap.
-fn role_to_read(namespace: &str, name: &str, map: &str) -> Object {
+/// A Role of this name that reads one object.
+fn role_to_read(namespace: &str, name: &str, resource: &str, object: &str) -> Object {
     let object = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": { "name": name, "namespace": namespace },
-        "rules": [{ "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [map], "verbs": ["get"] }],
+        "rules": [{ "apiGroups": [""], "resources": [resource], "resourceNames": [object], "verbs": ["get"] }],
     });
     (rbac(&format!("namespaces/{namespace}/roles")), object)
 }
@@ -190,6 +207,7 @@ mod tests {
             identities(),
             configuration(&cluster, &json!({ "kind": "KubeletConfiguration" }), &json!({})),
             joining("https://a:6443", "PEM"),
+            for_control_planes("kubeadm-certs"),
         ]
         .concat();
         let names: Vec<_> = objects
@@ -201,6 +219,7 @@ mod tests {
             "kubelet-config",
             "kubeadm-config",
             "kubeadm:get-nodes",
+            "kubeadm:kubeadm-certs",
             "kubeadm:node-autoapprove-bootstrap",
             "kubeadm:bootstrap-signer-clusterinfo",
         ] {

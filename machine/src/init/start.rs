@@ -7,12 +7,10 @@ use serde_json::{Value, json};
 use super::{Node, configuration, write_all};
 use crate::api::Client;
 use crate::config::Cluster;
+use crate::files::Wanted;
 use crate::services::Service;
 use crate::{Error, Machine};
 
-/// kubeadm's patience with a control plane.
-const API_WITHIN: Duration = Duration::from_secs(240);
-const NODE_WITHIN: Duration = Duration::from_secs(240);
 const LABELS: [&str; 2] = [
     "node-role.kubernetes.io/control-plane",
     "node.kubernetes.io/exclude-from-external-load-balancers",
@@ -33,21 +31,21 @@ pub(crate) async fn server(machine: &Machine<'_>, cluster: &Cluster, node: &Node
     Ok(machine.services.start(Service::Server)?)
 }
 
-pub(crate) async fn wait_for_api(machine: &Machine<'_>, api: &Client) -> Result<(), Error> {
+pub(crate) async fn wait_for_api(machine: &Machine<'_>, api: &Client, limit: Duration) -> Result<(), Error> {
     let begin = tokio::time::Instant::now();
     machine.say(
         "wait-control-plane",
         format!(
             "Waiting for a healthy API server at {}/readyz. This can take up to {}s",
             api.server(),
-            API_WITHIN.as_secs()
+            limit.as_secs()
         ),
     );
     let ready = async || api.text("/readyz").await.ok();
     machine
         .wait(
             "the API server did not become healthy",
-            API_WITHIN,
+            limit,
             &[Service::Server],
             ready,
         )
@@ -60,8 +58,10 @@ pub(crate) async fn wait_for_api(machine: &Machine<'_>, api: &Client) -> Result<
     Ok(())
 }
 
-/// Starts the kubelet, and the proxy where it is wanted.
-pub(crate) fn node(machine: &Machine<'_>, proxy: bool) -> Result<(), Error> {
+/// Writes a node's files and starts the kubelet, and the proxy where it is wanted.
+pub(crate) fn node(machine: &Machine<'_>, files: Vec<Wanted>, proxy: bool) -> Result<(), Error> {
+    write_all(machine, "kubelet-start", files)?;
+    crate::files::directory(&machine.layout.static_pods())?;
     machine.say("kubelet-start", "Starting the kubelet");
     machine.services.start(Service::Kubelet)?;
     if proxy {
@@ -76,6 +76,7 @@ pub(crate) async fn wait_for_node(
     api: &Client,
     name: &str,
     until_ready: bool,
+    limit: Duration,
 ) -> Result<(), Error> {
     let begin = tokio::time::Instant::now();
     let what = if until_ready { "Ready" } else { "registered" };
@@ -83,7 +84,7 @@ pub(crate) async fn wait_for_node(
         "kubelet-check",
         format!(
             "Waiting for node {name:?} to be {what}. This can take up to {}s",
-            NODE_WITHIN.as_secs()
+            limit.as_secs()
         ),
     );
     let path = format!("/api/v1/nodes/{name}");
@@ -97,12 +98,7 @@ pub(crate) async fn wait_for_node(
         &[Service::Kubelet]
     };
     machine
-        .wait(
-            &format!("node {name} did not become {what}"),
-            NODE_WITHIN,
-            services,
-            found,
-        )
+        .wait(&format!("node {name} did not become {what}"), limit, services, found)
         .await?;
     machine.say(
         "kubelet-check",

@@ -15,9 +15,7 @@ use crate::{Error, Machine};
 
 const PHASE: &str = "discovery";
 const PATH: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
-/// A server that is just being started is waited for; then the address is wrong, or something is in the way.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// A fresh token is signed with within moments.
+/// A fresh token is signed with within moments; no longer than the API server is waited for.
 const SIGNED_WITHIN: Duration = Duration::from_secs(10);
 /// Certificates begin five minutes before they are issued: up to there clocks may differ.
 const SKEW: Duration = Duration::from_secs(5 * 60);
@@ -26,12 +24,16 @@ const SKEW: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Nobody answers.
-    #[error("no API server answers at {endpoint} within {seconds} s; check the address, that the server runs (on its machine: skiff check), and that no firewall keeps port {port} from this machine", seconds = ANSWER_WITHIN.as_secs())]
+    #[error(
+        "no API server answers at {endpoint} within {seconds} s; check the address, that the server runs (on its machine: skiff check), and that no firewall keeps port {port} from this machine; one that needs longer is waited for with --discovery-timeout"
+    )]
     Dead {
         /// What was asked.
         endpoint: String,
         /// Its port.
         port: u16,
+        /// How long it was waited for.
+        seconds: u64,
         /// The last failure.
         source: Box<Error>,
     },
@@ -61,6 +63,16 @@ pub enum Failure {
         /// What was given.
         wanted: String,
     },
+    /// Its certificate does not hold.
+    #[error(
+        "the API server at {endpoint} shows a certificate that is not valid here ({reason}); if it has expired, run on the control plane: skiff certs renew all; if it is for other names, give the address that the cluster is known by, or begin it with --control-plane-endpoint or --apiserver-cert-extra-sans"
+    )]
+    Certificate {
+        /// What was asked.
+        endpoint: String,
+        /// What the TLS library says.
+        reason: String,
+    },
     /// The clocks are apart.
     #[error(
         "this machine's clock shows {ours}, the API server's {theirs}: certificates would not be valid here; set the clock (timedatectl set-ntp true), then run the same command again"
@@ -81,7 +93,7 @@ pub(super) async fn run(machine: &Machine<'_>, wish: &Join) -> Result<ClusterInf
     let url = wish.endpoint.url();
     machine.say(PHASE, format!("Asking {url} for the cluster's authority"));
     let stranger = Client::with_token(&url, None, None)?;
-    let deadline = Instant::now() + SIGNED_WITHIN;
+    let deadline = Instant::now() + SIGNED_WITHIN.min(wish.timeouts.discovery);
     let (text, date) = ask(&stranger, wish).await?;
     check_clock((machine.now)(), date.as_deref())?;
     let mut text = text;
@@ -112,16 +124,21 @@ pub(super) async fn run(machine: &Machine<'_>, wish: &Join) -> Result<ClusterInf
 
 /// Reads the ConfigMap, again and again for a while.
 async fn ask(client: &Client, wish: &Join) -> Result<(String, Option<String>), Error> {
-    let deadline = Instant::now() + ANSWER_WITHIN;
+    let deadline = Instant::now() + wish.timeouts.discovery;
     loop {
         match tokio::time::timeout_at(deadline, client.text_and_date(PATH)).await {
             Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if refusal(&error).is_some() => {
+                let reason = refusal(&error).unwrap_or_default();
+                let endpoint = wish.endpoint.to_string();
+                return Err(Failure::Certificate { endpoint, reason }.into());
+            }
             Ok(Err(error)) if Instant::now() + Duration::from_secs(1) >= deadline => return Err(dead(wish, error)),
             Ok(Err(_)) => sleep(Duration::from_millis(500)).await,
             Err(_) => {
                 let silent = Error::TooLate {
                     what: format!("{} does not answer", wish.endpoint),
-                    seconds: ANSWER_WITHIN.as_secs(),
+                    seconds: wish.timeouts.discovery.as_secs(),
                     hint: "it is silent".to_owned(),
                 };
                 return Err(dead(wish, silent));
@@ -130,10 +147,19 @@ async fn ask(client: &Client, wish: &Join) -> Result<(String, Option<String>), E
     }
 }
 
+/// What is wrong with the server's certificate, where that is what is wrong: asking again does not help.
+fn refusal(error: &Error) -> Option<String> {
+    const MARK: &str = "invalid peer certificate: ";
+    let chain = skiff_daemon::error_chain(error);
+    let reason = chain.split(MARK).nth(1)?;
+    Some(reason.split(": ").next().unwrap_or(reason).to_owned())
+}
+
 fn dead(wish: &Join, source: Error) -> Error {
     Failure::Dead {
         endpoint: wish.endpoint.to_string(),
         port: wish.endpoint.port,
+        seconds: wish.timeouts.discovery.as_secs(),
         source: Box::new(source),
     }
     .into()

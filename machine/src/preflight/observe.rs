@@ -10,9 +10,9 @@ use std::time::Duration;
 use skiff_cri::{Client, Error as CriError};
 
 use super::{Facts, Firewall, Runtime};
+use crate::Machine;
 use crate::record::Role;
 use crate::services::{Service, State};
-use crate::{Machine, config};
 
 /// Programs that skiff's processes run.
 const PROGRAMS: [(&str, &str); 5] = [
@@ -59,6 +59,7 @@ pub async fn observe(
             .to_socket_addrs()
             .is_ok_and(|mut found| found.next().is_some()),
         year: (machine.now)().to_zoned(jiff::tz::TimeZone::UTC).year(),
+        clock_synchronized: machine.services.clock_is_synchronized(),
     }
 }
 
@@ -191,9 +192,9 @@ fn firewalls(machine: &Machine<'_>) -> Vec<Firewall> {
     found
 }
 
-/// Whether the kubelets' configuration lets swap be.
-pub(crate) fn swap_allowed(cluster: &config::Cluster) -> bool {
-    cluster.kubelet.get("failSwapOn").and_then(serde_json::Value::as_bool) == Some(false)
+/// Whether a kubelet's configuration lets swap be: upstream's default is that it does not.
+pub(crate) fn swap_allowed(kubelet: &serde_json::Value) -> bool {
+    kubelet["failSwapOn"] == false
 }
 
 #[cfg(test)]
@@ -210,6 +211,13 @@ mod tests {
         assert_eq!(memory("nothing"), u64::MAX);
         let text = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nmemory\t0\t1\t0\n";
         assert_eq!(enabled_controllers(text), ["cpu"]);
+    }
+
+    #[test]
+    fn swap_is_allowed_only_in_so_many_words() {
+        use serde_json::json;
+        assert!(swap_allowed(&json!({"failSwapOn": false})));
+        assert!(!swap_allowed(&json!({"failSwapOn": true})) && !swap_allowed(&json!({})));
     }
 
     #[test]

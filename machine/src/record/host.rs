@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use skiff_net::iptables::{Family, Iptables};
-use skiff_net::netlink::Netlink;
+use skiff_net::iptables::{Family, Iptables, Saved};
+use skiff_net::netlink::{Netlink, Protocol};
 use skiff_net::sysctl;
 
 use super::Host;
@@ -29,13 +29,23 @@ const SYSCTLS: [&str; 14] = [
     "vm.panic_on_oom",
 ];
 
+/// Whose the routes to other nodes' pods are.
+const ROUTES: Protocol = Protocol(75);
+/// So many files are noted at most; a machine that has more in these directories is used for something else.
+const FILES: usize = 20_000;
+
 impl Host {
     /// Looks. What cannot be read is empty: a kernel without packet filter has no chains.
     pub fn observe(layout: &Layout) -> Self {
+        let saved = Iptables::detect(Family::V4).and_then(|iptables| iptables.save(None));
+        let saved = saved.unwrap_or_default();
         Self {
             links: links(),
             namespaces: names_in(Path::new("/run/netns")),
-            chains: chains(),
+            chains: chains(&saved),
+            rules: rules(&saved),
+            routes: routes(),
+            files: files(layout),
             mounts: mounts_below(
                 &fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
                 &roots(layout),
@@ -88,12 +98,59 @@ fn names_in(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-fn chains() -> BTreeSet<String> {
-    const TABLES: [&str; 4] = ["filter", "mangle", "nat", "raw"];
-    let saved = Iptables::detect(Family::V4).and_then(|iptables| iptables.save(None));
-    let Ok(saved) = saved else { return BTreeSet::new() };
-    let of = |table: &'static str| saved.chains(table, "").map(move |chain| format!("{table}/{chain}"));
-    TABLES.into_iter().flat_map(of).collect()
+fn chains(saved: &Saved) -> BTreeSet<String> {
+    let tables = saved.tables.iter();
+    let of = |(table, chains): (&String, &BTreeMap<String, Vec<String>>)| {
+        let names = chains.keys().map(|chain| format!("{table}/{chain}"));
+        names.collect::<Vec<_>>()
+    };
+    tables.flat_map(of).collect()
+}
+
+fn rules(saved: &Saved) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for (table, chains) in &saved.tables {
+        for (chain, rules) in chains {
+            all.extend(rules.iter().map(|rule| format!("{table} {chain} {rule}")));
+        }
+    }
+    all
+}
+
+fn routes() -> BTreeSet<String> {
+    let routes = Netlink::open().and_then(|mut netlink| netlink.routes());
+    let ours = routes.unwrap_or_default().into_iter();
+    ours.filter(|route| route.protocol == ROUTES)
+        .map(|route| route.destination.to_string())
+        .collect()
+}
+
+/// Files, but not those in people's volumes.
+fn files(layout: &Layout) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut directories = Host::watched_directories(layout);
+    directories.push(layout.cni_config());
+    directories.extend(layout.cni_plugins());
+    while let Some(directory) = directories.pop() {
+        if directory == layout.local_volumes() {
+            continue;
+        }
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            // Not through links.
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => directories.push(entry.path()),
+                _ if found.len() < FILES => drop(found.insert(entry.path())),
+                _ => return found,
+            }
+        }
+    }
+    let units = names_in(&layout.enabled_units()).into_iter();
+    found.extend(
+        units
+            .filter(|unit| unit.starts_with("skiff-"))
+            .map(|unit| layout.enabled_units().join(unit)),
+    );
+    found
 }
 
 /// Mount points strictly below the directories.
@@ -124,6 +181,26 @@ mod tests {
         let host = Host::observe(&Layout::new("/nonexistent"));
         assert!(host.links.contains("lo"));
         assert!(host.sysctls.contains_key("net.ipv4.ip_forward"));
-        assert!(host.mounts.is_empty());
+        assert!(host.mounts.is_empty() && host.files.is_empty());
+    }
+
+    #[test]
+    fn files_and_enabled_units_are_seen_and_peoples_volumes_are_not() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        let wanted = [
+            layout.kubeconfig("admin"),
+            layout.pki().join("ca.key"),
+            layout.enabled_units().join("skiff-kubelet.service"),
+        ];
+        let others = [
+            layout.local_volumes().join("v/data"),
+            layout.enabled_units().join("cron.service"),
+        ];
+        for path in wanted.iter().chain(&others) {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        assert_eq!(files(&layout), wanted.into_iter().collect());
     }
 }

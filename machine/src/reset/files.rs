@@ -51,6 +51,26 @@ fn plan(layout: &Layout, purge_data: bool) -> Plan {
     Plan { gone, kept }
 }
 
+/// What would be removed of what is there.
+pub(super) fn there(machine: &Machine<'_>, record: Option<&Record>, wish: Wish) -> Vec<String> {
+    let Plan { gone, kept } = plan(&machine.layout, wish.purge_data);
+    let made = record.iter().flat_map(|record| &record.made);
+    let gone = gone.iter().chain(made).filter(|path| path.symlink_metadata().is_ok());
+    let but = |path: &Path| {
+        let inside: Vec<_> = (kept.iter())
+            .filter(|kept| kept.starts_with(path) && kept.exists())
+            .map(|kept| format!(", but not {}", kept.display()))
+            .collect();
+        inside.concat()
+    };
+    let mut steps: Vec<_> = gone
+        .map(|path| format!("delete {}{}", path.display(), but(path)))
+        .collect();
+    let replaced = record.iter().flat_map(|record| record.replaced.keys());
+    steps.extend(replaced.map(|path| format!("restore {}", path.display())));
+    steps
+}
+
 /// Removes them.
 pub(super) fn remove(machine: &Machine<'_>, record: Option<&Record>, wish: Wish, report: &mut Report) {
     let layout = &machine.layout;

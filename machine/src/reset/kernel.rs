@@ -148,6 +148,16 @@ fn remove_cgroup(cgroup: &Path) -> Result<(), String> {
     }
 }
 
+/// Whether a rule is of skiff's making: it leads to a chain of ours, or is about the bridge of pods.
+fn is_our_rule(rule: &str) -> bool {
+    let chain = rule.split(' ').nth(1).unwrap_or_default();
+    // The chain itself is told of.
+    !is_our_chain(chain)
+        && rule
+            .split([' ', '"'])
+            .any(|word| is_our_chain(word) || LINKS.contains(&word))
+}
+
 /// Tells what is there now that was not before, of what skiff makes. Without a record of before, all of it counts.
 pub(super) fn compare(before: &Host, now: &Host, recorded: bool, report: &mut Report) {
     let fresh = |now: &BTreeSet<String>, before: &BTreeSet<String>, ours: fn(&str) -> bool| -> Vec<String> {
@@ -161,16 +171,20 @@ pub(super) fn compare(before: &Host, now: &Host, recorded: bool, report: &mut Re
             "network namespace",
             fresh(&now.namespaces, &before.namespaces, |name| name.starts_with("cni-")),
         ),
+        ("rule", fresh(&now.rules, &before.rules, is_our_rule)),
+        ("route", fresh(&now.routes, &before.routes, |_| true)),
     ];
     for (what, names) in found {
         report
             .left
             .extend(names.into_iter().map(|name| format!("{what} {name}")));
     }
+    // Without a record, nobody knows what was there before.
     let mounts = now.mounts.difference(&before.mounts).filter(|_| recorded);
-    report
-        .left
-        .extend(mounts.map(|mount| format!("mount {}", mount.display())));
+    let mut left: Vec<_> = mounts.map(|mount| format!("mount {}", mount.display())).collect();
+    let files = now.files.difference(&before.files).filter(|_| recorded);
+    left.extend(files.map(|file| format!("file {}", file.display())));
+    report.left.extend(left);
     let settings = before.sysctls.iter().filter_map(|(name, value)| {
         let found = now.sysctls.get(name)?;
         (found != value).then(|| format!("setting {name} is {found}, was {value}"))
@@ -207,6 +221,14 @@ mod tests {
         let now = Host {
             links: set(&["lo", "eth0", "cni0", "docker0"]),
             chains: set(&["nat/KUBE-SERVICES", "nat/DOCKER"]),
+            rules: set(&[
+                "nat PREROUTING -j KUBE-SERVICES",
+                "nat KUBE-SERVICES -j KUBE-MARK-MASQ",
+                "filter FORWARD -i cni0 -j ACCEPT",
+                "filter FORWARD -j DOCKER",
+            ]),
+            routes: set(&["10.244.1.0/24"]),
+            files: [PathBuf::from("/etc/kubernetes/admin.conf")].into(),
             namespaces: set(&["cni-1", "mine"]),
             mounts: [PathBuf::from("/var/lib/kubelet/pods/x")].into(),
             sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
@@ -218,7 +240,11 @@ mod tests {
             "chain nat/KUBE-SERVICES",
             "link cni0",
             "network namespace cni-1",
+            "rule filter FORWARD -i cni0 -j ACCEPT",
+            "rule nat PREROUTING -j KUBE-SERVICES",
+            "route 10.244.1.0/24",
             "mount /var/lib/kubelet/pods/x",
+            "file /etc/kubernetes/admin.conf",
             "setting net.ipv4.ip_forward is 1, was 0",
         ];
         assert_eq!(report.left, wanted);

@@ -1,0 +1,247 @@
+//! Bare machines become a cluster and bare machines again: `skiff init`, `join`, `reset`.
+
+mod control_planes;
+mod faults;
+
+use anyhow::Context as _;
+use skiff_machine::config::{Init, InitFlags};
+use skiff_machine::reset::Wish;
+use skiff_machine::{Error, check};
+use skiff_tests::machine::{Machines, TestMachine};
+use skiff_tests::{binary, build_images};
+
+/// `init` is ended where it tells each of these, and run again. Where nothing runs yet that costs nothing; later every run starts the
+/// server anew, and one line a phase is enough.
+const INIT_LINES: [&str; 15] = [
+    "[preflight] Running",
+    "[certs] Generating \"ca\"",
+    "[certs] Generating \"front-proxy-ca\"",
+    "[certs] Generating \"apiserver\"",
+    "[certs] Generating \"sa\"",
+    "[kubeconfig] Writing \"admin.conf\"",
+    "[kubeconfig] Writing \"kubelet.conf\"",
+    "[control-plane] Writing",
+    "[wait-control-plane] Waiting",
+    "[runtime]",
+    "[kubelet-start] Starting",
+    "[upload-config]",
+    "[bootstrap-token] Configuring",
+    "[kubelet-check] Waiting",
+    "[mark-control-plane]",
+];
+/// The same of `join`.
+const JOIN_LINES: [&str; 7] = [
+    "[discovery] The cluster",
+    "[runtime]",
+    "[kubelet-start] Writing",
+    "[kubelet-start] Starting",
+    "[kubelet-start] Waiting",
+    "[kubeconfig] Asking",
+    "[kubelet-check] Waiting",
+];
+
+fn told<T>(result: Result<T, Error>, machine: &TestMachine) -> anyhow::Result<T> {
+    result.map_err(|error| anyhow::anyhow!("{}\n{}", skiff_daemon::error_chain(&error), machine.report()))
+}
+
+/// What a person is told by a command that must fail.
+fn refusal<T>(result: Result<T, Error>) -> anyhow::Result<String> {
+    let error = result.err().context("it should have failed")?;
+    Ok(skiff_daemon::error_chain(&error))
+}
+
+/// What `skiff check` says is wrong; the disk is that of the machine that runs the tests.
+fn ailments(machine: &TestMachine) -> anyhow::Result<Vec<check::Part>> {
+    let mut parts = told(machine.run(async |machine| check::check(machine).await)?, machine)?;
+    parts.retain(|part| part.health == check::Health::Failed && part.name != "DiskSpace");
+    Ok(parts)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bare_machine_becomes_a_control_plane_however_often_it_is_interrupted() -> anyhow::Result<()> {
+    let machines = Machines::start(1).await?;
+    let master = &machines.all[0];
+    told_and_not_done(master)?;
+
+    for line in INIT_LINES {
+        let ended = master.end_at(line, || master.init(InitFlags::default()))?;
+        anyhow::ensure!(ended, "init has never told {line}");
+    }
+    let done = told(master.init(InitFlags::default())?, master)?;
+    let line = done.join_command;
+    assert!(line.contains("skiff join 172.30.0.11:6443 --token "), "{line}");
+
+    let nodes = master.kubectl(&["get", "nodes", "--no-headers"])?;
+    assert!(nodes.contains("Ready") && nodes.contains("control-plane"), "{nodes}");
+    let name = &master.node.name;
+    let taints = master.kubectl(&["get", "node", name, "-o", "jsonpath={.spec.taints[*].key}"])?;
+    assert_eq!(taints, "node-role.kubernetes.io/control-plane");
+    // The administrator is who a binding says, and not system:masters, whom nothing can be taken from.
+    let groups = master.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.groups}"])?;
+    assert_eq!(groups, r#"["kubeadm:cluster-admins","system:authenticated"]"#);
+
+    let again = refusal(master.init(InitFlags::default())?)?;
+    assert!(
+        again.contains("control plane already") && again.contains("skiff reset"),
+        "{again}"
+    );
+    assert_eq!(ailments(master)?, []);
+    tokens(master)
+}
+
+/// `init --dry-run` tells files and objects, and leaves none.
+fn told_and_not_done(master: &TestMachine) -> anyhow::Result<()> {
+    let flags = InitFlags {
+        node: master.flags(),
+        pod_subnet: Some("10.9.0.0/16".parse()?),
+        ..InitFlags::default()
+    };
+    let wish = Init::new(flags, Some(&master.file("InitConfiguration")))?;
+    let plan = master.run(async |machine| skiff_machine::init::dry_run(machine, wish).await)?;
+    let plan = told(plan, master)?;
+    let server = plan["files"].as_array().into_iter().flatten().find(|file| {
+        let path = file["path"].as_str().unwrap_or_default();
+        path.ends_with("etc/skiff/server.yaml")
+    });
+    let server = server.and_then(|file| file["content"].as_str()).unwrap_or_default();
+    assert!(server.contains("10.9.0.0/16"), "{plan:#}");
+    let objects = plan["objects"].as_array().into_iter().flatten();
+    let names: Vec<_> = objects
+        .filter_map(|object| object["metadata"]["name"].as_str())
+        .collect();
+    assert!(
+        names.contains(&"kubeadm-config") && names.contains(&"cluster-info"),
+        "{names:?}"
+    );
+    let layout = &master.layout;
+    for path in [layout.kubernetes(), layout.config(), layout.record()] {
+        assert!(!path.exists(), "{}", path.display());
+    }
+    Ok(())
+}
+
+/// `skiff token`, as a person types it.
+fn tokens(master: &TestMachine) -> anyhow::Result<()> {
+    let ok = |arguments: &[&str]| {
+        let output = master.skiff(arguments)?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "skiff {}: {told}", arguments.join(" "));
+        anyhow::Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let line = ok(&[
+        "token",
+        "create",
+        "--ttl",
+        "1h",
+        "--print-join-command",
+        "--description",
+        "mine",
+    ])?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[..4], ["skiff", "join", "172.30.0.11:6443", "--token"], "{line}");
+    let token = words[4];
+    assert!(words[6].starts_with("sha256:"), "{line}");
+    let listed: serde_json::Value = serde_json::from_str(&ok(&["token", "list", "--output", "json"])?)?;
+    let mut listed = listed.as_array().into_iter().flatten();
+    let found = listed.find(|found| found["token"] == token).context("not listed")?;
+    assert_eq!(found["description"], "mine");
+    let table = ok(&["token", "list"])?;
+    let shown = table.lines().find(|line| line.contains(token)).unwrap_or_default();
+    assert!(shown.contains("59m") || shown.contains("1h"), "{table}");
+    ok(&["token", "delete", token])?;
+    assert!(!ok(&["token", "list"])?.contains(token));
+    let again = master.skiff(&["token", "delete", token])?;
+    let again = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.contains("there is no bootstrap token"), "{again}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
+    let machines = Machines::start(2).await?;
+    let (master, worker) = (&machines.all[0], &machines.all[1]);
+    for machine in [master, worker] {
+        build_images(&binary()?, &machine.layout.images())?;
+    }
+    let done = told(master.init(InitFlags::default())?, master)?;
+    for line in JOIN_LINES {
+        let ended = worker.end_at(line, || worker.join(&done.join_command))?;
+        anyhow::ensure!(ended, "join has never told {line}");
+    }
+    let joined = worker.join(&done.join_command)?;
+    let joined = told(joined, worker).with_context(|| master.report())?;
+    assert_eq!(joined.address, worker.node.address);
+    for machine in [master, worker] {
+        let name = &machine.node.name;
+        let node = format!("node/{name}");
+        master.kubectl(&["wait", "--for=condition=Ready", &node, "--timeout=60s"])?;
+        let overrides = format!(r#"{{"spec": {{"nodeName": "{name}"}}}}"#);
+        master.kubectl(&["run", name, "--image=skiff.local/hello:1", "--overrides", &overrides])?;
+        let pod = format!("pod/{name}");
+        master.kubectl(&["wait", "--for=condition=Ready", &pod, "--timeout=60s"])?;
+        assert_eq!(ailments(machine)?, []);
+    }
+    // What can simply be mended was.
+    let mended = "[preflight] Setting net.ipv4.ip_forward = 1";
+    assert!(worker.told.text().contains(mended), "{}", worker.told.text());
+    let bootstrap = worker.layout.kubeconfig("bootstrap-kubelet");
+    assert!(!bootstrap.exists(), "the token is still on the worker");
+
+    disks_and_data_stay(worker)?;
+    for machine in [worker, master] {
+        let report = machine.reset()?;
+        assert!(report.left.is_empty(), "{:?}\n{}", report.left, machine.report());
+        let layout = &machine.layout;
+        for path in [layout.pki(), layout.config(), layout.kubelet(), layout.record()] {
+            assert!(!path.exists(), "{}", path.display());
+        }
+        // A bare machine can be reset, too.
+        assert_eq!(machine.reset()?.left, [""; 0]);
+    }
+    Ok(())
+}
+
+/// A disk that a person has mounted inside the kubelet's directory is told of and not touched; volumes stay until they are purged.
+fn disks_and_data_stay(worker: &TestMachine) -> anyhow::Result<()> {
+    let disk = worker.node.directory().join("disk");
+    let place = worker.layout.kubelet().join("mine");
+    let volume = worker.layout.local_volumes().join("pvc-1");
+    for directory in [&disk, &place, &volume] {
+        std::fs::create_dir_all(directory)?;
+    }
+    std::fs::write(disk.join("precious"), "x")?;
+    std::fs::write(volume.join("data"), "x")?;
+    let mount = |program: &str, arguments: &[&std::path::Path]| {
+        let status = std::process::Command::new(program).args(arguments).status()?;
+        anyhow::ensure!(status.success(), "{program} {arguments:?}");
+        Ok(())
+    };
+    // A bind mount of the same file system: its device number tells nothing.
+    mount("mount", &["--bind".as_ref(), &disk, &place])?;
+    let plan = worker.run(async |machine| skiff_machine::reset::dry_run(machine, Wish::default()))?;
+    let plan = told(plan, worker)?.join("\n");
+    assert!(
+        plan.contains("stop skiff-kubelet") && plan.contains(", but not "),
+        "{plan}"
+    );
+
+    let report = worker.reset();
+    mount("umount", &[&place])?;
+    let report = report?;
+    let told = report.left.join("\n");
+    assert!(
+        told.contains("kubelet/mine: something is mounted there; unmount it"),
+        "{told}"
+    );
+    assert!(disk.join("precious").exists() && volume.join("data").exists());
+
+    let report = worker.reset()?;
+    assert_eq!(report.left, [""; 0]);
+    assert_eq!(report.kept, [worker.layout.local_volumes()]);
+    assert!(volume.join("data").exists());
+    worker.reset_with(Wish { purge_data: true })?;
+    assert!(!volume.exists());
+    let again = "[reset] Setting net.ipv4.ip_forward = 0 again";
+    assert!(worker.told.text().contains(again), "{}", worker.told.text());
+    Ok(())
+}
