@@ -429,6 +429,18 @@ impl Supervisor {
         self.layout.root().join("logs").join(service.name())
     }
 
+    /// `systemctl reload`: it reads its files anew at once, and not only when it looks the next time.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn reload(&self, service: Service) -> anyhow::Result<()> {
+        let process = self.process(service).context("it does not run")?;
+        let id = process.pid.to_string();
+        let status = Command::new("kill").args(["-HUP", &id]).status()?;
+        anyhow::ensure!(status.success(), "kill -HUP {id}");
+        Ok(())
+    }
+
     /// The process that was started last for a service.
     pub fn process(&self, service: Service) -> Option<Process> {
         self.running.lock().get(&service).copied()

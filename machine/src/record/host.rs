@@ -145,6 +145,8 @@ fn files(layout: &Layout) -> BTreeSet<PathBuf> {
         }
     }
     let units = names_in(&layout.enabled_units()).into_iter();
+    // It goes last.
+    found.remove(&layout.record());
     found.extend(
         units
             .filter(|unit| unit.starts_with("skiff-"))
@@ -194,6 +196,7 @@ mod tests {
             layout.enabled_units().join("skiff-kubelet.service"),
         ];
         let others = [
+            layout.record(),
             layout.local_volumes().join("v/data"),
             layout.enabled_units().join("cron.service"),
         ];

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 use skiff_machine::config::{InitFlags, JoinFlags};
-use skiff_machine::{api, certs, token};
+use skiff_machine::{Service, api, certs, token};
 use skiff_pki::{CertificateAuthority, Request};
 use skiff_tests::machine::{Machines, TestMachine};
 use skiff_tests::wait::until;
@@ -153,6 +153,7 @@ async fn a_certificate_that_has_expired(
     let request = Request::like(&former)?.lifetime(Duration::from_secs(1));
     let authority = CertificateAuthority::load(&pki, "ca")?;
     authority.issue(&request)?.save(&pki, "apiserver")?;
+    master.services.reload(Service::Server)?;
     let ask = async || {
         Ok(master
             .kubectl(&["get", "--raw", "/readyz"])
@@ -173,6 +174,7 @@ async fn a_certificate_that_has_expired(
     assert!(told.text.contains("skiff certs renew all"), "{}", told.text);
 
     certs::renew(&master.layout, &["all".to_owned()])?;
+    master.services.reload(Service::Server)?;
     until("the renewed certificate is used", LIMIT, ask, Option::is_none).await?;
     Ok(())
 }
