@@ -12,6 +12,12 @@ use skiff_tests::{Fixture, Kubectl, on_cluster};
 
 const HELLO: &str = include_str!("../../examples/hello.yaml");
 const LIMIT: Duration = Duration::from_secs(60);
+const INGRESS: &str = "---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: hello}
+spec: {ingressClassName: skiff, defaultBackend: {service: {name: hello, port: {number: 80}}}}
+";
 
 fn cluster_ip(kubectl: &Kubectl) -> anyhow::Result<SocketAddr> {
     let ip = kubectl.field(&["service", "hello"], "{.spec.clusterIP}")?;
@@ -86,6 +92,7 @@ async fn a_deployment_runs_behind_a_service() -> anyhow::Result<()> {
             "delete",
             "deployment/hello",
             "service/hello",
+            "ingress/hello",
             "pod/client",
             "--wait=true",
             "--now",
@@ -166,7 +173,7 @@ async fn two_are_left(kubectl: &Kubectl) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Under traffic to the ClusterIP from one node, and to the NodePort of another node from a third.
+/// Under traffic to the ClusterIP from one node, to the NodePort of another node from a third, and from outside through an Ingress.
 async fn roll_without_losing_a_request(
     fixture: &Fixture,
     service: SocketAddr,
@@ -179,6 +186,13 @@ async fn roll_without_losing_a_request(
     rollout(kubectl)?;
     // Those without the pause must be gone: they may be asked until every proxy knows of their end.
     two_are_left(kubectl).await?;
+    kubectl.apply(INGRESS)?;
+    let (lan, ingress) = (
+        fixture.cluster.lan()?,
+        SocketAddr::new(fixture.cluster.node("node-1")?.address, 80),
+    );
+    let greets = |body: &String| body.contains("version 1");
+    until("the Ingress answers", LIMIT, async || get_in(&lan, ingress), greets).await?;
 
     let traffic = [
         (
@@ -189,6 +203,7 @@ async fn roll_without_losing_a_request(
             "a NodePort",
             Traffic::start(fixture.cluster.namespace("node-2")?, node_port)?,
         ),
+        ("an Ingress", Traffic::start(lan, ingress)?),
     ];
     kubectl.run(&["set", "image", "deployment/hello", "web=skiff.local/hello:2"])?;
     rollout(kubectl)?;

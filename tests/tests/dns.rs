@@ -1,10 +1,12 @@
 //! Names, as pods and nodes ask for them: on three nodes, with the server on the first.
 
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use skiff_cluster::Role;
+use skiff_tests::traffic::get_in;
 use skiff_tests::wait::until;
 use skiff_tests::{Fixture, on_cluster};
 
@@ -41,7 +43,7 @@ spec:
   - name: main
     image: docker.io/library/busybox:1.36
     imagePullPolicy: Never
-    command: [sleep, "3600"]
+    command: [sh, -c, "mkdir /tmp/www; echo not ready > /tmp/www/index.html; exec httpd -f -p 8080 -h /tmp/www"]
     readinessProbe: {exec: {command: ["false"]}}
 ---
 apiVersion: v1
@@ -63,6 +65,11 @@ apiVersion: v1
 kind: Service
 metadata: {name: late}
 spec: {clusterIP: None, selector: {app: sick}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: eager}
+spec: {publishNotReadyAddresses: true, selector: {app: sick}, ports: [{port: 80, targetPort: 8080}]}
 ---
 apiVersion: v1
 kind: Service
@@ -138,6 +145,7 @@ async fn every_pod_and_node_finds_every_name() -> anyhow::Result<()> {
         published(fixture)?;
         from_a_pod(fixture).await?;
         from_nodes(fixture, &sick).await?;
+        not_ready_and_asked_all_the_same(fixture).await?;
         as_things_change(fixture).await
     })
     .await
@@ -246,6 +254,17 @@ async fn from_nodes(fixture: &Fixture, sick: &str) -> anyhow::Result<()> {
         assert_eq!(has_soa, !text.contains("ANSWER: 1"), "{kind} {name}: {text}");
     }
     Ok(())
+}
+
+/// Packets find what a Service publishes before it is ready, as names do.
+async fn not_ready_and_asked_all_the_same(fixture: &Fixture) -> anyhow::Result<()> {
+    let ip = fixture.kubectl.field(&["service", "eager"], "{.spec.clusterIP}")?;
+    let service = SocketAddr::new(ip.parse().context("the cluster IP")?, 80);
+    let node = fixture.cluster.namespace("node-1")?;
+    let ask = async || get_in(&node, service);
+    until("the unready pod answers", LIMIT, ask, |body| body == "not ready")
+        .await
+        .map(drop)
 }
 
 /// A name is there as soon as its Service is, and goes with it.

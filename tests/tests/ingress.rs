@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use skiff_cluster::Role;
-use skiff_net::netns::Namespace;
 use skiff_pki::{CertificateAuthority, Request};
 use skiff_tests::traffic::{Traffic, get_in};
 use skiff_tests::wait::until;
@@ -16,13 +15,6 @@ use skiff_tests::{Fixture, Kubectl, on_cluster};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const MANIFEST: &str = include_str!("ingress/manifest.yaml");
-
-/// A machine beside the nodes.
-fn lan(fixture: &Fixture) -> anyhow::Result<Namespace> {
-    let layout = fixture.cluster.layout();
-    let directory = Path::new(skiff_cluster::layout::NAMESPACES);
-    Namespace::open_named(directory, &layout.lan_namespace()).context("enter the LAN")
-}
 
 /// `curl` from the LAN, where all names lead to the first node: the status code and the body, or curl's own complaint.
 fn curl(fixture: &Fixture, arguments: &[&str]) -> anyhow::Result<String> {
@@ -38,7 +30,7 @@ fn curl(fixture: &Fixture, arguments: &[&str]) -> anyhow::Result<String> {
     ]);
     command.args(["--connect-to", &format!("::{address}:")]);
     command.args(arguments);
-    let output = lan(fixture)?.run(|| command.output())?.context("run curl")?;
+    let output = fixture.cluster.lan()?.run(|| command.output())?.context("run curl")?;
     let text = [output.stdout, output.stderr].concat();
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
@@ -181,7 +173,7 @@ async fn upgrade(fixture: &Fixture) -> anyhow::Result<()> {
         stream.read_exact(&mut back)?;
         Ok(String::from_utf8_lossy(&back).into_owned())
     };
-    let lan = lan(fixture)?;
+    let lan = fixture.cluster.lan()?;
     let ask = async || lan.run(talk)?;
     until("an upgraded connection echoes", LIMIT, ask, |text| {
         text == "there and back\n"
@@ -207,7 +199,7 @@ async fn a_rolling_update_loses_no_request_through_an_ingress() -> anyhow::Resul
         kubectl.run(&["rollout", "status", "deployment/first", "--timeout=60s"])?;
         // The traffic names the address as its host: a rule for every host.
         let target = SocketAddr::new(fixture.cluster.node("node-1")?.address, 80);
-        let lan = lan(fixture)?;
+        let lan = fixture.cluster.lan()?;
         until(
             "the Ingress answers",
             LIMIT,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use skiff_tests::traffic::get_in;
 use skiff_tests::wait::until;
 use skiff_tests::{Fixture, on_cluster};
@@ -93,7 +94,27 @@ async fn the_nodes_answer_for_a_load_balancer() -> anyhow::Result<()> {
         answer_outside(fixture, [true, true]).await?;
 
         fixture.kubectl.run(&["delete", "service", "server", "--timeout=30s"])?;
-        answer_outside(fixture, [false, false]).await
+        answer_outside(fixture, [false, false]).await?;
+        by_hand(fixture).await
     })
     .await
+}
+
+/// A Service without a selector leads to the addresses that somebody wrote into an Endpoints object.
+async fn by_hand(fixture: &Fixture) -> anyhow::Result<()> {
+    let pod = fixture.kubectl.field(&["pod", "server"], "{.status.podIP}")?;
+    fixture.kubectl.apply(&format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: manual}}\nspec: {{ports: [{{port: 80}}]}}\n\
+         ---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: manual}}\n\
+         subsets: [{{addresses: [{{ip: {pod}}}], ports: [{{port: 8080}}]}}]\n"
+    ))?;
+    let ip = fixture.kubectl.field(&["service", "manual"], "{.spec.clusterIP}")?;
+    let service = SocketAddr::new(ip.parse().context("the cluster IP")?, 80);
+    for node in ["node-1", "node-2"] {
+        let namespace = fixture.cluster.namespace(node)?;
+        let ask = async || get_in(&namespace, service);
+        let answers = |body: &String| body.contains("hello from server");
+        until("the address by hand answers", LIMIT, ask, answers).await?;
+    }
+    Ok(())
 }
