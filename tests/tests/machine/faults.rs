@@ -14,6 +14,9 @@ use super::{ailments, refusal, told};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Joins with flags that are changed so, which must fail; returns what is told.
+type Refused<'a> = dyn Fn(&dyn Fn(&mut JoinFlags)) -> anyhow::Result<String> + 'a;
+
 /// Nobody waits long for what will not come.
 fn short(flags: &mut JoinFlags) {
     flags.discovery_timeout = Some(Duration::from_secs(2));
@@ -75,10 +78,7 @@ async fn what_keeps_a_machine_from_joining_is_told() -> anyhow::Result<()> {
 }
 
 /// Every virtual machine behind a NAT of its own has the same address.
-fn an_address_that_another_has(
-    master: &TestMachine,
-    refused: &dyn Fn(&dyn Fn(&mut JoinFlags)) -> anyhow::Result<String>,
-) -> anyhow::Result<()> {
+fn an_address_that_another_has(master: &TestMachine, refused: &Refused<'_>) -> anyhow::Result<()> {
     let twin = json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": "twin"},
         "status": {
@@ -144,10 +144,7 @@ async fn a_token_that_has_expired(master: &TestMachine, worker: &TestMachine, li
 }
 
 /// The API server's certificate ends: clients, `skiff join` and `skiff check` say so, and `skiff certs renew` helps while it runs.
-async fn a_certificate_that_has_expired(
-    master: &TestMachine,
-    refused: &dyn Fn(&dyn Fn(&mut JoinFlags)) -> anyhow::Result<String>,
-) -> anyhow::Result<()> {
+async fn a_certificate_that_has_expired(master: &TestMachine, refused: &Refused<'_>) -> anyhow::Result<()> {
     let pki = master.layout.pki();
     let former = std::fs::read_to_string(pki.join("apiserver.crt"))?;
     let request = Request::like(&former)?.lifetime(Duration::from_secs(1));
