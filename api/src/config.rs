@@ -22,6 +22,9 @@ pub struct ServerConfiguration {
     pub kind: String,
     /// Where the SQLite file lies.
     pub data_dir: PathBuf,
+    /// Manifests that lie here are applied, and what no longer lies here is removed; nothing is where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifests_dir: Option<PathBuf>,
     /// The etcd cluster that keeps everything, instead of the SQLite file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etcd: Option<EtcdConfiguration>,
@@ -47,6 +50,9 @@ pub struct ServerConfiguration {
     /// Node ports are given from this range, both ends included.
     #[serde(default = "node_ports")]
     pub service_node_port_range: String,
+    /// Upstream's `--enable-admission-plugins`: `DenyServiceExternalIPs` is the one that is off by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub enable_admission_plugins: Vec<String>,
     /// Upstream's `--controllers`: `*` all, `name` on, `-name` off.
     #[serde(default = "all_controllers")]
     pub controllers: Vec<String>,
@@ -178,6 +184,7 @@ impl ServerConfiguration {
             api_version: API_VERSION.to_owned(),
             kind: "ServerConfiguration".to_owned(),
             data_dir,
+            manifests_dir: None,
             etcd: None,
             pki_dir,
             bind_address: any_address(),
@@ -187,6 +194,7 @@ impl ServerConfiguration {
             cluster_cidr: cluster_range(),
             node_cidr_mask_size: node_mask(),
             service_node_port_range: node_ports(),
+            enable_admission_plugins: Vec::new(),
             controllers: all_controllers(),
             scheduler: yes(),
             leader_election: LeaderElectionConfiguration::default(),

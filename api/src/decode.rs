@@ -128,6 +128,18 @@ pub fn parse_yaml(yaml: &[u8]) -> Result<Value, DecodeError> {
     serde_saphyr::from_slice_with_options(yaml, yaml_options()).map_err(yaml_error)
 }
 
+/// Reads all YAML documents of a file without a schema, under the same bounds; empty ones are left out.
+///
+/// # Errors
+/// As [`parse_yaml`], and when they are more than a thousand.
+pub fn parse_yaml_documents(yaml: &[u8]) -> Result<Vec<Value>, DecodeError> {
+    let mut options = yaml_options();
+    if let Some(budget) = &mut options.budget {
+        budget.max_documents = 1000;
+    }
+    serde_saphyr::from_slice_multiple_with_options(yaml, options).map_err(yaml_error)
+}
+
 fn yaml_error(error: serde_saphyr::Error) -> DecodeError {
     DecodeError::Syntax(format!("error converting YAML to JSON: yaml: {error}"))
 }

@@ -4,6 +4,7 @@ mod certificates;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
+mod deny_service_external_ips;
 mod escalation;
 mod namespace_lifecycle;
 mod node_local_volumes;
@@ -23,6 +24,22 @@ use crate::cache::Cache;
 use crate::errors::Result;
 use crate::registry::Scope;
 use crate::resources::Resources;
+
+/// Upstream's names of what is on in any case.
+const ALWAYS_ON: [&str; 12] = [
+    "CertificateApproval",
+    "CertificateSigning",
+    "CertificateSubjectRestriction",
+    "DefaultIngressClass",
+    "DefaultStorageClass",
+    "DefaultTolerationSeconds",
+    "NamespaceLifecycle",
+    "NodeRestriction",
+    "PersistentVolumeClaimResize",
+    "Priority",
+    "ServiceAccount",
+    "StorageObjectInUseProtection",
+];
 
 /// What somebody is about to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,8 +97,15 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// The plugins that are on by default.
-    pub fn builtin(resources: &Resources, authorizer: Arc<Authorizer>) -> Self {
+    /// The plugins that are on by default, and those of `enabled` that are not.
+    ///
+    /// # Errors
+    /// The name in `enabled` that no plugin has.
+    pub fn builtin(
+        resources: &Resources,
+        authorizer: Arc<Authorizer>,
+        enabled: &[String],
+    ) -> std::result::Result<Self, String> {
         let cache = |group: &str, plural: &str| -> Option<Arc<Cache>> {
             resources
                 .any_version(group, plural)
@@ -109,7 +133,14 @@ impl Admission {
             authorizer: Arc::clone(&authorizer),
         }));
         plugins.push(Box::new(escalation::Escalation { authorizer }));
-        Self { plugins }
+        for name in enabled {
+            match name.as_str() {
+                "DenyServiceExternalIPs" => plugins.push(Box::new(deny_service_external_ips::DenyServiceExternalIPs)),
+                on if ALWAYS_ON.contains(&on) => {}
+                unknown => return Err(unknown.to_owned()),
+            }
+        }
+        Ok(Self { plugins })
     }
 
     /// Lets every plugin complete or refuse the object.

@@ -29,6 +29,32 @@ pub struct Config {
     pub kubelet_client: Option<Identity>,
     /// Who signs kubelets' serving certificates; the client CA when absent.
     pub kubelet_ca_pem: Option<String>,
+    /// Admission plugins that are off by default: upstream's `--enable-admission-plugins`.
+    pub enable_admission_plugins: Vec<String>,
+}
+
+impl Config {
+    /// Upstream's defaults for everything that has one.
+    pub fn new(
+        identity: Identity,
+        client_ca_pem: &str,
+        service_account_key: ServiceAccountKey,
+        (advertise_address, advertise_port): (IpAddr, u16),
+    ) -> Self {
+        Self {
+            identity,
+            client_ca_pem: client_ca_pem.to_owned(),
+            service_cluster_ip_range: IpNet::new_assert([10, 96, 0, 0].into(), 12),
+            node_port_range: 30_000..=32_767,
+            service_account_key,
+            service_account_issuer: DEFAULT_ISSUER.to_owned(),
+            advertise_address,
+            advertise_port,
+            kubelet_client: None,
+            kubelet_ca_pem: None,
+            enable_admission_plugins: Vec::new(),
+        }
+    }
 }
 
 /// Upstream's name of the API inside a cluster.

@@ -38,6 +38,14 @@ pub enum Error {
     /// The service-account key cannot be used.
     #[error("use the service-account key: it must be an EC P-256 key")]
     ServiceAccountKey(#[source] jsonwebtoken::errors::Error),
+    /// An admission plugin is asked for that does not exist.
+    #[error(
+        "enableAdmissionPlugins: there is no admission plugin {name:?}; off by default is DenyServiceExternalIPs alone"
+    )]
+    AdmissionPlugin {
+        /// What was asked for.
+        name: String,
+    },
     /// A built-in resource is missing.
     #[error("the schema has no resource {0}: the build is incomplete")]
     Incomplete(&'static str),
@@ -64,6 +72,8 @@ pub struct ApiServer {
     server: Arc<Server>,
     servers: Arc<Servers>,
     tls: Arc<ArcSwap<rustls::ServerConfig>>,
+    /// Who signs kubelets' serving certificates, where that is not the client CA.
+    kubelet_ca: Option<Arc<str>>,
     _ready: Arc<Check>,
 }
 
@@ -124,10 +134,12 @@ impl ApiServer {
         if store.is_shared() {
             allocator = allocator.sharing(Arc::clone(&store), Arc::clone(&caches));
         }
+        let admission = Admission::builtin(&resources, Arc::clone(&authorizer), &config.enable_admission_plugins)
+            .map_err(|name| Error::AdmissionPlugin { name })?;
         let registry = Arc::new(Registry {
             store,
             caches,
-            admission: Admission::builtin(&resources, Arc::clone(&authorizer)),
+            admission,
             allocator,
             resources,
         });
@@ -172,6 +184,7 @@ impl ApiServer {
             server,
             servers,
             tls: Arc::new(ArcSwap::from_pointee(tls)),
+            kubelet_ca: config.kubelet_ca_pem.map(Arc::from),
             _ready: Arc::new(ready),
         })
     }
@@ -197,7 +210,8 @@ impl ApiServer {
     ) -> Result<(), Error> {
         let tls = skiff_pki::server_config(identity, Some(client_ca_pem)).map_err(Error::Tls)?;
         if let (Some(kubelets), Some(identity)) = (&self.server.kubelets, kubelet_client) {
-            kubelets.replace(identity, client_ca_pem).map_err(Error::Tls)?;
+            let authority = self.kubelet_ca.as_deref().unwrap_or(client_ca_pem);
+            kubelets.replace(identity, authority).map_err(Error::Tls)?;
         }
         self.tls.store(Arc::new(tls));
         Ok(())

@@ -143,3 +143,81 @@ impl Service<Request<Body>> for Current {
         self.0.lock().clone().oneshot(request)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use serde_json::Value;
+    use skiff_apiserver::ApiServer;
+    use skiff_daemon::Context;
+    use skiff_pki::{CertificateAuthority, Kubeconfig, Request, ServiceAccountKey};
+    use skiff_store::sqlite;
+
+    use super::*;
+
+    async fn who_am_i(client: &kube::Client) -> String {
+        let review = r#"{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}"#;
+        let request = http::Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(review.as_bytes().to_vec());
+        let answer: Value = client.request(request.unwrap()).await.unwrap();
+        answer["status"]["userInfo"]["username"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replaced_kubeconfig_makes_the_client_somebody_else() {
+        skiff_daemon::install_crypto();
+        let directory = tempfile::tempdir().unwrap();
+        let authority = CertificateAuthority::generate("kubernetes").unwrap();
+        let loopback: std::net::IpAddr = [127, 0, 0, 1].into();
+        let listener = tokio::net::TcpListener::bind((loopback, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let store = sqlite::open(directory.path().join("state.db"), sqlite::Options::default()).unwrap();
+        let identity = authority
+            .issue(&Request::server("s", &["localhost"], &[loopback]))
+            .unwrap();
+        let config = skiff_apiserver::Config::new(
+            identity,
+            authority.certificate_pem(),
+            ServiceAccountKey::generate().unwrap(),
+            ("192.0.2.1".parse().unwrap(), port),
+        );
+        let server = ApiServer::start(config, Arc::new(store), Context::default())
+            .await
+            .unwrap();
+        tokio::spawn(async move { server.serve(vec![listener]).await });
+        let path = directory.path().join("kubeconfig");
+        let write = |user: &str| {
+            let identity = authority.issue(&Request::client(user, &[])).unwrap();
+            let url = format!("https://127.0.0.1:{port}");
+            let kubeconfig = Kubeconfig::embedded("test", &url, authority.certificate_pem(), user, &identity);
+            kubeconfig.write(&path).unwrap();
+        };
+        write("first");
+        let client = from_file(&path, "test").await.unwrap();
+        assert_eq!(who_am_i(&client).await, "first");
+        std::fs::write(&path, "no kubeconfig").unwrap();
+        let hang_up = || {
+            Command::new("kill")
+                .args(["-HUP", &std::process::id().to_string()])
+                .status()
+        };
+        assert!(hang_up().unwrap().success());
+        assert_eq!(who_am_i(&client).await, "first", "half a file is not used");
+        write("second");
+        assert!(hang_up().unwrap().success());
+        let changed = async {
+            while who_am_i(&client).await != "second" {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), changed)
+            .await
+            .expect("the new credentials are used");
+    }
+}

@@ -60,6 +60,12 @@ pub(crate) async fn run(args: IngressArgs, shutdown: Shutdown) -> anyhow::Result
         config.publish_addresses = args.publish_addresses;
     }
     let client = client::from_file(&args.kubeconfig, "skiff-ingress").await?;
+    tokio::spawn(skiff_kubelet::certificates::keep_kubeconfig(
+        client.clone(),
+        args.kubeconfig,
+        "system:skiff-ingress",
+        shutdown.clone(),
+    ));
     let daemon = Context {
         shutdown,
         ..Context::default()

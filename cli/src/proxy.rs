@@ -182,6 +182,12 @@ pub(crate) async fn run(args: ProxyArgs, shutdown: Shutdown) -> anyhow::Result<(
         "how to reach the API server is needed: give --kubeconfig, or clientConnection.kubeconfig in the file"
     );
     let client = client::from_file(&kubeconfig, "kube-proxy").await?;
+    tokio::spawn(skiff_kubelet::certificates::keep_kubeconfig(
+        client.clone(),
+        kubeconfig,
+        "system:kube-proxy",
+        shutdown.clone(),
+    ));
 
     let cluster_cidr = file
         .cluster_cidr

@@ -16,7 +16,7 @@ use clap::Args;
 use skiff_api::config::{EtcdConfiguration, LeaderElectionConfiguration, ServerConfiguration};
 use skiff_api::duration::GoDuration;
 use skiff_apiserver::ApiServer;
-use skiff_controllers::Clients;
+use skiff_controllers::{Clients, Manifests};
 use skiff_daemon::{Context, Shutdown};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -140,10 +140,28 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
     let manager = server.client("system:kube-controller-manager", &["system:authenticated"]);
     let accounts = server.clone();
     let each = Clients::each(manager, move |name| accounts.account_client("kube-system", name));
-    let controllers = skiff_controllers::run(config::controllers_config(&config, election)?, each, daemon.clone());
+    let trust = config::Trust::load(&config)?;
+    let manager = config::controllers_config(&config, election, &trust)?;
+    let controllers = skiff_controllers::run(manager, each, daemon.clone());
     clients.spawn(async move { controllers.await.context("run the controllers") });
 
-    clients.spawn(certificates::keep_current(server.clone(), config, shutdown.clone()));
+    if let Some(directory) = config.manifests_dir.clone() {
+        let (client, shutdown) = (
+            server.client("system:skiff-manifests", &["system:authenticated"]),
+            shutdown.clone(),
+        );
+        let server = config.advertise_address;
+        clients.spawn(async move {
+            Manifests { directory, server }.run(client, shutdown).await;
+            Ok(())
+        });
+    }
+    clients.spawn(certificates::keep_current(
+        server.clone(),
+        trust,
+        config,
+        shutdown.clone(),
+    ));
     daemon.serving();
     tokio::select! {
         ended = end_of(&mut clients, &shutdown) => ended?,

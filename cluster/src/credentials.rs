@@ -29,7 +29,7 @@ pub(crate) fn ensure(layout: &Layout, nodes: &[NodeLayout], api_port: u16) -> Re
     };
     let server = Request::server("kube-apiserver", &API_NAMES, &api_addresses);
     config.issue("apiserver", &server)?;
-    let client = Request::client("kube-apiserver-kubelet-client", &["system:masters"]);
+    let client = Request::client("kube-apiserver-kubelet-client", &[]);
     config.issue("apiserver-kubelet-client", &client)?;
 
     let outside = format!("https://127.0.0.1:{api_port}");

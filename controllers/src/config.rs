@@ -7,6 +7,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use skiff_daemon::election::Election;
 use skiff_pki::CertificateAuthority;
+use tokio::sync::watch;
+
+/// What may be replaced while the manager runs; each use takes what is there then.
+pub type Renewable<T> = watch::Receiver<T>;
+
+/// Something that stays as it is.
+pub fn fixed<T>(value: T) -> Renewable<T> {
+    watch::channel(value).1
+}
 
 /// The flags of the controller manager that skiff honours.
 #[derive(Clone, Debug)]
@@ -23,8 +32,8 @@ pub struct Config {
     pub service_cluster_ip_range: Vec<IpNet>,
     /// Where node ports come from (`serviceNodePortRange` of the server): load balancers get none of these.
     pub node_port_range: RangeInclusive<u16>,
-    /// `--root-ca-file`, read: what pods trust the API server by. Empty: no `kube-root-ca.crt` is published.
-    pub root_ca_pem: String,
+    /// `--root-ca-file`, read: what pods trust the API server by; published anew when it changes. Empty: no `kube-root-ca.crt` is.
+    pub root_ca_pem: Renewable<String>,
     /// `--node-monitor-period`: how often leases are looked at.
     pub node_monitor_period: Duration,
     /// `--node-monitor-grace-period`: how long a node may be silent.
@@ -49,7 +58,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct ClusterSigning {
     /// Who signs.
-    pub authority: Arc<CertificateAuthority>,
+    pub authority: Renewable<Arc<CertificateAuthority>>,
     /// How long a certificate is valid, at most and where nothing shorter is asked for; upstream's default is a year.
     pub duration: Duration,
 }
@@ -58,7 +67,7 @@ impl ClusterSigning {
     /// Signs with an authority, for upstream's default duration.
     pub fn new(authority: CertificateAuthority) -> Self {
         Self {
-            authority: Arc::new(authority),
+            authority: fixed(Arc::new(authority)),
             duration: skiff_pki::LEAF_LIFETIME,
         }
     }
@@ -73,7 +82,7 @@ impl Default for Config {
             node_cidr_mask_size_ipv6: 64,
             service_cluster_ip_range: Vec::new(),
             node_port_range: 30_000..=32_767,
-            root_ca_pem: String::new(),
+            root_ca_pem: fixed(String::new()),
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(40),
             node_startup_grace_period: Duration::from_secs(60),

@@ -2,7 +2,8 @@
 //!
 //! Tasks: one informer a kind ([`informer`]), shared by all controllers; a few workers a controller, fed by its keyed
 //! [`queue`]; one writer of events ([`events`]). Each controller decides in a pure `plan` and acts through [`write`].
-//! Nothing polls but node lifecycle, which looks at leases every `node_monitor_period`.
+//! Nothing polls but node lifecycle, which looks at leases every `node_monitor_period`. Beside the manager, every server keeps a directory
+//! of [`Manifests`].
 
 mod bootstrap_signer;
 mod certificates;
@@ -19,6 +20,7 @@ mod expectations;
 mod garbage_collector;
 mod informer;
 mod manager;
+mod manifests;
 mod metrics;
 mod namespace;
 mod node_ipam;
@@ -40,5 +42,6 @@ mod volume_protection;
 mod write;
 
 pub use clients::Clients;
-pub use config::{ClusterSigning, Config, Error};
+pub use config::{ClusterSigning, Config, Error, Renewable, fixed};
 pub use manager::run;
+pub use manifests::Manifests;

@@ -157,7 +157,7 @@ fn start_controllers(shared: &Shared, tasks: &mut JoinSet<()>) {
     if config.enables("replicaset-controller") {
         tasks.spawn(replica_set::start(shared));
     }
-    if config.enables("root-ca-certificate-publisher-controller") && !config.root_ca_pem.is_empty() {
+    if config.enables("root-ca-certificate-publisher-controller") && !config.root_ca_pem.borrow().is_empty() {
         tasks.spawn(root_ca::start(shared));
     }
     if config.enables("service-lb-controller") {

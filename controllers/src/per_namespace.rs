@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
+use crate::config::Renewable;
 use crate::informer::Informer;
 use crate::manager::Shared;
 use crate::queue::Queue;
 use crate::view::{Key, Namespace, View};
 use crate::write::Error;
 
-/// Calls `ensure` with the object's key and its present state whenever the namespace or the object has changed. The future
-/// runs until shutdown.
+/// Calls `ensure` with the object's key and its present state whenever the namespace or the object has changed, and for all namespaces
+/// when what it is made of is renewed. The future runs until shutdown.
 pub(crate) fn keep<K, F, R>(
     shared: &Shared,
     queue: &'static str,
     (objects, name): (Arc<Informer<K>>, &'static str),
+    renewed: Option<Renewable<String>>,
     ensure: F,
 ) -> impl Future<Output = ()> + Send + use<K, F, R>
 where
@@ -32,7 +34,15 @@ where
         }
     });
     let synced = [namespaces.synced(), objects.synced()];
-    shared.work(&queue, 1, synced, move |namespace: Key| {
+    let (waiting, all) = (Arc::clone(&queue), Arc::clone(&namespaces));
+    let again = async move {
+        let Some(mut renewed) = renewed else { return };
+        while renewed.changed().await.is_ok() {
+            all.list().iter().for_each(|namespace| waiting.add(namespace.key()));
+        }
+    };
+    let shutdown = shared.shutdown.clone();
+    let work = shared.work(&queue, 1, synced, move |namespace: Key| {
         let (namespaces, objects, ensure) = (Arc::clone(&namespaces), Arc::clone(&objects), ensure.clone());
         async move {
             let lives = |namespace: Arc<Namespace>| !namespace.is_being_deleted();
@@ -46,5 +56,8 @@ where
                 other => other,
             }
         }
-    })
+    });
+    async move {
+        tokio::join!(work, shutdown.run_until_cancelled(again));
+    }
 }

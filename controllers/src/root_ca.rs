@@ -1,7 +1,5 @@
 //! Publishes in each namespace the certificate authority that pods trust the API server by.
 
-use std::sync::Arc;
-
 use serde_json::json;
 
 use crate::manager::Shared;
@@ -20,13 +18,20 @@ const DESCRIPTION_TEXT: &str = "Contains a CA bundle that can be used to verify 
 pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
     let (writer, pem) = (
         shared.writer("root-ca-cert-publisher"),
-        Arc::<str>::from(shared.config.root_ca_pem.as_str()),
+        shared.config.root_ca_pem.clone(),
     );
     let maps = shared.informers.config_maps.want();
-    per_namespace::keep(shared, "root_ca_cert_publisher", (maps, NAME), move |key, map| {
-        let (writer, pem) = (writer.clone(), Arc::clone(&pem));
-        async move { publish(&writer, &key, map.as_deref(), &pem).await }
-    })
+    let renewed = Some(pem.clone());
+    per_namespace::keep(
+        shared,
+        "root_ca_cert_publisher",
+        (maps, NAME),
+        renewed,
+        move |key, map| {
+            let (writer, pem) = (writer.clone(), pem.borrow().clone());
+            async move { publish(&writer, &key, map.as_deref(), &pem).await }
+        },
+    )
 }
 
 async fn publish(writer: &Writer, key: &Key, present: Option<&ConfigMap>, pem: &str) -> Result<(), Error> {

@@ -12,7 +12,7 @@ const NAME: &str = "default";
 pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> {
     let writer = shared.writer("service-account-controller");
     let accounts = shared.informers.service_accounts.want();
-    per_namespace::keep(shared, "serviceaccount", (accounts, NAME), move |key, present| {
+    per_namespace::keep(shared, "serviceaccount", (accounts, NAME), None, move |key, present| {
         let writer = writer.clone();
         async move {
             if present.is_some() {

@@ -3,7 +3,7 @@
 //! [`Runtime`] is what the kubelet sees; [`Client`] is the real one, over one connection to the runtime's socket that is made again
 //! whenever it is lost, and `fake::FakeRuntime` (feature `fake`) the one for tests. [`events`] tells what happens to containers,
 //! over a connection of its own. [`images`] imports archives, which [`archive`] makes, and [`pause`] makes the one that every pod
-//! needs. [`logs`] reads what containers wrote; its one thread waits for inotify on behalf of all who follow. [`containerd`] is for
+//! needs. [`logs`] reads what containers wrote. [`containerd`] is for
 //! those who start a containerd themselves. Nothing here keeps state between calls.
 
 pub mod archive;

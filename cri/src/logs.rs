@@ -1,11 +1,10 @@
 //! Container logs as the runtime writes them: `TIME stdout|stderr P|F TEXT`, one file for each run of a container.
 //!
 //! [`read`] sends what `kubectl logs` shows. Files are read in chunks on the blocking pool; following waits for inotify, through
-//! one instance for the whole process (the kernel allows few), and goes on in the new file when the log is rotated.
+//! [`Subscription`], one instance for the whole process, and goes on in the new file when the log is rotated.
 
 mod line;
 mod tail;
-mod watch;
 
 use std::fs::File;
 use std::future::Future;
@@ -16,10 +15,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures::Stream;
 use jiff::Timestamp;
+use skiff_daemon::Subscription;
 
 use line::Formatter;
 pub use line::{Line, Source};
-pub use watch::Subscription;
 
 /// Read at once; a chunk of output is about as large.
 const CHUNK: usize = 64 << 10;
@@ -107,7 +106,7 @@ impl Reading {
     async fn open(&mut self) -> io::Result<(Box<Cursor>, Option<Subscription>)> {
         // Watch first, so that nothing falls between opening and watching.
         let changes = if self.options.follow {
-            Some(Subscription::new(&self.path)?)
+            Some(Subscription::of(self.path.parent().unwrap_or(Path::new("/")))?)
         } else {
             None
         };

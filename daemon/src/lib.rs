@@ -2,9 +2,10 @@
 //!
 //! A process calls [`run`] once; it hands a [`Shutdown`] to its main future, and each component gets a [`Context`]
 //! made from it. No task is spawned here but the signal listener, one that gives memory back once, and, on
-//! request, [`health::serve`], a listener for SIGHUP ([`files`]), the watchdog ([`Context::serving`]), the events of [`election`] and what is
+//! request, [`health::serve`], a listener for SIGHUP ([`files`]), a thread for inotify ([`directory`]), the watchdog ([`Context::serving`]), the events of [`election`] and what is
 //! given to [`Tasks`].
 
+pub mod directory;
 pub mod election;
 pub mod files;
 pub mod health;
@@ -18,6 +19,7 @@ mod notify;
 mod runtime;
 mod tasks;
 
+pub use directory::Subscription;
 pub use error::error_chain;
 pub use files::Files;
 pub use health::{Check, Health};

@@ -79,18 +79,12 @@ impl Cluster {
         let database = directory.path().join("state.db");
         let store = skiff_store::sqlite::open(database, skiff_store::sqlite::Options::default()).unwrap();
         let identity = authority.issue(&Request::server("kube-apiserver", &["localhost"], &[]));
-        let config = skiff_apiserver::Config {
-            identity: identity.unwrap(),
-            client_ca_pem: authority.certificate_pem().to_owned(),
-            service_cluster_ip_range: "10.96.0.0/12".parse().unwrap(),
-            node_port_range: 30000..=32767,
-            service_account_key: ServiceAccountKey::generate().unwrap(),
-            service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
-            advertise_address: FIRST.into(),
-            advertise_port: 6443,
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-        };
+        let config = skiff_apiserver::Config::new(
+            identity.unwrap(),
+            authority.certificate_pem(),
+            ServiceAccountKey::generate().unwrap(),
+            (FIRST.into(), 6443),
+        );
         let context = Context::default();
         let server = ApiServer::start(config, Arc::new(store), context.clone())
             .await

@@ -2,10 +2,12 @@
 //!
 //! Tasks: one for each certificate that is to be renewed ([`rotate`]); it sleeps until 70 to 90 % of the certificate's life are over,
 //! asks for the next, writes it ([`store`]), and puts it in the place of the old one: a new API client behind the one that everybody
-//! holds ([`client`]), a new TLS configuration for connections that are still to come.
+//! holds ([`client`]), a new TLS configuration for connections that are still to come. Proxy and ingress renew what their kubeconfigs
+//! hold in the same way ([`keep_kubeconfig`]).
 
 mod client;
 mod figures;
+mod kubeconfig;
 mod request;
 mod rotate;
 mod serving;
@@ -27,6 +29,7 @@ use request::Wanted;
 use store::Store;
 
 pub(crate) use figures::Figures;
+pub use kubeconfig::keep_kubeconfig;
 pub(crate) use serving::Serving;
 
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";

@@ -80,18 +80,13 @@ async fn run(nodes: usize, pods: usize) -> Result<()> {
 async fn start(directory: &std::path::Path, context: &Context) -> Result<ApiServer> {
     let authority = CertificateAuthority::generate("kubernetes")?;
     let store = skiff_store::sqlite::open(directory.join("state.db"), skiff_store::sqlite::Options::default())?;
-    let config = skiff_apiserver::Config {
-        identity: authority.issue(&Request::server("kube-apiserver", &["localhost"], &[]))?,
-        client_ca_pem: authority.certificate_pem().to_owned(),
-        service_cluster_ip_range: "10.96.0.0/12".parse()?,
-        node_port_range: 30000..=32767,
-        service_account_key: ServiceAccountKey::generate()?,
-        service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
-        advertise_address: "192.0.2.1".parse()?,
-        advertise_port: 6443,
-        kubelet_client: None,
-        kubelet_ca_pem: None,
-    };
+    let request = Request::server("kube-apiserver", &["localhost"], &[]);
+    let config = skiff_apiserver::Config::new(
+        authority.issue(&request)?,
+        authority.certificate_pem(),
+        ServiceAccountKey::generate()?,
+        ("192.0.2.1".parse()?, 6443),
+    );
     Ok(ApiServer::start(config, Arc::new(store), context.clone()).await?)
 }
 

@@ -34,20 +34,13 @@ impl Cluster {
             directory.path().join("state.db"),
             skiff_store::sqlite::Options::default(),
         );
-        let config = skiff_apiserver::Config {
-            identity: authority
-                .issue(&Request::server("kube-apiserver", &["localhost"], &[]))
-                .unwrap(),
-            client_ca_pem: authority.certificate_pem().to_owned(),
-            service_cluster_ip_range: "10.96.0.0/12".parse().unwrap(),
-            node_port_range: 30000..=32767,
-            service_account_key: ServiceAccountKey::generate().unwrap(),
-            service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
-            advertise_address: "192.0.2.1".parse().unwrap(),
-            advertise_port: 6443,
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-        };
+        let request = Request::server("kube-apiserver", &["localhost"], &[]);
+        let config = skiff_apiserver::Config::new(
+            authority.issue(&request).unwrap(),
+            authority.certificate_pem(),
+            ServiceAccountKey::generate().unwrap(),
+            ("192.0.2.1".parse().unwrap(), 6443),
+        );
         let context = Context::default();
         let server = ApiServer::start(config, Arc::new(store.unwrap()), context.clone())
             .await

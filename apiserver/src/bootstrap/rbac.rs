@@ -250,7 +250,19 @@ fn general() -> Vec<Value> {
             vec![
                 rule(READ, "", &["nodes"]),
                 rule(&["proxy"], "", &["nodes"]),
-                rule(ANY, "", &["nodes/log", "nodes/metrics", "nodes/proxy", "nodes/stats"]),
+                rule(
+                    ANY,
+                    "",
+                    &[
+                        "nodes/configz",
+                        "nodes/healthz",
+                        "nodes/log",
+                        "nodes/metrics",
+                        "nodes/pods",
+                        "nodes/proxy",
+                        "nodes/stats",
+                    ],
+                ),
             ],
         ),
     ]
@@ -563,6 +575,20 @@ fn bindings() -> Vec<Value> {
     const USER: &str = "User";
     [
         ("cluster-admin", "cluster-admin", GROUP_KIND, &["system:masters"][..]),
+        // Manifests on a server's disk may hold any kind of object, roles too. Not a master: whoever wants less narrows the binding.
+        (
+            "system:skiff-manifests",
+            "cluster-admin",
+            USER,
+            &["system:skiff-manifests"],
+        ),
+        // How the servers reach kubelets: kubeadm's name of the identity.
+        (
+            "skiff:apiserver-kubelet-client",
+            "system:kubelet-api-admin",
+            USER,
+            &["kube-apiserver-kubelet-client"],
+        ),
         (
             "system:discovery",
             "system:discovery",

@@ -1,5 +1,8 @@
 //! Who may do what: certificates, tokens, roles, impersonation, nobody.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::cluster::{Cluster, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,6 +107,54 @@ async fn tokens_live_as_long_as_what_they_are_bound_to() {
     assert!(ask(&["--token=nonsense", "get", "pods"]).await.contains("Unauthorized"));
     cluster.kubectl(&["delete", "serviceaccount", "robot"]).await;
     assert!(ask(&[&token, "get", "pods"]).await.contains("Unauthorized"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bound_token_ends_with_its_object_and_its_time() {
+    let cluster = Cluster::start().await;
+    cluster.anonymous();
+    cluster
+        .apply(
+            "---\n{apiVersion: v1, kind: ServiceAccount, metadata: {name: robot}}\n\
+             ---\n{apiVersion: v1, kind: ServiceAccount, metadata: {name: default}}\n\
+             ---\n{apiVersion: v1, kind: Secret, metadata: {name: s}}\n\
+             ---\n{apiVersion: v1, kind: Node, metadata: {name: n}}\n\
+             ---\n{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {serviceAccountName: robot, containers: [{name: c, image: c}]}}\n",
+        )
+        .await;
+    let who = async |token: &str| {
+        let token = format!("--token={token}");
+        text(&cluster.run("anonymous", &[&token, "auth", "whoami"], "").await)
+    };
+    for (kind, object) in [("Pod", "pod/p"), ("Secret", "secret/s"), ("Node", "node/n")] {
+        let (_, name) = object.split_once('/').unwrap();
+        let bound = ["--bound-object-kind", kind, "--bound-object-name", name];
+        let token = cluster
+            .kubectl(&[&["create", "token", "robot"][..], &bound].concat())
+            .await;
+        let good = who(token.trim()).await;
+        assert!(good.contains("system:serviceaccount:default:robot"), "{kind}: {good}");
+        cluster.kubectl(&["delete", object, "--now"]).await;
+        let ended = who(token.trim()).await;
+        assert!(ended.contains("Unauthorized"), "{kind}: {ended}");
+    }
+    // The same token with another time: what is signed by the right key counts until then, and not a second longer.
+    let token = cluster.kubectl(&["create", "token", "robot"]).await;
+    let payload = token.trim().split('.').nth(1).unwrap();
+    let claims = URL_SAFE_NO_PAD.decode(payload).unwrap();
+    let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
+    let key = jsonwebtoken::EncodingKey::from_ec_pem(cluster.tokens_pem.as_bytes()).unwrap();
+    let mut header = jsonwebtoken::decode_header(token.trim()).unwrap();
+    header.typ = None;
+    let now = jiff::Timestamp::now().as_second();
+    for (begin, end, good) in [(-60, 60, true), (-3600, -1, false), (3600, 7200, false)] {
+        let mut claims = claims.clone();
+        claims["nbf"] = (now + begin).into();
+        claims["exp"] = (now + end).into();
+        let token = jsonwebtoken::encode(&header, &claims, &key).unwrap();
+        let said = who(&token).await;
+        assert_eq!(said.contains("Unauthorized"), !good, "{begin} {end}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

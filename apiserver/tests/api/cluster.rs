@@ -28,6 +28,8 @@ pub(crate) struct Cluster {
     pub(crate) url: String,
     pub(crate) authority: CertificateAuthority,
     pub(crate) context: Context,
+    /// What service accounts' tokens are signed with.
+    pub(crate) tokens_pem: String,
     directory: tempfile::TempDir,
 }
 
@@ -35,15 +37,22 @@ impl Cluster {
     pub(crate) async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().to_owned();
-        Self::launch(directory, &place).await
+        Self::launch(directory, &place, &[]).await
+    }
+
+    /// A server with admission plugins that are off by default.
+    pub(crate) async fn with_plugins(plugins: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().to_owned();
+        Self::launch(directory, &place, plugins).await
     }
 
     /// A server over the store in `place`, which may have been another's before.
     pub(crate) async fn start_in(place: &Path) -> Self {
-        Self::launch(tempfile::tempdir().unwrap(), place).await
+        Self::launch(tempfile::tempdir().unwrap(), place, &[]).await
     }
 
-    async fn launch(directory: tempfile::TempDir, place: &Path) -> Self {
+    async fn launch(directory: tempfile::TempDir, place: &Path, plugins: &[&str]) -> Self {
         skiff_daemon::install_crypto();
         let authority = CertificateAuthority::generate("kubernetes").unwrap();
         let loopback: std::net::IpAddr = [127, 0, 0, 1].into();
@@ -51,22 +60,18 @@ impl Cluster {
             .issue(&Request::server("kube-apiserver", &["localhost"], &[loopback]))
             .unwrap();
         let kubelet_client = authority
-            .issue(&Request::client("kube-apiserver-kubelet-client", &["system:masters"]))
+            .issue(&Request::client("kube-apiserver-kubelet-client", &[]))
             .unwrap();
         let listener = TcpListener::bind((loopback, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let store = open(&place.join("state.db")).await;
+        let service_account_key = ServiceAccountKey::generate().unwrap();
+        let tokens_pem = service_account_key.private_pem();
+        let advertise = ("198.51.100.1".parse().unwrap(), port);
         let config = Config {
-            identity,
-            client_ca_pem: authority.certificate_pem().to_owned(),
-            service_cluster_ip_range: "10.96.0.0/12".parse().unwrap(),
-            node_port_range: 30000..=32767,
-            service_account_key: ServiceAccountKey::generate().unwrap(),
-            service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
-            advertise_address: "198.51.100.1".parse().unwrap(),
-            advertise_port: port,
             kubelet_client: Some(kubelet_client),
-            kubelet_ca_pem: None,
+            enable_admission_plugins: plugins.iter().map(|&name| name.to_owned()).collect(),
+            ..Config::new(identity, authority.certificate_pem(), service_account_key, advertise)
         };
         let context = Context::default();
         let server = ApiServer::start(config, Arc::new(store), context.clone())
@@ -79,6 +84,7 @@ impl Cluster {
             url: format!("https://127.0.0.1:{port}"),
             authority,
             context,
+            tokens_pem,
             directory,
         };
         cluster.kubeconfig("admin", &["system:masters"]);

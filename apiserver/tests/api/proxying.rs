@@ -123,4 +123,12 @@ async fn upgrades_are_copied_byte_by_byte_and_refusals_are_statuses() {
     let head = ask(&mut stream, "new").await;
     assert!(head.starts_with("HTTP/1.1 400"), "{head}");
     assert!(head.contains("application/json"), "{head}");
+    // CVE-2018-1002105: after a failed upgrade nothing that the client sends reaches the kubelet, which would send it back here.
+    let next = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(next).await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.ok();
+    let rest = String::from_utf8(rest).unwrap();
+    assert!(rest.contains("HTTP/1.1 200") && rest.ends_with("ok"), "{rest}");
+    assert!(!rest.contains("GET /livez"), "{rest}");
 }

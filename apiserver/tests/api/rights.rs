@@ -110,6 +110,71 @@ async fn who_acts_as_another_is_let_to_be_all_of_it() {
     }
 }
 
+/// SubjectAccessReview and its kin: what others may ask of the server about third parties.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_are_reviewed_for_others() {
+    let cluster = Cluster::start().await;
+    cluster.kubeconfig("joe", &["dev"]);
+    cluster
+        .kubectl(&[
+            "create",
+            "rolebinding",
+            "dev",
+            "--clusterrole=view",
+            "--group=dev",
+            "-n",
+            "default",
+        ])
+        .await;
+    let review = |kind: &str, namespace: &str, verb: &str| {
+        let place = match kind {
+            "LocalSubjectAccessReview" => "default",
+            _ => "",
+        };
+        serde_json::json!({
+            "apiVersion": "authorization.k8s.io/v1", "kind": kind, "metadata": {"namespace": place},
+            "spec": {
+                "user": "joe", "groups": ["dev"],
+                "resourceAttributes": {"namespace": namespace, "verb": verb, "resource": "pods"},
+            },
+        })
+    };
+    let ask = async |review: Value| -> Value {
+        let answer = cluster
+            .kubectl_with(&["create", "-o", "json", "-f", "-"], &review.to_string())
+            .await;
+        serde_json::from_str::<Value>(&answer).unwrap()["status"].clone()
+    };
+    for (kind, namespace, verb, allowed) in [
+        ("SubjectAccessReview", "default", "list", true),
+        ("SubjectAccessReview", "default", "delete", false),
+        ("SubjectAccessReview", "kube-system", "list", false),
+        ("LocalSubjectAccessReview", "default", "list", true),
+        ("LocalSubjectAccessReview", "default", "delete", false),
+    ] {
+        let status = ask(review(kind, namespace, verb)).await;
+        assert_eq!(
+            status["allowed"].as_bool().unwrap_or(false),
+            allowed,
+            "{kind} {namespace} {verb}: {status}"
+        );
+        if allowed {
+            let reason = status["reason"].as_str().unwrap_or_default();
+            assert!(reason.contains("RoleBinding \"dev/default\""), "{reason}");
+        }
+    }
+    let elsewhere = review("LocalSubjectAccessReview", "kube-system", "list").to_string();
+    let refused = cluster.kubectl_fails_with(&["create", "-f", "-"], &elsewhere).await;
+    assert!(refused.contains("must match the namespace of the review"), "{refused}");
+    // Not everybody may ask about others.
+    let asked = review("SubjectAccessReview", "default", "list").to_string();
+    let refused = text(&cluster.run("joe", &["create", "-f", "-"], &asked).await);
+    assert!(
+        refused.contains("cannot create resource \"subjectaccessreviews\""),
+        "{refused}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn others_verify_tokens_with_the_published_key() {
     let cluster = Cluster::start().await;

@@ -241,6 +241,51 @@ async fn bodies_that_swell_are_refused() {
     );
 }
 
+/// CVE-2020-8554: whoever writes Services takes other addresses' traffic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn external_addresses_can_be_denied_and_ingress_addresses_are_not_for_everybody() {
+    let service = |name: &str, ips: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{externalIPs: [{ips}], ports: [{{port: 80}}]}}}}\n"
+        )
+    };
+    const DENIED: &str = "is forbidden: Use of external IPs is denied by admission control";
+    // Upstream's default.
+    let open = Cluster::start().await;
+    open.apply(&service("old", "192.0.2.7, 192.0.2.8")).await;
+    // The other way to the same: who edits a namespace does not write what load balancers answer at.
+    open.kubeconfig("joe", &[]);
+    open.kubectl(&[
+        "create",
+        "rolebinding",
+        "joe",
+        "--clusterrole=admin",
+        "--user=joe",
+        "-n",
+        "default",
+    ])
+    .await;
+    let patch = r#"{"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}}}"#;
+    let refused = open
+        .patch_as("joe", "/api/v1/namespaces/default/services/old/status", patch)
+        .await;
+    assert!(
+        refused.contains("cannot patch resource \\\"services/status\\\""),
+        "{refused}"
+    );
+
+    let cluster = Cluster::with_plugins(&["DenyServiceExternalIPs", "NodeRestriction"]).await;
+    let refused = cluster
+        .kubectl_fails_with(&["create", "-f", "-"], &service("new", "192.0.2.7"))
+        .await;
+    assert!(refused.contains(&format!("services \"new\" {DENIED}")), "{refused}");
+    cluster.apply(&service("new", "")).await;
+    let refused = cluster
+        .kubectl_fails_with(&["apply", "-f", "-"], &service("new", "192.0.2.7"))
+        .await;
+    assert!(refused.contains(DENIED), "{refused}");
+}
+
 /// CVE-2019-1002100's cousin: names that clients make up must not become labels of metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn made_up_paths_leave_nothing_behind() {

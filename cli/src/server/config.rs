@@ -12,6 +12,7 @@ use skiff_daemon::election::{Election, Timing};
 use skiff_pki::{CertificateAuthority, Identity, ServiceAccountKey};
 use skiff_store::backup::Place;
 use skiff_store::{Store, etcd, sqlite};
+use tokio::sync::watch;
 
 /// Where the store is: in etcd where that is configured, in a SQLite file of our own otherwise.
 pub(crate) fn place(config: &ServerConfiguration) -> Place {
@@ -77,23 +78,48 @@ fn node_port_range(config: &ServerConfiguration) -> anyhow::Result<RangeInclusiv
 
 pub(super) fn api_config(config: &ServerConfiguration) -> anyhow::Result<skiff_apiserver::Config> {
     let pki = &config.pki_dir;
+    let identity = Identity::load(pki, "apiserver")?;
+    let advertise = (config.advertise_address, config.secure_port);
     Ok(skiff_apiserver::Config {
-        identity: Identity::load(pki, "apiserver")?,
-        client_ca_pem: ca(config)?,
         service_cluster_ip_range: config.service_cluster_ip_range,
         node_port_range: node_port_range(config)?,
-        service_account_key: ServiceAccountKey::load(pki)?,
-        service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
-        advertise_address: config.advertise_address,
-        advertise_port: config.secure_port,
         kubelet_client: Identity::load_if_there(pki, "apiserver-kubelet-client")?,
-        kubelet_ca_pem: None,
+        enable_admission_plugins: config.enable_admission_plugins.clone(),
+        ..skiff_apiserver::Config::new(identity, &ca(config)?, ServiceAccountKey::load(pki)?, advertise)
     })
+}
+
+/// What the controllers publish and sign with; renewed while they run.
+#[derive(Debug)]
+pub(super) struct Trust {
+    pub(super) root_ca_pem: watch::Sender<String>,
+    pub(super) authority: watch::Sender<Arc<CertificateAuthority>>,
+}
+
+impl Trust {
+    pub(super) fn load(config: &ServerConfiguration) -> anyhow::Result<Self> {
+        let authority = CertificateAuthority::load(&config.pki_dir, "ca")?;
+        Ok(Self {
+            root_ca_pem: watch::channel(authority.certificate_pem().to_owned()).0,
+            authority: watch::channel(Arc::new(authority)).0,
+        })
+    }
+
+    /// Nobody is told of what is as it was.
+    pub(super) fn renew(&self, authority: CertificateAuthority) {
+        self.root_ca_pem.send_if_modified(|pem| {
+            let modified = *pem != authority.certificate_pem();
+            authority.certificate_pem().clone_into(pem);
+            modified
+        });
+        self.authority.send_replace(Arc::new(authority));
+    }
 }
 
 pub(super) fn controllers_config(
     config: &ServerConfiguration,
     timing: Option<Timing>,
+    trust: &Trust,
 ) -> anyhow::Result<skiff_controllers::Config> {
     Ok(skiff_controllers::Config {
         leader_election: timing.map(|timing| Election::new("kube-controller-manager", timing)),
@@ -102,8 +128,11 @@ pub(super) fn controllers_config(
         node_cidr_mask_size: config.node_cidr_mask_size,
         service_cluster_ip_range: vec![config.service_cluster_ip_range],
         node_port_range: node_port_range(config)?,
-        root_ca_pem: ca(config)?,
-        cluster_signing: Some(ClusterSigning::new(CertificateAuthority::load(&config.pki_dir, "ca")?)),
+        root_ca_pem: trust.root_ca_pem.subscribe(),
+        cluster_signing: Some(ClusterSigning {
+            authority: trust.authority.subscribe(),
+            duration: skiff_pki::LEAF_LIFETIME,
+        }),
         node_monitor_grace_period: Duration::from_secs(config.node_monitor_grace_period_seconds.into()),
         ..skiff_controllers::Config::default()
     })

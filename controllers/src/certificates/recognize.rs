@@ -29,9 +29,17 @@ const PROXY: Recognized = Recognized {
     permission: "kubeproxyclient",
     message: "Auto approving kube-proxy client certificate after SubjectAccessReview.",
 };
+const SELF_PROXY: Recognized = Recognized {
+    permission: "selfkubeproxyclient",
+    message: "Auto approving self kube-proxy client certificate after SubjectAccessReview.",
+};
 const INGRESS: Recognized = Recognized {
     permission: "skiffingressclient",
     message: "Auto approving skiff-ingress client certificate after SubjectAccessReview.",
+};
+const SELF_INGRESS: Recognized = Recognized {
+    permission: "selfskiffingressclient",
+    message: "Auto approving self skiff-ingress client certificate after SubjectAccessReview.",
 };
 
 /// Of which kinds a client's request is, the likeliest first.
@@ -45,10 +53,13 @@ pub(super) fn recognize(request: &SigningRequest, parsed: &Parsed) -> Vec<Recogn
                 vec![NODE]
             }
         }
-        API_CLIENT if is_of_node(request) && is_bare(parsed) && are_client_usages(&spec.usages) => {
+        API_CLIENT if is_bare(parsed) && are_client_usages(&spec.usages) => {
+            let (own, node) = (spec.username == parsed.common_name, is_of_node(request));
             match parsed.common_name.as_str() {
-                "system:kube-proxy" => vec![PROXY],
-                "system:skiff-ingress" => vec![INGRESS],
+                "system:kube-proxy" if own => vec![SELF_PROXY],
+                "system:skiff-ingress" if own => vec![SELF_INGRESS],
+                "system:kube-proxy" if node => vec![PROXY],
+                "system:skiff-ingress" if node => vec![INGRESS],
                 _ => Vec::new(),
             }
         }
@@ -229,6 +240,20 @@ pub(super) mod tests {
         assert_eq!(kinds(API_CLIENT, NODE_1, CLIENT, &proxy), ["kubeproxyclient"]);
         let ingress = Request::client("system:skiff-ingress", &[]);
         assert_eq!(kinds(API_CLIENT, NODE_1, CLIENT, &ingress), ["skiffingressclient"]);
+        // Each its own next one, and nobody else's.
+        assert_eq!(
+            kinds(API_CLIENT, ("system:kube-proxy", &[]), CLIENT, &proxy),
+            ["selfkubeproxyclient"]
+        );
+        assert_eq!(
+            kinds(API_CLIENT, ("system:skiff-ingress", &[]), CLIENT, &ingress),
+            ["selfskiffingressclient"]
+        );
+        assert_eq!(kinds(API_CLIENT, ("system:kube-proxy", &[]), CLIENT, &ingress), none);
+        assert_eq!(
+            kinds(KUBELET_CLIENT, ("system:kube-proxy", &[]), CLIENT, &node),
+            ["nodeclient"]
+        );
         assert_eq!(kinds(API_CLIENT, ("joe", &["dev"]), CLIENT, &proxy), none);
         assert_eq!(kinds(API_CLIENT, ("system:node:n1", &["dev"]), CLIENT, &proxy), none);
         let grouped = Request::client("system:kube-proxy", &["system:masters"]);

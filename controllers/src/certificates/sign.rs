@@ -75,8 +75,8 @@ fn sign(request: &SigningRequest, signing: &ClusterSigning) -> Result<String, St
         _ => Ok(()),
     }?;
     let lifetime = lifetime(spec.expiration_seconds, signing.duration);
-    signing
-        .authority
+    let authority = Arc::clone(&signing.authority.borrow());
+    authority
         .sign(&parsed, &spec.usages, lifetime)
         .map_err(|error| error_chain(&error))
 }

@@ -142,8 +142,14 @@ async fn a_machine_with_a_token_becomes_a_node_and_no_more() {
     stolen.ip_addresses = vec!["192.0.2.1".parse().unwrap()];
     ask(&kubelet, "csr-stolen", SERVING, SERVER, &stolen).await;
     let proxy = Request::client("system:kube-proxy", &[]);
-    ask(&kubelet, "csr-proxy", API_CLIENT, CLIENT, &proxy).await;
-    certificate(&cluster, "csr-proxy").await;
+    let proxy_key = ask(&kubelet, "csr-proxy", API_CLIENT, CLIENT, &proxy).await;
+    let proxy_issued = certificate(&cluster, "csr-proxy").await;
+    // The proxy renews its own from then on, and gets nothing else.
+    let running = remote(&cluster, with_certificate(&proxy_issued, &proxy_key)).await;
+    ask(&running, "csr-proxy-as-node", NODE_CLIENT, CLIENT, &node).await;
+    ask(&running, "csr-proxy-next", API_CLIENT, CLIENT, &proxy).await;
+    certificate(&cluster, "csr-proxy-next").await;
+    is_left_alone(&cluster, "csr-proxy-as-node").await;
     is_left_alone(&cluster, "csr-early").await;
     let addresses =
         json!([{"type": "InternalIP", "address": "192.0.2.11"}, {"type": "InternalIP", "address": "192.0.2.1"}]);

@@ -60,18 +60,12 @@ impl Cluster {
             directory.path().join("state.db"),
             skiff_store::sqlite::Options::default(),
         );
-        let config = skiff_apiserver::Config {
+        let config = skiff_apiserver::Config::new(
             identity,
-            client_ca_pem: authority.certificate_pem().to_owned(),
-            service_cluster_ip_range: "10.96.0.0/12".parse().unwrap(),
-            node_port_range: 30000..=32767,
-            service_account_key: ServiceAccountKey::generate().unwrap(),
-            service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
-            advertise_address: "192.0.2.1".parse().unwrap(),
-            advertise_port: port,
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-        };
+            authority.certificate_pem(),
+            ServiceAccountKey::generate().unwrap(),
+            ("192.0.2.1".parse().unwrap(), port),
+        );
         let context = Context::default();
         let server = ApiServer::start(config, Arc::new(store.unwrap()), context.clone())
             .await
@@ -88,7 +82,7 @@ impl Cluster {
         let mut manager = skiff_controllers::Config {
             cluster_cidr: vec!["10.244.0.0/16".parse().unwrap()],
             service_cluster_ip_range: vec!["10.96.0.0/12".parse().unwrap()],
-            root_ca_pem: authority.certificate_pem().to_owned(),
+            root_ca_pem: skiff_controllers::fixed(authority.certificate_pem().to_owned()),
             cluster_signing: Some(ClusterSigning::new(
                 CertificateAuthority::load(directory.path(), "ca").unwrap(),
             )),

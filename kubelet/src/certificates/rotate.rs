@@ -27,7 +27,7 @@ pub(super) fn pause(failures: u32) -> Duration {
 }
 
 /// When a certificate that is here since `since` is to be renewed; `chance` is between 0 and 1.
-fn due(identity: &Identity, since: Timestamp, chance: f64) -> Result<Timestamp, Error> {
+pub(super) fn due(identity: &Identity, since: Timestamp, chance: f64) -> Result<Timestamp, Error> {
     let validity = identity.validity()?;
     // Signers date back for clocks that are behind: its life begins where it came here.
     let begin = since.clamp(validity.not_before, validity.not_after);
@@ -37,12 +37,12 @@ fn due(identity: &Identity, since: Timestamp, chance: f64) -> Result<Timestamp, 
 }
 
 /// A number between 0 and 1 that differs between nodes and times.
-fn chance() -> f64 {
+pub(super) fn chance() -> f64 {
     f64::from(Timestamp::now().subsec_nanosecond() % 1_000_000) / 1_000_000.0
 }
 
 /// Sleeps until a moment of the calendar; `false` when the process ends.
-async fn sleep_until(at: Timestamp, shutdown: &Shutdown) -> bool {
+pub(super) async fn sleep_until(at: Timestamp, shutdown: &Shutdown) -> bool {
     loop {
         let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
         if left.is_zero() {
@@ -119,7 +119,7 @@ async fn renew_client(options: &Options, connect: &Connect, place: &Replaceable,
     Ok(())
 }
 
-async fn renew(client: &kube::Client, wanted: &Wanted) -> Result<Identity, Error> {
+pub(super) async fn renew(client: &kube::Client, wanted: &Wanted) -> Result<Identity, Error> {
     let key = SigningRequest::generate_key()?;
     let asked = request::ask(client, wanted, &key, None).await;
     let certificate = asked.map_err(|error| wanted.failed(error))?;

@@ -16,10 +16,11 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::{Connect, Error, Options, Serving, connect};
+use super::{Connect, Error, Options, Serving, connect, keep_kubeconfig};
 
 /// Long enough for a request on a busy machine, short enough to see several.
 const LIFE: Duration = Duration::from_secs(6);
+const APPROVE_AND_SIGN: [&str; 2] = ["csrapproving", "csrsigning"];
 
 struct Cluster {
     admin: kube::Client,
@@ -43,18 +44,12 @@ impl Cluster {
         let port = listener.local_addr().unwrap().port();
         let options = skiff_store::sqlite::Options::default();
         let store = skiff_store::sqlite::open(directory.path().join("state.db"), options).unwrap();
-        let config = skiff_apiserver::Config {
+        let config = skiff_apiserver::Config::new(
             identity,
-            client_ca_pem: authority.certificate_pem().to_owned(),
-            service_cluster_ip_range: "10.96.0.0/12".parse().unwrap(),
-            node_port_range: 30000..=32767,
-            service_account_key: ServiceAccountKey::generate().unwrap(),
-            service_account_issuer: skiff_apiserver::DEFAULT_ISSUER.to_owned(),
-            advertise_address: "192.0.2.1".parse().unwrap(),
-            advertise_port: port,
-            kubelet_client: None,
-            kubelet_ca_pem: None,
-        };
+            authority.certificate_pem(),
+            ServiceAccountKey::generate().unwrap(),
+            ("192.0.2.1".parse().unwrap(), port),
+        );
         let context = Context::default();
         let server = ApiServer::start(config, Arc::new(store), context.clone())
             .await
@@ -135,6 +130,14 @@ impl Cluster {
         }
     }
 
+    /// A node's client, got by a token, and what ends its renewal.
+    async fn join(&self) -> (kube::Client, Shutdown) {
+        let bootstrap = self.bootstrap().await;
+        let shutdown = Shutdown::new();
+        let joined = connect(self.options(Some(bootstrap)), connector(), shutdown.clone()).await;
+        (joined.unwrap(), shutdown)
+    }
+
     fn current(&self) -> PathBuf {
         self.directory.path().join("pki/kubelet-client-current.pem")
     }
@@ -178,12 +181,8 @@ fn end_of(path: &Path) -> Timestamp {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_gets_its_certificate_by_a_token_and_renews_it_while_it_works() {
-    let cluster = Cluster::start(&["csrapproving", "csrsigning"]).await;
-    let bootstrap = cluster.bootstrap().await;
-    let shutdown = Shutdown::new();
-    let client = connect(cluster.options(Some(bootstrap)), connector(), shutdown.clone())
-        .await
-        .unwrap();
+    let cluster = Cluster::start(&APPROVE_AND_SIGN).await;
+    let (client, shutdown) = cluster.join().await;
     assert_eq!(who(&client).await.unwrap(), "system:node:n1");
     let first = end_of(&cluster.current());
     // The file alone is enough for others, and nobody else may read the key.
@@ -201,7 +200,7 @@ async fn a_node_gets_its_certificate_by_a_token_and_renews_it_while_it_works() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_ended_is_asked_anew_by_token_or_says_what_to_do() {
-    let cluster = Cluster::start(&["csrapproving", "csrsigning"]).await;
+    let cluster = Cluster::start(&APPROVE_AND_SIGN).await;
     let bootstrap = cluster.bootstrap().await;
     let off = Shutdown::new();
     let lost = connect(cluster.options(None), connector(), off.clone())
@@ -284,12 +283,8 @@ async fn a_request_outlives_the_process_that_made_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_server_shows_a_new_certificate_without_a_restart() {
-    let cluster = Cluster::start(&["csrapproving", "csrsigning"]).await;
-    let bootstrap = cluster.bootstrap().await;
-    let shutdown = Shutdown::new();
-    let client = connect(cluster.options(Some(bootstrap)), connector(), shutdown.clone())
-        .await
-        .unwrap();
+    let cluster = Cluster::start(&APPROVE_AND_SIGN).await;
+    let (client, shutdown) = cluster.join().await;
     let address: std::net::IpAddr = "192.0.2.11".parse().unwrap();
     cluster
         .send("POST", "/api/v1/nodes", json!({"metadata": {"name": "n1"}}))
@@ -331,4 +326,41 @@ async fn the_server_shows_a_new_certificate_without_a_restart() {
     }
     assert_ne!(last, first);
     shutdown.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_renews_what_its_kubeconfig_holds() {
+    const USER: &str = "system:kube-proxy";
+    let cluster = Cluster::start(&APPROVE_AND_SIGN).await;
+    let path = cluster.directory.path().join("proxy.conf");
+    let write = |wanted: &Request| {
+        let identity = cluster.authority.issue(wanted).unwrap();
+        let ca = cluster.authority.certificate_pem();
+        let config = Kubeconfig::embedded("c", &cluster.url, ca, "proxy", &identity);
+        config.write(&path).unwrap();
+        identity.validity().unwrap().not_after
+    };
+    let first = write(&Request::client(USER, &[]).lifetime(LIFE));
+    let client = connector()(path.clone()).await.unwrap();
+    let keeping = tokio::spawn(keep_kubeconfig(
+        client.clone(),
+        path.clone(),
+        USER,
+        cluster.context.shutdown.clone(),
+    ));
+    let held = || Kubeconfig::load(&path).unwrap().identity.unwrap();
+    let renewed = async {
+        while held().validity().unwrap().not_after == first {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIFE * 3, renewed).await.expect("it is renewed");
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
+    assert_eq!(mode & 0o777, 0o600);
+    let next = connector()(path.clone()).await.unwrap();
+    assert_eq!(who(&next).await.unwrap(), USER);
+    keeping.abort();
+    // What is not the proxy's own is nobody's business.
+    write(&Request::client("admin", &["system:masters"]).lifetime(LIFE));
+    keep_kubeconfig(next, path.clone(), USER, cluster.context.shutdown.clone()).await;
 }

@@ -23,6 +23,7 @@ pub(crate) struct Runtime {
 /// The server's file.
 pub(crate) fn server(layout: &Layout, cluster: &Cluster, node: &Node) -> Wanted {
     let mut server = ServerConfiguration::new(layout.server_data(), layout.pki(), node.address);
+    server.manifests_dir = Some(layout.manifests());
     server.secure_port = cluster.port;
     server.service_cluster_ip_range = cluster.service_subnet;
     server.cluster_cidr = cluster.pod_subnet;

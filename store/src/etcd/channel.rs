@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -35,9 +36,16 @@ struct Member {
 
 struct Members {
     members: Vec<Member>,
-    connector: Option<TlsConnector>,
+    tls: Option<Tls>,
     /// Whom to ask first.
     turn: AtomicUsize,
+}
+
+/// How we are known and whom we trust, read anew for each connection: certificates are renewed while we run.
+struct Tls {
+    options: Options,
+    /// As it was when it could be read last.
+    current: Mutex<TlsConnector>,
 }
 
 /// A channel that connects when first used, and again whenever the connection is lost.
@@ -53,7 +61,7 @@ pub(super) fn connect(options: &Options) -> Result<Channel, Error> {
     let tls = members.iter().any(|member| member.tls) || options.ca_file.is_some();
     let members = Arc::new(Members {
         members,
-        connector: tls.then(|| connector(options)).transpose()?,
+        tls: tls.then(|| Tls::read(options)).transpose()?,
         turn: AtomicUsize::new(0),
     });
     let endpoint = Endpoint::from_static("http://etcd")
@@ -140,6 +148,24 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     Ok(certificates)
 }
 
+impl Tls {
+    fn read(options: &Options) -> Result<Self, Error> {
+        Ok(Self {
+            current: Mutex::new(connector(options)?),
+            options: options.clone(),
+        })
+    }
+
+    fn connector(&self) -> TlsConnector {
+        let mut current = self.current.lock();
+        match connector(&self.options) {
+            Ok(read) => *current = read,
+            Err(error) => tracing::warn!(%error, "still using the former certificates for etcd"),
+        }
+        current.clone()
+    }
+}
+
 impl Members {
     /// The first member that lets us in; whoever is asked for again has failed, so the next time begins behind it.
     async fn connect(&self) -> io::Result<Connection> {
@@ -163,10 +189,10 @@ impl Members {
     async fn open(&self, member: &Member) -> io::Result<Connection> {
         let tcp = TcpStream::connect((member.host.as_str(), member.port)).await?;
         tcp.set_nodelay(true)?;
-        match (&self.connector, member.tls) {
-            (Some(connector), true) => {
+        match (&self.tls, member.tls) {
+            (Some(tls), true) => {
                 let name = ServerName::try_from(member.host.clone()).map_err(io::Error::other)?;
-                Ok(Connection::Tls(Box::new(connector.connect(name, tcp).await?)))
+                Ok(Connection::Tls(Box::new(tls.connector().connect(name, tcp).await?)))
             }
             _ => Ok(Connection::Plain(tcp)),
         }

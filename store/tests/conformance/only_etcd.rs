@@ -120,6 +120,20 @@ async fn certificates_let_us_in_and_others_not() {
     assert!(refused.contains("are its members running"), "{refused}");
     let store = store.unwrap();
     assert!(create(&store, "/k/a", "1").await > Revision(1));
+
+    // All from another authority: the next connection is made with what the files hold by then.
+    certificates(directory.path());
+    member.kill();
+    member.start(&cluster);
+    let found = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            match store.get("/k/a").await {
+                Ok(found) => return found,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    });
+    assert!(found.await.expect("the renewed certificates are used").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

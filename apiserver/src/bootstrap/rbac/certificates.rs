@@ -9,7 +9,16 @@ const CERTIFICATES: &str = "certificates.k8s.io";
 const PREFIX: &str = "system:certificates.k8s.io:";
 
 /// What the approver asks of whoever wants a certificate to be approved by itself.
-const SELF_SERVICE: [&str; 4] = ["nodeclient", "selfnodeclient", "kubeproxyclient", "skiffingressclient"];
+const SELF_SERVICE: [&str; 6] = [
+    "nodeclient",
+    "selfnodeclient",
+    "kubeproxyclient",
+    "selfkubeproxyclient",
+    "skiffingressclient",
+    "selfskiffingressclient",
+];
+/// What whoever renews a client certificate of their own needs.
+const RENEWER: &str = "system:skiff-certificate-renewer";
 /// Signers that people may be let decide about.
 const APPROVERS: [(&str, &str); 4] = [
     ("kube-apiserver-client", "kubernetes.io/kube-apiserver-client"),
@@ -38,12 +47,14 @@ pub(super) fn roles() -> Vec<Value> {
         .chain(approvers)
         .chain([
             role("system:node-bootstrapper", vec![bootstrapper.rule()]),
+            role(RENEWER, vec![bootstrapper.rule()]),
             role("kubeadm:get-nodes", vec![get_nodes.rule()]),
         ])
         .collect()
 }
 
-/// Machines that come with a token may ask for a node's certificate, nodes for a next one of their own, both for one of a proxy.
+/// Machines that come with a token may ask for a node's certificate, nodes for a next one of their own, both for one of a proxy; a proxy
+/// and an ingress for a next one of their own.
 /// A certificate of the ingress reads every Secret: nobody gets one by themselves until somebody binds that role.
 pub(super) fn bindings() -> Vec<(Resource, Value)> {
     let request = |what: &str| format!("{PREFIX}certificatesigningrequests:{what}");
@@ -68,7 +79,25 @@ pub(super) fn bindings() -> Vec<(Resource, Value)> {
         ),
     ]
     .map(|(name, role, group)| (BINDINGS, binding(name, &role, &Subjects::Groups(&[group]))))
-    .into()
+    .into_iter()
+    .chain(
+        [
+            ("skiff:renew-proxy", RENEWER.to_owned(), "system:kube-proxy"),
+            ("skiff:renew-ingress", RENEWER.to_owned(), "system:skiff-ingress"),
+            (
+                "skiff:autoapprove-proxy-rotation",
+                request("selfkubeproxyclient"),
+                "system:kube-proxy",
+            ),
+            (
+                "skiff:autoapprove-ingress-rotation",
+                request("selfskiffingressclient"),
+                "system:skiff-ingress",
+            ),
+        ]
+        .map(|(name, role, user)| (BINDINGS, binding(name, &role, &Subjects::User(user)))),
+    )
+    .collect()
 }
 
 /// Everybody may read which cluster this is: that is what a machine that joins begins with.

@@ -15,8 +15,7 @@ use skiff_api::decode::{self, DecodeError, FieldValidation};
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_api::schema::schema;
 use skiff_api::{defaults, validation};
-use skiff_cri::logs::Subscription;
-use skiff_daemon::{Shutdown, error_chain};
+use skiff_daemon::{Shutdown, Subscription, error_chain};
 use tokio::sync::mpsc;
 
 use super::{Source, Update};

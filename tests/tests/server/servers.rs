@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use skiff_pki::{CertificateAuthority, Kubeconfig, Request, ServiceAccountKey};
+use skiff_pki::{CertificateAuthority, Kubeconfig, LEAF_LIFETIME, Request, ServiceAccountKey};
 use skiff_tests::wait::until;
 use skiff_tests::{Kubectl, binary};
 
 use crate::member::Member;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(40);
+pub(crate) const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
 /// Short, so that nobody waits long for the end of a killed server's Leases.
 const ELECTION: [&str; 3] = [
     "--leader-elect-lease-duration=4s",
@@ -26,6 +27,8 @@ pub(crate) struct Place {
     directory: tempfile::TempDir,
     port: u16,
     authority: CertificateAuthority,
+    /// How often the authority was replaced.
+    generation: u32,
     pub(crate) members: Vec<Member>,
     /// Goes over what the configuration says.
     pub(crate) more: Value,
@@ -50,9 +53,7 @@ impl Place {
         let authority = CertificateAuthority::generate("kubernetes")?;
         authority.save(&pki, "ca")?;
         ServiceAccountKey::load_or_generate(&pki)?;
-        let addresses = [address(1), address(2)];
-        let request = Request::server("kube-apiserver", &["kubernetes", "localhost"], &addresses);
-        authority.load_or_issue(&pki, "apiserver", &request)?;
+        authority.load_or_issue(&pki, "apiserver", &server_certificate())?;
         let mut members: Vec<Member> = (0..members)
             .map(|number| Member::new(directory.path(), &format!("etcd-{number}")))
             .collect();
@@ -65,6 +66,7 @@ impl Place {
             directory,
             port,
             authority,
+            generation: 0,
             members,
             more: json!({}),
         })
@@ -99,10 +101,16 @@ impl Place {
 
     /// Starts a server on etcd without waiting for it.
     pub(crate) fn start(&self, number: u8) -> anyhow::Result<Server> {
-        self.start_with(number, &[&[self.etcd_servers().as_str()], &ELECTION[..]].concat())
+        self.start_with(number, &[&[self.etcd_servers().as_str()], &ELECTION[..]].concat(), &[])
     }
 
-    pub(crate) fn start_with(&self, number: u8, arguments: &[&str]) -> anyhow::Result<Server> {
+    /// Starts a server, on SQLite unless the arguments say otherwise.
+    pub(crate) fn start_with(
+        &self,
+        number: u8,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> anyhow::Result<Server> {
         let log_path = self.path().join(format!("server-{number}.log"));
         let log = std::fs::File::options().create(true).append(true).open(&log_path)?;
         let process = Command::new(binary()?)
@@ -110,24 +118,78 @@ impl Place {
             .arg("--config")
             .arg(self.configuration(number)?)
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let admin = Request::client("kubernetes-admin", &["system:masters"]);
-        let identity = self
-            .authority
-            .load_or_issue(&self.path().join("pki"), "admin", &admin)?;
-        let url = format!("https://{}:{}", address(number), self.port);
-        let kubeconfig = self.path().join(format!("admin-{number}.conf"));
-        let ca = self.authority.certificate_pem();
-        Kubeconfig::embedded("etcd", &url, ca, "admin", &identity).write(&kubeconfig)?;
         Ok(Server {
-            kubectl: Kubectl::new(kubeconfig),
+            kubectl: self.kubectl(number)?,
             process,
             log: log_path,
         })
     }
+
+    /// Two servers that elect a leader, one after the other: the first leads.
+    pub(crate) async fn start_two(&self) -> anyhow::Result<[Server; 2]> {
+        let first = self.start(1)?;
+        first.ready().await?;
+        for lease in LEASES {
+            first.until_leads(lease).await?;
+        }
+        let second = self.start(2)?;
+        second.ready().await?;
+        Ok([first, second])
+    }
+
+    /// An administrator's `kubectl` for the server of that number.
+    pub(crate) fn kubectl(&self, number: u8) -> anyhow::Result<Kubectl> {
+        let generation = self.generation;
+        self.kubectl_with(number, &format!("admin-{number}-{generation}"), LEAF_LIFETIME)
+    }
+
+    /// The same with a certificate that lives so long, in a kubeconfig of that name.
+    pub(crate) fn kubectl_with(&self, number: u8, name: &str, life: Duration) -> anyhow::Result<Kubectl> {
+        let admin = Request::client("kubernetes-admin", &["system:masters"]).lifetime(life);
+        let identity = self.authority.issue(&admin)?;
+        let kubeconfig = self.path().join(format!("{name}.conf"));
+        let ca = self.authority.certificate_pem();
+        Kubeconfig::embedded("servers", &self.url(number), ca, "admin", &identity).write(&kubeconfig)?;
+        Ok(Kubectl::new(kubeconfig))
+    }
+
+    /// `HOST:PORT` of the server of that number.
+    pub(crate) fn host(&self, number: u8) -> String {
+        format!("{}:{}", address(number), self.port)
+    }
+
+    fn url(&self, number: u8) -> String {
+        format!("https://{}", self.host(number))
+    }
+
+    /// The authority's certificate.
+    pub(crate) fn ca_pem(&self) -> &str {
+        self.authority.certificate_pem()
+    }
+
+    /// Replaces the servers' certificate by one that lives so long.
+    pub(crate) fn renew_certificate(&self, life: Duration) -> anyhow::Result<()> {
+        let identity = self.authority.issue(&server_certificate().lifetime(life))?;
+        Ok(identity.save(&self.path().join("pki"), "apiserver")?)
+    }
+
+    /// Replaces the authority, and what it has signed for the servers.
+    pub(crate) fn renew_authority(&mut self) -> anyhow::Result<()> {
+        self.authority = CertificateAuthority::generate("kubernetes")?;
+        self.generation += 1;
+        self.authority.save(&self.path().join("pki"), "ca")?;
+        self.renew_certificate(LEAF_LIFETIME)
+    }
+}
+
+fn server_certificate() -> Request {
+    let addresses = [address(1), address(2)];
+    Request::server("kube-apiserver", &["kubernetes", "localhost"], &addresses)
 }
 
 impl Server {
@@ -162,11 +224,17 @@ impl Server {
         Ok(())
     }
 
+    /// Sends a signal by its short name.
+    pub(crate) fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let id = self.process.id().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &id]).status()?;
+        anyhow::ensure!(status.success(), "kill -{name} {id}");
+        Ok(())
+    }
+
     /// SIGTERM, and its end.
     pub(crate) fn stop(&mut self) -> anyhow::Result<ExitStatus> {
-        let id = self.process.id().to_string();
-        let status = Command::new("kill").args(["-TERM", &id]).status()?;
-        anyhow::ensure!(status.success(), "kill -TERM {id}");
+        self.signal("TERM")?;
         Ok(self.process.wait()?)
     }
 }

@@ -20,12 +20,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Watches the directory that a log file lies in.
-    pub(super) fn new(log: &Path) -> io::Result<Self> {
-        Self::of(log.parent().unwrap_or(Path::new("/")))
-    }
-
-    /// Watches a directory: files that are made, written, moved or removed in it.
+    /// Watches a directory: files that are made, written, moved or removed in it, or given to others.
     ///
     /// # Errors
     /// When the directory is not there, or the user has no inotify instance or watch left.
@@ -79,7 +74,7 @@ fn watcher() -> io::Result<&'static Arc<Watcher>> {
     // Of two that come here at once, the loser's instance is closed again.
     if WATCHER.set(watcher.clone()).is_ok() {
         std::thread::Builder::new()
-            .name("logs-inotify".into())
+            .name("directories".into())
             .spawn(move || watcher.run(inotify))?;
     }
     WATCHER.get().ok_or_else(|| io::Error::other("no inotify watcher"))
@@ -93,7 +88,7 @@ impl Watcher {
             return Ok(watched.sender.subscribe());
         }
         let moved = WatchMask::MOVED_TO | WatchMask::MOVED_FROM;
-        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE | moved;
+        let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::CREATE | WatchMask::DELETE | moved;
         let descriptor = self.watches.lock().add(directory, mask)?;
         let (sender, receiver) = watch::channel(());
         directories.insert(
@@ -128,7 +123,7 @@ impl Watcher {
                 Ok(events) => events,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    tracing::error!(%error, "following logs stops: cannot read inotify events");
+                    tracing::error!(%error, "watching directories (logs, manifests) stops: cannot read inotify events");
                     return;
                 }
             };

@@ -10,9 +10,8 @@ use skiff_tests::Kubectl;
 use skiff_tests::wait::until;
 use tokio::time::Instant;
 
-use crate::servers::{LIMIT, Place, Server, create_nodes, endpoints, until_bound};
+use crate::servers::{LEASES, LIMIT, Place, Server, create_nodes, endpoints, until_bound};
 
-const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
 const BOTH: &str = "192.0.2.1 192.0.2.2";
 const SECOND: &str = "192.0.2.2";
 
@@ -49,13 +48,7 @@ fn check_scheduled_once(server: &Server, pods: &[String]) -> anyhow::Result<()> 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_leads_when_the_leader_is_killed() -> anyhow::Result<()> {
     let place = Place::new(1)?;
-    let mut first = place.start(1)?;
-    first.ready().await?;
-    for lease in LEASES {
-        first.until_leads(lease).await?;
-    }
-    let second = place.start(2)?;
-    second.ready().await?;
+    let [mut first, second] = place.start_two().await?;
     until_endpoints(&first, BOTH).await?;
     create_nodes(&second.kubectl, 2)?;
     create_deployment(&second, "web", 10)?;
@@ -92,13 +85,7 @@ async fn another_leads_when_the_leader_is_killed() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_stops_hands_over_at_once() -> anyhow::Result<()> {
     let place = Place::new(1)?;
-    let mut first = place.start(1)?;
-    first.ready().await?;
-    for lease in LEASES {
-        first.until_leads(lease).await?;
-    }
-    let second = place.start(2)?;
-    second.ready().await?;
+    let [mut first, second] = place.start_two().await?;
     until_endpoints(&second, BOTH).await?;
     create_nodes(&second.kubectl, 1)?;
     let begin = Instant::now();

@@ -1,8 +1,12 @@
-//! `skiff server` on etcd instead of SQLite, alone and with others.
+//! `skiff server` alone: without nodes, on SQLite or etcd, with other servers beside it.
 
+mod manifests;
 #[path = "../../../store/tests/conformance/member.rs"]
 #[allow(dead_code, reason = "not all that a member can do is needed here")]
 mod member;
+mod notify;
+mod renewal;
+mod secrecy;
 mod servers;
 mod several;
 
