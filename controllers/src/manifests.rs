@@ -491,7 +491,7 @@ mod tests {
         let files = [
             file(
                 "a.yaml",
-                "{apiVersion: v1, kind: ConfigMap, metadata: {name: one}}\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: n, namespace: x}}",
+                "{apiVersion: v1, kind: ConfigMap, metadata: {name: one}}\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, namespace: x}}",
             ),
             file(
                 "b.yaml",
@@ -505,7 +505,7 @@ mod tests {
             .iter()
             .map(|((kind, namespace, name), wanted)| format!("{kind} {namespace}/{name} {}", wanted.file))
             .collect();
-        assert_eq!(ids, ["ConfigMap default/one a.yaml", "Namespace /n a.yaml"]);
+        assert_eq!(ids, ["ConfigMap default/one a.yaml", "Namespace /shop a.yaml"]);
         assert_eq!(desired.named.len(), 3);
         assert_eq!(desired.unusable, BTreeSet::from(["c.yaml".to_owned()]));
         assert_eq!(
