@@ -231,7 +231,7 @@ impl Keeper {
             finished &= self.remove(kind, object, &parent).await;
         }
         // What could not be looked at stays in the list, and kinds of what stays because its file cannot be read.
-        let unseen = all.iter().filter(|kind| kind.find(&served).is_none());
+        let unseen = all.iter().filter(|kind| kind.is_stale(&served));
         let keep = !desired.unusable.is_empty() || !finished;
         let kinds: BTreeSet<GroupKind> = kinds.iter().chain(unseen).cloned().collect();
         if !keep && kinds.is_empty() {

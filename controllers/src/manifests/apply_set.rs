@@ -116,6 +116,12 @@ impl GroupKind {
         served.kinds.iter().find(is).cloned()
     }
 
+    /// Whether the kind may be there, but its server does not answer.
+    pub(super) fn is_stale(&self, served: &Discovered) -> bool {
+        let of_group = |version: &String| version.split('/').next() == Some(self.group.as_str());
+        self.find(served).is_none() && served.stale.iter().any(of_group)
+    }
+
     /// Whether other objects cannot be made before it, nor left after it.
     pub(super) fn is_needed_by_others(&self) -> bool {
         matches!(self.kind.as_str(), "Namespace" | "CustomResourceDefinition")

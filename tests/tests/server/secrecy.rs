@@ -29,6 +29,7 @@ fn walk(directory: &Path, found: &mut Vec<(String, u32)>) -> anyhow::Result<()> 
 /// Whether a handshake of this version succeeds, and what was said.
 fn shakes_hands(host: &str, version: &str) -> anyhow::Result<(bool, String)> {
     let output = Command::new("openssl")
+        .env("OPENSSL_CONF", "/dev/null")
         // Debian's own settings refuse old versions by themselves: it is the server that is asked here.
         .args(["s_client", "-connect", host, version, "-cipher", "ALL:@SECLEVEL=0"])
         .stdin(Stdio::null())
@@ -39,7 +40,7 @@ fn shakes_hands(host: &str, version: &str) -> anyhow::Result<(bool, String)> {
 }
 
 /// Uses what must stay secret in the ways that it is used in; returns what no log may hold.
-async fn use_secrets(kubectl: &Kubectl) -> anyhow::Result<Vec<String>> {
+async fn use_secrets(place: &Place, kubectl: &Kubectl) -> anyhow::Result<Vec<String>> {
     let (token, password) = (BootstrapToken::generate()?, "correct-horse-battery");
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
@@ -67,6 +68,10 @@ async fn use_secrets(kubectl: &Kubectl) -> anyhow::Result<Vec<String>> {
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": forged}});
     kubectl.attempt(&["create", "-f", "-"], &review.to_string())?;
     kubectl.run(&["get", "secrets", "-A", "-o", "yaml"])?;
+    let wrong = format!("{}.{}", token.id(), "0".repeat(16));
+    for bearer in [&robot, &forged, &token.reveal(), &wrong] {
+        place.kubectl_by_token(1, bearer)?.attempt(&["get", "nodes"], "")?;
+    }
     let signature = robot.rsplit('.').next().context("a token has parts")?.to_owned();
     Ok(vec![token.secret().to_owned(), password.to_owned(), signature])
 }
@@ -78,14 +83,14 @@ async fn keys_tokens_and_old_tls_stay_inside() -> anyhow::Result<()> {
     let server = place.start_with(1, &["--v", "10"], &[])?;
     server.ready().await?;
 
-    let mut secrets = use_secrets(&server.kubectl).await?;
+    let mut secrets = use_secrets(&place, &server.kubectl).await?;
     let pki = place.path().join("pki");
     for key in ["ca.key", "apiserver.key", "sa.key"] {
         let pem = std::fs::read_to_string(pki.join(key))?;
         secrets.push(pem.lines().nth(1).context("a key has lines")?.to_owned());
     }
     let log = server.report();
-    anyhow::ensure!(log.contains(" TRACE "), "the log holds everything: {log}");
+    anyhow::ensure!(log.contains("bearer token refused"), "the log holds everything: {log}");
     for secret in &secrets {
         let line = log.lines().find(|line| line.contains(secret.as_str()));
         anyhow::ensure!(line.is_none(), "{line:?}");
@@ -118,7 +123,7 @@ async fn keys_tokens_and_old_tls_stay_inside() -> anyhow::Result<()> {
         let (done, said) = shakes_hands(&host, version)?;
         anyhow::ensure!(done == welcome, "{version}: {said}");
         // It was the server that refused.
-        anyhow::ensure!(welcome || said.contains("alert protocol version"), "{version}: {said}");
+        anyhow::ensure!(welcome || said.contains(" alert "), "{version}: {said}");
     }
     Ok(())
 }

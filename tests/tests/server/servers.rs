@@ -158,6 +158,14 @@ impl Place {
         Ok(Kubectl::new(kubeconfig))
     }
 
+    /// A `kubectl` that shows nothing but a token.
+    pub(crate) fn kubectl_by_token(&self, number: u8, token: &str) -> anyhow::Result<Kubectl> {
+        let kubeconfig = self.path().join(format!("token-{number}.conf"));
+        let ca = self.authority.certificate_pem();
+        Kubeconfig::with_token(&self.url(number), ca, "token", token).write(&kubeconfig)?;
+        Ok(Kubectl::new(kubeconfig))
+    }
+
     /// `HOST:PORT` of the server of that number.
     pub(crate) fn host(&self, number: u8) -> String {
         format!("{}:{}", address(number), self.port)
