@@ -22,6 +22,10 @@ use serde_json::{Value, json};
 use skiff_api::config::ServerConfiguration;
 use skiff_daemon::Context;
 
+/// As in the product.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
     let text = std::env::var(name).ok();
     text.and_then(|text| text.parse().ok()).unwrap_or(default)

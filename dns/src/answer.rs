@@ -1,5 +1,7 @@
 //! What the cluster says to a question: a pure function of the index.
 
+use std::collections::HashSet;
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use hickory_proto::op::{Query, ResponseCode};
@@ -16,6 +18,8 @@ const VERSION_TTL: u32 = 28_800;
 /// Aliases of aliases are followed this far.
 pub(crate) const MAX_ALIASES: usize = 10;
 const DNS: (&str, &str) = ("kube-system", "kube-dns");
+/// See [`Told`].
+const FEW: usize = 16;
 
 /// The cluster's domain.
 #[derive(Clone, Debug)]
@@ -48,6 +52,37 @@ struct Asked<'a> {
     room: usize,
 }
 
+/// What has been told already. Few are compared one by one: that takes less than their hashes.
+struct Told<T> {
+    first: Vec<T>,
+    /// All of them, once they are many.
+    many: HashSet<T>,
+}
+
+impl<T: Copy + Eq + Hash> Told<T> {
+    fn nothing() -> Self {
+        Self {
+            first: Vec::new(),
+            many: HashSet::new(),
+        }
+    }
+
+    /// Whether this is told for the first time.
+    fn is_new(&mut self, item: T) -> bool {
+        if self.first.len() == FEW {
+            return self.many.insert(item);
+        }
+        let is_new = !self.first.contains(&item);
+        if is_new {
+            self.first.push(item);
+        }
+        if self.first.len() == FEW {
+            self.many.extend(self.first.iter().copied());
+        }
+        is_new
+    }
+}
+
 // === impl Zone ===
 
 impl Zone {
@@ -70,8 +105,11 @@ impl Zone {
     }
 
     fn below(&self, labels: &[&str]) -> Option<Name> {
-        let labels = labels.iter().map(|label| label.as_bytes());
-        Name::from_labels(labels).ok()?.append_domain(&self.domain).ok()
+        let mut name = Name::new();
+        for label in labels {
+            name = name.append_label(label.as_bytes()).ok()?;
+        }
+        name.append_domain(&self.domain).ok()
     }
 
     fn service_name(&self, key: &Key) -> Option<Name> {
@@ -278,7 +316,7 @@ impl Asked<'_> {
             return self.endpoint_ports(key, found, port);
         }
         let mut ips = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut told = Told::nothing();
         for (endpoint, _) in found.filter(|(endpoint, _)| is_of(endpoint.ip, self.kind)) {
             if ips.len() == self.room {
                 return Answer {
@@ -286,7 +324,7 @@ impl Asked<'_> {
                     ..Answer::some(self.addresses(ips.into_iter()))
                 };
             }
-            if seen.insert(endpoint.ip) {
+            if told.is_new(endpoint.ip) {
                 ips.push(endpoint.ip);
             }
         }
@@ -300,14 +338,14 @@ impl Asked<'_> {
         port: Option<(&str, &str)>,
     ) -> Answer {
         let mut pairs: Vec<(&Endpoint, u16)> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut told = Told::nothing();
         for (endpoint, ports) in found {
             for number in ports
                 .iter()
                 .filter(|candidate| candidate.is(port))
                 .filter_map(|port| port.number)
             {
-                if seen.insert((endpoint.ip, &endpoint.hostname, number)) {
+                if told.is_new((endpoint.ip, &endpoint.hostname, number)) {
                     pairs.push((endpoint, number));
                 }
             }
@@ -317,16 +355,26 @@ impl Asked<'_> {
             cut: pairs.len() > self.room,
             ..Answer::default()
         };
+        let Some(service) = self.zone.service_name(key) else {
+            return answer;
+        };
+        let mut last: Option<(&Endpoint, Name)> = None;
         for (endpoint, number) in pairs.into_iter().take(self.room) {
-            let Some(target) = self.zone.below(&[&endpoint.label(), &key.name, &key.namespace, "svc"]) else {
-                continue;
-            };
-            let address = self.address_of(target.clone(), endpoint.ip);
             // An endpoint with several ports comes with them in a row.
-            if answer.additionals.last() != Some(&address) {
-                answer.additionals.push(address);
-            }
-            answer.answers.push(self.record(srv(weight, number, target)));
+            let known = last.filter(|(known, _)| std::ptr::eq(*known, endpoint));
+            let target = match known {
+                Some((_, target)) => target,
+                None => {
+                    let Ok(target) = service.prepend_label(endpoint.label().as_bytes()) else {
+                        last = None;
+                        continue;
+                    };
+                    answer.additionals.push(self.address_of(target.clone(), endpoint.ip));
+                    target
+                }
+            };
+            answer.answers.push(self.record(srv(weight, number, target.clone())));
+            last = Some((endpoint, target));
         }
         answer
     }

@@ -1,6 +1,7 @@
 //! What is known of the cluster, in the shape that names are looked up in. A change costs its own size: one Service or one
 //! slice is replaced, and the addresses that lead back to it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
@@ -143,10 +144,10 @@ impl Port {
 
 impl Endpoint {
     /// The first label of the endpoint's own name.
-    pub(crate) fn label(&self) -> String {
+    pub(crate) fn label(&self) -> Cow<'_, str> {
         match &self.hostname {
-            Some(hostname) => hostname.to_string(),
-            None => names::dashed(self.ip),
+            Some(hostname) => Cow::Borrowed(hostname),
+            None => Cow::Owned(names::dashed(self.ip)),
         }
     }
 

@@ -124,14 +124,40 @@ impl MetricConstructor<Histogram> for Buckets {
 
 type Histograms<L> = Family<L, Histogram, Buckets>;
 
+/// Sizes by transport: every question asks for one, so they are not looked up.
+#[derive(Clone, Debug)]
+struct BySize {
+    family: Histograms<SizeLabels>,
+    udp: Histogram,
+    tcp: Histogram,
+}
+
+impl BySize {
+    fn new() -> Self {
+        let family: Histograms<SizeLabels> = Family::new_with_constructor(Buckets::Bytes);
+        Self {
+            udp: family.get_or_create_owned(&size_labels(Transport::Udp)),
+            tcp: family.get_or_create_owned(&size_labels(Transport::Tcp)),
+            family,
+        }
+    }
+
+    fn of(&self, transport: Transport) -> &Histogram {
+        match transport {
+            Transport::Udp => &self.udp,
+            Transport::Tcp => &self.tcp,
+        }
+    }
+}
+
 /// Everything that is counted; clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     responses: Family<ResponseLabels, Counter>,
     duration: Histogram,
-    request_size: Histograms<SizeLabels>,
-    response_size: Histograms<SizeLabels>,
+    request_size: BySize,
+    response_size: BySize,
     pub(crate) panics: Counter,
     pub(crate) cache_requests: Counter,
     pub(crate) cache_misses: Counter,
@@ -160,8 +186,8 @@ impl Metrics {
             requests: Family::default(),
             responses: Family::default(),
             duration: durations.get_or_create_owned(&ZONE_LABELS),
-            request_size: Family::new_with_constructor(Buckets::Bytes),
-            response_size: Family::new_with_constructor(Buckets::Bytes),
+            request_size: BySize::new(),
+            response_size: BySize::new(),
             panics: Counter::default(),
             cache_requests: cache_requests.get_or_create_owned(&CACHE_ZONE),
             cache_misses: cache_misses.get_or_create_owned(&CACHE_ZONE),
@@ -202,13 +228,9 @@ impl Metrics {
             durations.clone(),
         );
         let bytes = || Unit::Bytes;
-        dns.register_with_unit("request_size", "Size of requests", bytes(), self.request_size.clone());
-        dns.register_with_unit(
-            "response_size",
-            "Size of responses",
-            bytes(),
-            self.response_size.clone(),
-        );
+        let (asked, answered) = (self.request_size.family.clone(), self.response_size.family.clone());
+        dns.register_with_unit("request_size", "Size of requests", bytes(), asked);
+        dns.register_with_unit("response_size", "Size of responses", bytes(), answered);
         let kubernetes = registry.sub_registry_with_prefix("kubernetes");
         let help = "Time from the change of a pod or Service until it can be asked for";
         kubernetes.register_with_unit("dns_programming_duration", help, seconds(), self.programming.clone());
@@ -262,9 +284,7 @@ impl Metrics {
             r#type: kind.map_or("other", kind_name),
         };
         self.requests.get_or_create(&labels).inc();
-        self.request_size
-            .get_or_create(&size_labels(transport))
-            .observe(float(size));
+        self.request_size.of(transport).observe(float(size));
     }
 
     /// It is answered. `plugin` is whose answer it is.
@@ -284,9 +304,7 @@ impl Metrics {
             plugin,
         };
         self.responses.get_or_create(&labels).inc();
-        self.response_size
-            .get_or_create(&size_labels(transport))
-            .observe(float(size));
+        self.response_size.of(transport).observe(float(size));
         self.duration.observe(took.as_secs_f64());
     }
 

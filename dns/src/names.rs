@@ -82,7 +82,13 @@ pub(crate) fn dashed_ip(label: &str) -> Option<IpAddr> {
 
 /// The label of an endpoint without a hostname.
 pub(crate) fn dashed(ip: IpAddr) -> String {
-    ip.to_string().replace(['.', ':'], "-")
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            format!("{a}-{b}-{c}-{d}")
+        }
+        IpAddr::V6(ip) => ip.to_string().replace(['.', ':'], "-"),
+    }
 }
 
 /// The address that a name below `in-addr.arpa` or `ip6.arpa` is the reverse of; labels leftmost first, in lower case.
