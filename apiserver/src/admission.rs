@@ -11,6 +11,7 @@ mod node_local_volumes;
 mod node_restriction;
 mod persistent_volume_claim_resize;
 mod priority;
+mod runtime_class;
 mod service_account;
 mod storage_object_in_use_protection;
 
@@ -120,6 +121,9 @@ impl Admission {
         }
         if let Some(classes) = cache("scheduling.k8s.io", "priorityclasses") {
             plugins.push(Box::new(priority::Priority { classes }));
+        }
+        if let Some(classes) = cache("node.k8s.io", "runtimeclasses") {
+            plugins.push(Box::new(runtime_class::RuntimeClass { classes }));
         }
         if let (Some(nodes), Some(pods)) = (cache("", "nodes"), cache("", "pods")) {
             plugins.push(Box::new(node_restriction::NodeRestriction { nodes, pods }));
