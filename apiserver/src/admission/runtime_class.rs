@@ -30,7 +30,7 @@ impl Plugin for RuntimeClass {
             }
         };
         let applied = class.and_then(|class| apply(&class, pod));
-        applied.map_err(|why| Status::forbidden(Qualified::new("", "pods"), meta::name(pod), &why).into())
+        applied.map_err(|why| Status::forbidden(Qualified::new("", "pods"), meta::name(pod), &why))
     }
 }
 
