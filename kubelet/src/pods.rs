@@ -99,6 +99,8 @@ struct Dispatcher {
     directory: Directory,
     done: mpsc::UnboundedSender<String>,
     ended: HashSet<String>,
+    /// Those of them that the API removed: where it lists one again, the cluster came back from a backup.
+    removed: HashSet<String>,
     ended_order: VecDeque<String>,
     /// Sources that have not told all their pods yet: until then, a container without a pod is no orphan.
     awaited: HashSet<Source>,
@@ -118,6 +120,7 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
         directory,
         done,
         ended: HashSet::new(),
+        removed: HashSet::new(),
         ended_order: VecDeque::new(),
         awaited: inputs.sources,
         looked: false,
@@ -170,6 +173,9 @@ impl Dispatcher {
                         handle.wish.send_modify(|wish| wish.gone = true);
                     }
                 }
+                // A list is no late word: what it holds after a removal is there again.
+                let ended = &mut self.ended;
+                self.removed.retain(|uid| !(present.contains(uid) && ended.remove(uid)));
                 // Those that were here first are admitted first.
                 pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
                 let (known, new): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| admission::is_known(pod));
@@ -190,6 +196,7 @@ impl Dispatcher {
             });
         });
         self.remember(pod::uid(&pod).to_owned());
+        self.removed.insert(pod::uid(&pod).to_owned());
     }
 
     /// A pod of the API is new or has changed.
@@ -313,6 +320,7 @@ impl Dispatcher {
             && let Some(oldest) = self.ended_order.pop_front()
         {
             self.ended.remove(&oldest);
+            self.removed.remove(&oldest);
         }
     }
 
