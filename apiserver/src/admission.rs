@@ -27,7 +27,7 @@ use crate::registry::Scope;
 use crate::resources::Resources;
 
 /// Upstream's names of what is on in any case.
-const ALWAYS_ON: [&str; 12] = [
+const ALWAYS_ON: [&str; 13] = [
     "CertificateApproval",
     "CertificateSigning",
     "CertificateSubjectRestriction",
@@ -38,6 +38,7 @@ const ALWAYS_ON: [&str; 12] = [
     "NodeRestriction",
     "PersistentVolumeClaimResize",
     "Priority",
+    "RuntimeClass",
     "ServiceAccount",
     "StorageObjectInUseProtection",
 ];
