@@ -246,6 +246,62 @@ fn what_is_installed_is_whole_and_systemd_finds_no_fault_in_its_units() -> anyho
 }
 
 #[test]
+fn what_cannot_work_is_refused_before_anything_is_done() -> anyhow::Result<()> {
+    let home = Home::new(&[])?;
+    let key = "0".repeat(64);
+    let pin = format!("sha256:{key}");
+    let token = "abcdef.0123456789abcdef";
+    let joining = ["join", "10.0.0.1", "--token", token, "--discovery-token-ca-cert-hash"];
+    let cases: [(Vec<&str>, &str); 9] = [
+        (vec!["join"], "skiff token create --print-join-command"),
+        ([&joining[..], &["sha256:00"]].concat(), "64 hexadecimal digits"),
+        (
+            [&joining[..], &[&pin, "--certificate-key", &key]].concat(),
+            "together with --control-plane",
+        ),
+        (
+            vec!["join", "10.0.0.1", "--token", "abcdef"],
+            "as `skiff token create` prints it",
+        ),
+        (vec!["init", "--upload-certs"], "give --etcd-servers"),
+        (
+            vec!["init", "--upload-certs", "--etcd-servers", "http://10.0.0.5:2379"],
+            "give --control-plane-endpoint",
+        ),
+        (vec!["init", "--certificate-key", "00"], "64 hexadecimal digits"),
+        (
+            vec!["init", "--pod-network-cidr", "10.96.0.0/16"],
+            "overlap; choose others",
+        ),
+        (vec!["init", "phase", "upload-certs"], "say so with --upload-certs"),
+    ];
+    for (arguments, wanted) in cases {
+        let told = home.refused(&arguments)?;
+        assert!(told.contains(wanted), "{arguments:?}: {told}");
+        assert!(
+            !told.contains(token) && !told.contains(&key),
+            "a secret is told: {told}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn results_are_json_where_a_program_asks() -> anyhow::Result<()> {
+    let home = Home::new(&[])?;
+    for (arguments, field, length) in [
+        (&["token", "generate"][..], "token", 23),
+        (&["certs", "certificate-key"], "certificateKey", 64),
+    ] {
+        let printed = home.ok(&[arguments, &["--output", "json"]].concat())?;
+        let result: serde_json::Value = serde_json::from_str(&printed)?;
+        assert_eq!(result[field].as_str().map(str::len), Some(length), "{printed}");
+        assert!(home.ok(arguments)?.trim_end().len() >= length, "{arguments:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_name_that_cannot_be_one_is_refused() -> anyhow::Result<()> {
     let home = Home::new(&[])?;
     let told = home.refused(&["up", "--name", "../etc"])?;
