@@ -2,6 +2,7 @@
 # Builds a Debian root file system that boots directly (kernel and initrd beside it): for the VM suite, and for the Vagrant box.
 # Nothing is built again while this script is the same.
 # usage: packaging/image.sh vm|box DIRECTORY     makes DIRECTORY/{disk.raw,vmlinuz,initrd}
+#   VAGRANT_KEY=FILE   of a box: the public key of who may log in
 set -euo pipefail
 kind=${1:?usage: packaging/image.sh vm|box DIRECTORY} out=${2:?usage: packaging/image.sh vm|box DIRECTORY}
 suite=bookworm
@@ -13,6 +14,7 @@ packages=(
     linux-image-cloud-amd64 initramfs-tools zstd
     containerd runc iptables conntrack kubernetes-client busybox-static
 )
+[ "$kind" = vm ] || : "${VAGRANT_KEY:?a box needs a public key}"
 [ "$kind" = vm ] || packages+=(openssh-server systemd-resolved)
 
 key=$(cat "$0" <(echo "$kind") | sha256sum | cut -d' ' -f1)
@@ -108,7 +110,7 @@ box)
     chmod 440 "$root/etc/sudoers.d/vagrant"
     # Vagrant replaces this well-known key by one of its own at the first start.
     install -d -m 700 "$root/home/vagrant/.ssh"
-    install -m 600 "${VAGRANT_KEY:-/usr/share/vagrant/keys/vagrant.pub}" "$root/home/vagrant/.ssh/authorized_keys"
+    install -m 600 "$VAGRANT_KEY" "$root/home/vagrant/.ssh/authorized_keys"
     chroot "$root" chown -R vagrant: /home/vagrant/.ssh
     # Host keys are made at the first start, not shared by all machines of this box.
     rm -f "$root"/etc/ssh/ssh_host_*

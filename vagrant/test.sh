@@ -20,18 +20,22 @@ ip link set lo up
 virtlogd -d
 libvirtd -d
 home=$(mktemp -d /run/vagrant.XXXXXX)
+chmod 755 "$home" # libvirt's QEMU runs as a user of its own, and starts the box's kernel from there
 export HOME=$home VAGRANT_HOME=$home/.vagrant.d VAGRANT_DOTFILE_PATH=$home/dot
 export VAGRANT_DEFAULT_PROVIDER=libvirt SKIFF_LIBVIRT_DRIVER=qemu VAGRANT_CHECKPOINT_DISABLE=1
 cd vagrant
 vagrant box add --name skiff/debian-12 ../target/vm/box/skiff-debian-12.box
-timeout 1500 vagrant up --no-parallel
+timeout 1700 vagrant up --no-parallel
+machines=$((${SKIFF_WORKERS:-2} + 1))
 for _ in $(seq 60); do
-    nodes=$(vagrant ssh master -c 'kubectl get nodes --no-headers' 2>/dev/null)
-    [ "$(grep -cw Ready <<<"$nodes")" = 3 ] && break
+    # Asked again when it fails; the last failure is shown.
+    nodes=$(vagrant ssh master -c 'kubectl get nodes --no-headers' 2>"$home/errors") || nodes=
+    [ "$(grep -cw Ready <<<"$nodes")" != "$machines" ] || break
     sleep 2
 done
+cat "$home/errors" >&2
 echo "$nodes"
-[ "$(grep -cw Ready <<<"$nodes")" = 3 ]
-KUBECONFIG=kubeconfig kubectl get nodes >/dev/null
+[ "$(grep -cw Ready <<<"$nodes")" = "$machines" ]
+KUBECONFIG=kubeconfig kubectl get nodes
 vagrant destroy --force
 rm -f join kubeconfig
