@@ -101,6 +101,8 @@ struct Dispatcher {
     ended: HashSet<String>,
     /// Those of them that the API removed: where it lists one again, the cluster came back from a backup.
     removed: HashSet<String>,
+    /// Those that are back while their worker still ends what ran: they get another one after it.
+    returned: HashMap<String, Arc<Pod>>,
     ended_order: VecDeque<String>,
     /// Sources that have not told all their pods yet: until then, a container without a pod is no orphan.
     awaited: HashSet<Source>,
@@ -121,6 +123,7 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
         done,
         ended: HashSet::new(),
         removed: HashSet::new(),
+        returned: HashMap::new(),
         ended_order: VecDeque::new(),
         awaited: inputs.sources,
         looked: false,
@@ -178,6 +181,7 @@ impl Dispatcher {
                 self.removed.retain(|uid| !(present.contains(uid) && ended.remove(uid)));
                 // Those that were here first are admitted first.
                 pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+                self.returned = self.still_ending(&pods);
                 let (known, new): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| admission::is_known(pod));
                 known.into_iter().chain(new).for_each(|pod| self.wish(pod));
             }
@@ -188,7 +192,16 @@ impl Dispatcher {
         }
     }
 
+    /// Those whose worker was told that they are gone.
+    fn still_ending(&self, pods: &[Arc<Pod>]) -> HashMap<String, Arc<Pod>> {
+        let handles = self.directory.handles.read();
+        let gone = |pod: &&Arc<Pod>| handles.get(pod::uid(pod)).is_some_and(|handle| handle.wish.borrow().gone);
+        let entry = |pod: &Arc<Pod>| (pod::uid(pod).to_owned(), pod.clone());
+        pods.iter().filter(gone).map(entry).collect()
+    }
+
     fn remove(&mut self, pod: Arc<Pod>) {
+        self.returned.remove(pod::uid(&pod));
         self.with(pod::uid(&pod), |handle| {
             handle.wish.send_modify(|wish| {
                 wish.pod = pod.clone();
@@ -202,9 +215,13 @@ impl Dispatcher {
     /// A pod of the API is new or has changed.
     fn wish(&mut self, pod: Arc<Pod>) {
         let uid = pod::uid(&pod);
+        if let Some(returned) = self.returned.get_mut(uid) {
+            *returned = pod;
+            return;
+        }
         if let Some(handle) = self.directory.handles.read().get(uid) {
             handle.wish.send_if_modified(|known| {
-                // A pod that was gone never comes back under the same UID.
+                // Only a list brings back a pod that was gone.
                 let news = !known.gone && known.pod.metadata.resource_version != pod.metadata.resource_version;
                 if news {
                     known.pod = pod.clone();
@@ -305,10 +322,19 @@ impl Dispatcher {
         match handle.filter(Handle::is_static) {
             Some(handle) => self.static_ended(&handle),
             None => {
-                self.remember(uid);
+                match self.returned.remove(&uid) {
+                    Some(pod) => self.come_back(pod),
+                    None => self.remember(uid),
+                }
                 self.sweep_mirrors();
             }
         }
+    }
+
+    fn come_back(&mut self, pod: Arc<Pod>) {
+        self.ended.remove(pod::uid(&pod));
+        self.removed.remove(pod::uid(&pod));
+        self.wish(pod);
     }
 
     fn remember(&mut self, uid: String) {

@@ -118,7 +118,7 @@ async fn a_bound_token_ends_with_its_object_and_its_time() {
             "---\n{apiVersion: v1, kind: ServiceAccount, metadata: {name: robot}}\n\
              ---\n{apiVersion: v1, kind: ServiceAccount, metadata: {name: default}}\n\
              ---\n{apiVersion: v1, kind: Secret, metadata: {name: s}}\n\
-             ---\n{apiVersion: v1, kind: Node, metadata: {name: n}}\n\
+             ---\n{apiVersion: v1, kind: Node, metadata: {name: node-1}}\n\
              ---\n{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {serviceAccountName: robot, containers: [{name: c, image: c}]}}\n",
         )
         .await;
@@ -126,7 +126,7 @@ async fn a_bound_token_ends_with_its_object_and_its_time() {
         let token = format!("--token={token}");
         text(&cluster.run("anonymous", &[&token, "auth", "whoami"], "").await)
     };
-    for (kind, object) in [("Pod", "pod/p"), ("Secret", "secret/s"), ("Node", "node/n")] {
+    for (kind, object) in [("Pod", "pod/p"), ("Secret", "secret/s"), ("Node", "node/node-1")] {
         let (_, name) = object.split_once('/').unwrap();
         let bound = ["--bound-object-kind", kind, "--bound-object-name", name];
         let token = cluster
