@@ -195,7 +195,11 @@ impl Dispatcher {
     /// Those whose worker was told that they are gone.
     fn still_ending(&self, pods: &[Arc<Pod>]) -> HashMap<String, Arc<Pod>> {
         let handles = self.directory.handles.read();
-        let gone = |pod: &&Arc<Pod>| handles.get(pod::uid(pod)).is_some_and(|handle| handle.wish.borrow().gone);
+        let gone = |pod: &&Arc<Pod>| {
+            handles
+                .get(pod::uid(pod))
+                .is_some_and(|handle| handle.wish.borrow().gone)
+        };
         let entry = |pod: &Arc<Pod>| (pod::uid(pod).to_owned(), pod.clone());
         pods.iter().filter(gone).map(entry).collect()
     }

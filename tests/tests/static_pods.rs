@@ -61,10 +61,14 @@ async fn a_static_pod_runs_again_after_its_node_was_down() -> anyhow::Result<()>
     assert_eq!(first["metadata"]["annotations"]["kubernetes.io/config.source"], "file");
     assert_eq!(kubectl.run(&["logs", "-n", "kube-system", POD])?, "first\n");
 
-    // Nobody ends a static pod through the API.
-    kubectl.run(&["delete", "pod", "-n", "kube-system", POD, "--now", "--wait=true"])?;
+    // Nobody ends a static pod through the API. The next mirror may come sooner than kubectl begins to wait for the first one's end:
+    // it would wait for ever.
+    kubectl.run(&["delete", "pod", "-n", "kube-system", POD, "--now", "--wait=false"])?;
     let container = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
-    let again = until_pod(&kubectl, "another mirror", is_ready).await?;
+    let again = until_pod(&kubectl, "another mirror", |pod| {
+        is_ready(pod) && pod["metadata"]["uid"] != first["metadata"]["uid"]
+    })
+    .await?;
     assert_eq!(container(&again), container(&first), "the same container runs on");
 
     // The machine goes down and comes back: the pod runs without anybody having asked the API server for it.
