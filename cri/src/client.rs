@@ -10,26 +10,20 @@ use tonic::transport::Channel;
 use crate::channel::{Caller, MAX_MESSAGE, absent_is_fine, connect, socket_path};
 use crate::convert::image_spec;
 use crate::error::{Error, Result};
-use crate::events::{self, Event, EventKind, Notice};
+use crate::events::{self, Notice};
 use crate::protocols::runtime::v1 as wire;
 use crate::protocols::runtime::v1::image_service_client::ImageServiceClient;
 use crate::protocols::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use crate::runtime::Runtime;
 use crate::settings;
 use crate::types::{
-    AttachRequest, CgroupDriver, Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStats,
-    ContainerStatus, ExecOutput, ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, RuntimeSettings,
-    RuntimeStatus, RuntimeVersion, Sandbox, SandboxConfig, SandboxFilter, SandboxState, SandboxStatus,
+    AttachRequest, CgroupDriver, Container, ContainerConfig, ContainerFilter, ContainerStats, ContainerStatus,
+    ExecOutput, ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, RuntimeSettings, RuntimeStatus,
+    RuntimeVersion, Sandbox, SandboxConfig, SandboxFilter, SandboxStatus,
 };
 
 /// Upstream's `runtimeRequestTimeout`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Exits that wait for the runtime's status at the same time; more wait their turn.
-const SETTLING: usize = 64;
-
-/// The longest single pause; all pauses together last twice that.
-const SETTLE_LIMIT: Duration = Duration::from_millis(500);
 
 /// A client of the runtime behind one socket. Cloning shares the connection, which is made at the first call and again
 /// whenever it is lost.
@@ -78,33 +72,6 @@ impl Client {
             }
             // A socket that nobody serves yet gives nothing to wait on.
             tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// containerd sends an exit to us and to its own CRI plugin at once, and the plugin takes a moment to note it. Passes an exit on
-    /// when the plugin's status shows it, so that the consumer need not guess which of the two is true.
-    async fn settle(self, notice: Notice) -> Notice {
-        if let Notice::Event(Event {
-            id,
-            kind: EventKind::Exited { .. },
-        }) = &notice
-        {
-            let mut pause = Duration::from_millis(1);
-            while pause < SETTLE_LIMIT && self.seems_alive(id).await {
-                tokio::time::sleep(pause).await;
-                pause *= 2;
-            }
-        }
-        notice
-    }
-
-    async fn seems_alive(&self, id: &str) -> bool {
-        match self.container_status(id).await {
-            Ok(status) => status.state == ContainerState::Running,
-            Err(_) => self
-                .sandbox_status(id)
-                .await
-                .is_ok_and(|status| status.state == SandboxState::Ready),
         }
     }
 
@@ -536,11 +503,6 @@ impl Runtime for Client {
 
     fn events(&self) -> BoxStream<'static, Notice> {
         // A connection of its own: a stream that stalls must not hold calls back, nor the other way round.
-        let client = self.clone();
-        let settle = move |notice| client.clone().settle(notice);
-        events::subscribe(connect(&self.socket), self.caller.clone())
-            .map(settle)
-            .buffer_unordered(SETTLING)
-            .boxed()
+        events::subscribe(connect(&self.socket), self.caller.clone()).boxed()
     }
 }

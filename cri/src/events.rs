@@ -62,7 +62,7 @@ pub enum EventKind {
         /// Process id on the node.
         pid: u32,
     },
-    /// Its first process ended.
+    /// Its first process ended. The runtime's own record may show it some 20 to 100 ms later.
     Exited {
         /// Exit code (128 + signal for a signal).
         exit_code: u32,
