@@ -6,12 +6,10 @@ built=${1:?usage: packaging/install.sh BUILT [DESTDIR]} to=${2:-}
 cd "$(dirname "$0")/.."
 
 install -D -m 755 "$built/skiff" "$to/usr/bin/skiff"
-# `skiff init` links it to where the container runtime looks for plugins.
+# `skiff` finds it there; `skiff init` links it to where the container runtime looks for plugins.
 install -D -m 755 "$built/skiff-cni" "$to/usr/lib/skiff/skiff-cni"
 # Symbols are for those who debug: they take most of the space of a build that keeps them.
 strip --strip-unneeded --remove-section=.comment --remove-section=.note "$to/usr/bin/skiff" "$to/usr/lib/skiff/skiff-cni"
-# `skiff` looks for it beside its own binary.
-ln -sf ../lib/skiff/skiff-cni "$to/usr/bin/skiff-cni"
 
 install -d "$to/usr/lib/systemd/system" "$to/usr/lib/sysctl.d" "$to/usr/lib/modules-load.d" "$to/etc/default"
 install -m 644 systemd/skiff-*.service "$to/usr/lib/systemd/system/"

@@ -1,7 +1,6 @@
 //! What `skiff init`, `join`, `reset`, `token`, `certs` and `check` share: this machine, and how progress is told.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -56,19 +55,10 @@ impl Say for Lines {
 /// This machine, under systemd.
 pub(crate) fn this_machine(say: &Lines) -> anyhow::Result<Machine<'_>> {
     let binary = std::env::current_exe().context("find the skiff program")?;
-    // The package's place, then beside this program.
-    let own = [
-        PathBuf::from("/usr/lib/skiff/skiff-cni"),
-        binary.with_file_name("skiff-cni"),
-    ];
-    let plugin_program = own.into_iter().find(|path| path.is_file());
-    let plugin_program = plugin_program.context(
-        "find skiff-cni, the program of the CNI plugins: it belongs beside skiff; install the package again",
-    )?;
     Ok(Machine {
         layout: Layout::default(),
         services: &Systemd,
-        plugin_program,
+        plugin_program: skiff_cluster::cni_program(&binary)?,
         binary,
         say,
         now: Timestamp::now,

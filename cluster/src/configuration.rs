@@ -13,19 +13,22 @@ use crate::credentials::kubelet_serving;
 use crate::layout::{self, Layout, NodeLayout};
 use crate::{Error, Result};
 
-/// The program that is every one of them, by the name that it is called by. It lies beside `skiff`.
-const CNI_PROGRAM: &str = "skiff-cni";
+/// Where the program that is every one of them lies, from the directory of `skiff`: built by cargo, installed.
+const CNI_PROGRAMS: [&str; 2] = ["skiff-cni", "../lib/skiff/skiff-cni"];
 /// The plugins that pods' networks are made with.
 const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
 /// The program of the CNI plugins that belongs to a `skiff` binary.
-pub(crate) fn cni_program(skiff: &Path) -> Result<PathBuf> {
-    let path = skiff.with_file_name(CNI_PROGRAM);
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(Error::NoPlugins { path })
-    }
+///
+/// # Errors
+/// When it is in none of its places.
+pub fn cni_program(skiff: &Path) -> Result<PathBuf> {
+    let program = CNI_PROGRAMS
+        .iter()
+        .find_map(|place| skiff.with_file_name(place).canonicalize().ok());
+    program.ok_or_else(|| Error::NoPlugins {
+        path: skiff.with_file_name(CNI_PROGRAMS[0]),
+    })
 }
 
 /// Writes every file; what a former version wrote is replaced.
@@ -134,14 +137,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_plugins_lie_beside_the_binary() {
+    fn the_plugins_belong_to_the_binary() {
         let directory = tempfile::tempdir().unwrap();
-        let skiff = directory.path().join("skiff");
-        let wanted = directory.path().join("skiff-cni");
+        let root = directory.path().canonicalize().unwrap();
+        let skiff = root.join("bin/skiff");
+        let (beside, installed) = (root.join("bin/skiff-cni"), root.join("lib/skiff/skiff-cni"));
         let error = cni_program(&skiff).unwrap_err().to_string();
-        assert!(error.contains(&wanted.display().to_string()), "{error}");
-        fs::write(&wanted, "").unwrap();
-        assert_eq!(cni_program(&skiff).unwrap(), wanted);
+        assert!(error.contains(&beside.display().to_string()), "{error}");
+        for program in [installed, beside] {
+            fs::create_dir_all(root.join("bin")).unwrap();
+            fs::create_dir_all(program.parent().unwrap()).unwrap();
+            fs::write(&program, "").unwrap();
+            assert_eq!(cni_program(&skiff).unwrap(), program);
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub enum Error {
     },
     /// The CNI plugins are not where `skiff` is.
     #[error(
-        "{} is not there: the CNI plugins belong beside the skiff binary; install both, or build both with: cargo build --release",
+        "{} is not there: the CNI plugins belong beside the skiff binary or, installed, in ../lib/skiff; install the package again, or build both with: cargo build --release",
         path.display()
     )]
     NoPlugins {

@@ -19,6 +19,7 @@ pub mod record;
 pub mod testing;
 mod up;
 
+pub use configuration::cni_program;
 pub use error::{Error, Result};
 pub use layout::{Layout, NodeLayout};
 pub use progress::{Progress, Silent};

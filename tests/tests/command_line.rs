@@ -183,13 +183,12 @@ fn a_missing_containerd_is_told_with_its_remedy() -> anyhow::Result<()> {
 }
 
 /// What `make install` and the package bring.
-const INSTALLED: [&str; 18] = [
+const INSTALLED: [&str; 17] = [
     "etc/default/skiff-ingress",
     "etc/default/skiff-kubelet",
     "etc/default/skiff-proxy",
     "etc/default/skiff-server",
     "usr/bin/skiff",
-    "usr/bin/skiff-cni",
     "usr/lib/modules-load.d/skiff.conf",
     "usr/lib/skiff/skiff-cni",
     "usr/lib/sysctl.d/60-skiff.conf",
