@@ -18,6 +18,8 @@ use crate::pod;
 
 /// Upstream renews after a day, however long a token lives.
 const MAX_AGE: i64 = 24 * 3600;
+/// When a renewal that failed is tried again.
+const RETRY: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
@@ -77,7 +79,11 @@ impl Tokens {
             }
             // The old one is still good: the API server may be away for a while.
             Err(error) => match known {
-                Some(token) => Ok(token.text),
+                Some(mut token) => {
+                    token.renew = Instant::now() + RETRY;
+                    self.known.lock().insert(key, token.clone());
+                    Ok(token.text)
+                }
                 None => Err(error),
             },
         }

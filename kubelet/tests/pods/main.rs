@@ -6,6 +6,7 @@ mod kills;
 mod kubelet;
 mod lives;
 mod node;
+mod outage;
 mod scene;
 mod server;
 mod settings;
