@@ -27,6 +27,8 @@ pub(crate) use usage::Usage;
 
 /// Controllers whose files are written on cgroup v1.
 const V1_CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];
+/// Controllers of version 2 that pods' cgroups need, as far as the machine has them.
+const V2_CONTROLLERS: &[&str] = &["cpu", "cpuset", "memory", "pids", "hugetlb", "io"];
 
 /// Why a cgroup cannot be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -222,19 +224,26 @@ impl Cgroups {
         self.limit_huge_pages(&path, &limits::huge_pages_of_pod(pod, rules))
     }
 
-    /// Written by hand with either driver: systemd has no word for it. Where the kernel keeps no count, nothing is limited.
+    /// Written by hand with either driver: systemd has no word for it, and does not pass the controller on. Where the kernel keeps
+    /// no count, nothing is limited.
     fn limit_huge_pages(&self, path: &str, limits: &BTreeMap<String, u64>) -> Result<(), Error> {
+        if limits.is_empty() {
+            return Ok(());
+        }
         let (base, file) = match &self.hierarchy {
             Hierarchy::V1 { mounts } => match mounts.get("hugetlb") {
                 Some(mount) => (mount, "limit_in_bytes"),
                 None => return Ok(()),
             },
-            Hierarchy::V2 { mount } => (mount, "max"),
+            Hierarchy::V2 { mount } => {
+                if matches!(self.maker, Maker::Slices(_)) {
+                    delegate(mount, path, &["hugetlb"]);
+                }
+                (mount, "max")
+            }
         };
         let dir = below(base, path);
-        if !limits.is_empty() {
-            make(&dir)?;
-        }
+        make(&dir)?;
         for (size, bytes) in limits {
             let file = dir.join(format!("hugetlb.{size}.{file}"));
             if file.exists() {
@@ -318,7 +327,7 @@ impl Cgroups {
             Hierarchy::V2 { mount } => {
                 let dir = below(mount, path);
                 make(&dir)?;
-                delegate(mount, path)?;
+                delegate(mount, path, V2_CONTROLLERS);
                 for (file, value) in files::v2(limits) {
                     write(&dir.join(file), &value)?;
                 }
@@ -341,11 +350,11 @@ fn unit(path: &str) -> &str {
 }
 
 /// v2: a cgroup has only the controllers that all its ancestors pass on.
-fn delegate(mount: &Path, path: &str) -> Result<(), Error> {
+fn delegate(mount: &Path, path: &str, controllers: &[&str]) {
     let available = std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
-    let wanted: Vec<_> = ["cpu", "cpuset", "memory", "pids", "hugetlb", "io"]
-        .into_iter()
-        .filter(|controller| available.split_whitespace().any(|word| word == *controller))
+    let wanted: Vec<_> = controllers
+        .iter()
+        .filter(|controller| available.split_whitespace().any(|word| word == **controller))
         .collect();
     let mut dir = mount.to_path_buf();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -356,7 +365,7 @@ fn delegate(mount: &Path, path: &str) -> Result<(), Error> {
         let file = dir.join("cgroup.subtree_control");
         let enabled = std::fs::read_to_string(&file).unwrap_or_default();
         for controller in &wanted {
-            if !enabled.split_whitespace().any(|word| word == *controller) {
+            if !enabled.split_whitespace().any(|word| word == **controller) {
                 // The leaf with processes refuses; so does a controller that an ancestor keeps. Limits then fail loudly.
                 if let Err(error) = std::fs::write(&file, format!("+{controller}")) {
                     tracing::debug!(%error, file = %file.display(), controller, "cannot pass on a controller");
@@ -364,7 +373,6 @@ fn delegate(mount: &Path, path: &str) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
 }
 
 fn below(base: &Path, path: &str) -> PathBuf {

@@ -6,7 +6,6 @@ use skiff_api::k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
 use skiff_api::k8s_openapi::api::node::v1::RuntimeClass;
 use skiff_cri::{
     NamespaceMode, NamespaceOptions, PortMapping, Protocol, SandboxConfig, SandboxMetadata, SandboxSecurity,
-    SelinuxOptions,
 };
 use skiff_daemon::error_chain;
 
@@ -187,12 +186,7 @@ fn security(agent: &Agent, pod: &Pod) -> SandboxSecurity {
     });
     SandboxSecurity {
         namespaces: namespaces(pod),
-        selinux: context.se_linux_options.as_ref().map(|options| SelinuxOptions {
-            user: options.user.clone().unwrap_or_default(),
-            role: options.role.clone().unwrap_or_default(),
-            kind: options.type_.clone().unwrap_or_default(),
-            level: options.level.clone().unwrap_or_default(),
-        }),
+        selinux: context.se_linux_options.as_ref().map(super::security::selinux),
         run_as_user: context.run_as_user,
         run_as_group: context.run_as_user.and(context.run_as_group),
         supplemental_groups: super::security::groups(context),

@@ -1,6 +1,8 @@
 //! A container's user, capabilities, profiles and namespaces.
 
-use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SeccompProfile, SecurityContext};
+use skiff_api::k8s_openapi::api::core::v1::{
+    Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext,
+};
 use skiff_cri::{ContainerSecurity, Image, NamespaceMode, SecurityProfile, SelinuxOptions};
 
 use super::{StartError, sandbox};
@@ -66,18 +68,13 @@ impl Subject<'_> {
             namespaces.pid = NamespaceMode::Target;
             namespaces.target = target;
         }
-        let selinux = own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref());
+        let label = own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref());
         Ok(ContainerSecurity {
             add_capabilities: capabilities.and_then(|c| c.add.clone()).unwrap_or_default(),
             drop_capabilities: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
             privileged,
             namespaces,
-            selinux: selinux.map(|options| SelinuxOptions {
-                user: options.user.clone().unwrap_or_default(),
-                role: options.role.clone().unwrap_or_default(),
-                kind: options.type_.clone().unwrap_or_default(),
-                level: options.level.clone().unwrap_or_default(),
-            }),
+            selinux: label.map(selinux),
             run_as_user,
             run_as_group: own.run_as_group.or(of_pod.run_as_group),
             run_as_username: username,
@@ -159,6 +156,16 @@ fn apparmor(pod: &Pod, container: &Container, of_pod: &PodSecurityContext) -> Op
         "Localhost" => SecurityProfile::Localhost(profile.localhost_profile.clone().unwrap_or_default()),
         _ => SecurityProfile::RuntimeDefault,
     })
+}
+
+/// A label as the runtime takes it.
+pub(super) fn selinux(label: &SELinuxOptions) -> SelinuxOptions {
+    SelinuxOptions {
+        user: label.user.clone().unwrap_or_default(),
+        role: label.role.clone().unwrap_or_default(),
+        kind: label.type_.clone().unwrap_or_default(),
+        level: label.level.clone().unwrap_or_default(),
+    }
 }
 
 /// fsGroup and supplementalGroups.

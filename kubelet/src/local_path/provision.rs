@@ -50,7 +50,8 @@ impl Provisioner {
                 );
                 if sized == quota::Sized::Unlimited {
                     let message = format!(
-                        "the file system of {} has no project quotas: the size of volume {volume} is not enforced",
+                        "the file system of {} does not enforce project quotas: the size of volume {volume} is not enforced; to \
+                         enforce sizes, put an XFS or ext4 there that is mounted with prjquota",
                         self.root.display()
                     );
                     tell(Severity::Warning, "SizeNotEnforced", message);

@@ -216,7 +216,7 @@ fn sized() -> skiff_api::k8s_openapi::api::core::v1::Pod {
 #[tokio::test]
 async fn the_tree_of_pods_is_slices() {
     let (bus, mount) = (Bus::start(), tempfile::tempdir().expect("a directory"));
-    std::fs::write(mount.path().join("cgroup.controllers"), "cpu memory pids").expect("a file");
+    std::fs::write(mount.path().join("cgroup.controllers"), "cpu hugetlb memory pids").expect("a file");
     let (systemd, _connection) = Scripted::start(&bus.address, mount.path()).await;
     let driver = || Driver::Systemd {
         bus: Some(bus.address.clone()),
@@ -260,8 +260,21 @@ async fn the_tree_of_pods_is_slices() {
     // A kubelet that comes back finds its slices, and gives them their limits again.
     let again = Cgroups::open(mount.path(), "", driver()).await.expect("slices");
     assert_eq!(systemd.calls(), ["set kubepods-besteffort.slice CPUWeight=1"]);
-    again.create_pod(&p, &RULES).await.expect("a slice");
+    // systemd does not know of huge pages: they are passed on and limited by hand.
+    let pages = mount.path().join(format!("{}/hugetlb.2MB.max", &path[1..]));
+    std::fs::write(&pages, "max").expect("a file");
+    let rules = Rules {
+        page_sizes: vec!["2Mi".into()],
+        ..RULES
+    };
+    again.create_pod(&p, &rules).await.expect("a slice");
     assert_eq!(systemd.calls(), [format!("set {unit} {limits}")]);
+    let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
+    assert_eq!(read(pages), "0");
+    let passed = mount
+        .path()
+        .join("kubepods.slice/kubepods-burstable.slice/cgroup.subtree_control");
+    assert_eq!(read(passed), "+hugetlb");
 
     again.remove_pod("1-2-3").await.expect("its end");
     assert_eq!(systemd.calls(), [format!("stop {unit}")]);
