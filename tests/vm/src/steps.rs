@@ -5,6 +5,7 @@ mod install;
 mod network;
 mod pods;
 mod reset;
+mod resources;
 mod vlan;
 
 use std::time::Instant;
@@ -23,6 +24,14 @@ const CLUSTER_IP: Step = ("its ClusterIP answers on every machine", network::clu
 const DNS: Step = ("pods find it by name", network::dns);
 const EXEC: Step = ("kubectl exec and logs", pods::exec_and_logs);
 const MEMORY: Step = ("a memory limit holds, under cgroup v2 and systemd", pods::memory_limit);
+const POD_LIMITS: Step = (
+    "a pod's own limits and its huge pages are in its slice",
+    resources::pod_limits,
+);
+const VOLUME_SIZE: Step = (
+    "a volume's size is kept by project quotas, or told not to be",
+    resources::volume_size,
+);
 const REBOOT: Step = ("a machine restarts and takes its pods up again", failures::reboot);
 const RESET: Step = ("skiff reset leaves the machines clean", reset::clean);
 const VLAN: Step = (
@@ -40,6 +49,8 @@ const ALONE: &[Step] = &[
     DNS,
     EXEC,
     MEMORY,
+    POD_LIMITS,
+    VOLUME_SIZE,
     REBOOT,
     RESET,
     VLAN,
@@ -64,6 +75,8 @@ const FULL: &[Step] = &[
     ("pods are spread over the workers", pods::spread),
     ("the master restarts, pods serve meanwhile", failures::master_reboot),
     ("a worker loses its power, its pods move", failures::power_cut),
+    POD_LIMITS,
+    VOLUME_SIZE,
     RESET,
     VLAN,
 ];

@@ -53,14 +53,19 @@ pub(crate) fn exec_and_logs(cluster: &mut Cluster) -> anyhow::Result<()> {
 
 pub(crate) fn memory_limit(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.apply(GREEDY)?;
-    // The reason is the runtime's to tell: containerd 1.6 sees a container's end before its cause here, and then says Error.
-    let code = "get pod greedy --output jsonpath={.status.containerStatuses[0].state.terminated.exitCode}";
+    // containerd 1.6 sees a container's end before its cause here, and then says Error: the kubelet asks the kernel.
+    let ended = "get pod greedy --output jsonpath={.status.phase}";
     until(
         "the end of who takes too much",
         LIMIT,
-        || cluster.kubectl(code),
-        |code| code == "137",
+        || cluster.kubectl(ended),
+        |phase| phase == "Failed",
     )?;
+    let terminated = "{.status.containerStatuses[0].state.terminated.";
+    let why = cluster.kubectl(&format!(
+        "get pod greedy --output jsonpath={terminated}reason}}/{terminated}exitCode}}"
+    ))?;
+    anyhow::ensure!(why == "OOMKilled/137", "the end of who takes too much: {why}");
     let log = cluster.kubectl("logs greedy")?;
     anyhow::ensure!(log.starts_with("33554432"), "the container's memory.max: {log:?}");
     for machine in &cluster.lab.machines {
