@@ -6,33 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// Lines of a Rust file, tests included: over the first it should be split, over the second it must be.
+/// Lines of a Rust file, tests included: over these it must be split.
 const MAX_LINES: usize = 800;
 
-/// Who may depend on whom, top to bottom. Crates of one layer do not depend on each other.
-const LAYERS: &[&[&str]] = &[
-    &["xtask", "tests", "tests/vm"],
-    &["cli"],
-    &["cluster"],
-    &[
-        "apiserver",
-        "scheduler",
-        "controllers",
-        "kubelet",
-        "proxy",
-        "dns",
-        "ingress",
-        "overlay",
-        "cni",
-        "machine",
-    ],
-    &["cri", "net", "pki", "store"],
-    &["daemon"],
-    &["api"],
-];
-
-/// `cluster` starts the `skiff` binary; it links no component.
-const CLUSTER_MAY_NOT: &[&str] = &[
+/// They meet at the Kubernetes API alone.
+const COMPONENTS: &[&str] = &[
     "apiserver",
     "scheduler",
     "controllers",
@@ -45,6 +23,20 @@ const CLUSTER_MAY_NOT: &[&str] = &[
     "machine",
 ];
 
+/// Who may depend on whom, top to bottom. Crates of one layer do not depend on each other.
+const LAYERS: &[&[&str]] = &[
+    &["xtask", "tests", "tests/vm"],
+    &["cli"],
+    &["cluster"],
+    COMPONENTS,
+    &["cri", "net", "pki", "store"],
+    &["daemon"],
+    &["api"],
+];
+
+/// Named only by code that a build script generates.
+const GENERATED: &[&str] = &["prost", "tonic-prost"];
+
 /// Runs every check and reports all failures at once.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let mut complaints = Vec::new();
@@ -53,10 +45,18 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         let folder = root.join(member);
         let manifest = read(&folder.join("Cargo.toml"))?;
         complaints.extend(manifest_complaints(member, &manifest));
+        let mut code = Code::default();
         for file in rust_files(&folder)? {
+            let text = read(&file)?;
             let name = file.strip_prefix(root).unwrap_or(&file).display().to_string();
-            complaints.extend(file_complaints(&name, &read(&file)?));
+            complaints.extend(file_complaints(&name, &text));
+            code.add(&name, member, &text);
+            for module in modules_elsewhere(&text) {
+                let path = file.with_file_name(module);
+                code.add(&name, member, &read(&path)?);
+            }
         }
+        complaints.extend(unused_dependencies(member, &manifest, &code));
     }
     for complaint in &complaints {
         eprintln!("{complaint}");
@@ -133,7 +133,8 @@ fn manifest_complaints(member: &str, manifest: &str) -> Vec<String> {
         let wrong = match layer(dependency) {
             None => true,
             Some(its) if its <= own => true,
-            Some(_) => member == "cluster" && CLUSTER_MAY_NOT.contains(&dependency),
+            // It starts the `skiff` binary, and links no component.
+            Some(_) => member == "cluster" && COMPONENTS.contains(&dependency),
         };
         // The CNI plugins start in milliseconds: no runtime, no API types.
         let wrong = wrong || (member == "cni" && dependency != "net");
@@ -142,6 +143,73 @@ fn manifest_complaints(member: &str, manifest: &str) -> Vec<String> {
         }
     }
     out
+}
+
+/// A crate's Rust code.
+#[derive(Default)]
+struct Code {
+    /// What is part of the product.
+    product: String,
+    /// What only tests and measurements are made of.
+    tests: String,
+    /// What runs before the rest is built.
+    build: String,
+}
+
+impl Code {
+    fn add(&mut self, name: &str, member: &str, text: &str) {
+        let within = name.strip_prefix(member).unwrap_or(name).trim_start_matches('/');
+        let part = match within {
+            "build.rs" => &mut self.build,
+            _ if within.starts_with("src/") => &mut self.product,
+            _ => &mut self.tests,
+        };
+        part.push_str(text);
+    }
+}
+
+/// Files of other folders that a file takes as modules: `#[path = "…"]`.
+fn modules_elsewhere(text: &str) -> impl Iterator<Item = &str> {
+    let attributes = text.lines().filter_map(|line| line.trim().strip_prefix("#[path = \""));
+    attributes.filter_map(|rest| rest.split('"').next())
+}
+
+/// Dependencies that no line of code names.
+fn unused_dependencies(member: &str, manifest: &str, code: &Code) -> Vec<String> {
+    let Code { product, tests, build } = code;
+    // The end-to-end suites are tests from the first line to the last.
+    let of_product: &[&str] = if member == "tests" {
+        &[product, tests]
+    } else {
+        &[product]
+    };
+    let tables: [(&str, &[&str]); 3] = [
+        ("dependencies", of_product),
+        ("dev-dependencies", &[product, tests]),
+        ("build-dependencies", &[build]),
+    ];
+    let sections = sections(manifest);
+    let mut out = Vec::new();
+    for (table, parts) in tables {
+        for line in sections.get(table).into_iter().flatten() {
+            let name = &line[..line.find(['.', ' ', '=']).unwrap_or(line.len())];
+            if !GENERATED.contains(&name) && !parts.iter().any(|text| names(text, &name.replace('-', "_"))) {
+                out.push(format!(
+                    "{member}/Cargo.toml: [{table}] {name} is not used: take it out"
+                ));
+            }
+        }
+    }
+    out
+}
+
+/// Whether a text has this word.
+fn names(text: &str, word: &str) -> bool {
+    let joins = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !before.ends_with(joins) && !after.starts_with(joins)
+    })
 }
 
 /// Lines of each table of a manifest, trimmed.
@@ -186,6 +254,27 @@ mod tests {
         assert_eq!(manifest_complaints("api", "").len(), 1);
         let dev = "[lints]\nworkspace = true\n[dev-dependencies]\nskiff-apiserver.workspace = true\n";
         assert_eq!(manifest_complaints("controllers", dev), [""; 0]);
+    }
+
+    #[test]
+    fn dependencies_that_nothing_names() {
+        let manifest = "[dependencies]\nserde.workspace = true\nserde-json = { workspace = true }\nprost.workspace = true\n\
+                        [dev-dependencies]\ninsta.workspace = true\n[build-dependencies]\nprotox.workspace = true\n";
+        let mut code = Code::default();
+        code.add("a/src/lib.rs", "a", "use serde::Serialize; my_serde_json::x()");
+        code.add("a/tests/b.rs", "a", "insta::assert_snapshot!(); serde_json::json!()");
+        assert_eq!(
+            unused_dependencies("a", manifest, &code),
+            [
+                "a/Cargo.toml: [dependencies] serde-json is not used: take it out",
+                "a/Cargo.toml: [build-dependencies] protox is not used: take it out"
+            ]
+        );
+        let path: Vec<_> = modules_elsewhere("mod a;\n#[path = \"../b/c.rs\"]\nmod c;").collect();
+        assert_eq!(path, ["../b/c.rs"]);
+        code.add("a/build.rs", "a", "protox::compile()");
+        code.add("a/src/c.rs", "a", "serde_json::to_string()");
+        assert_eq!(unused_dependencies("a", manifest, &code), [""; 0]);
     }
 
     #[test]
