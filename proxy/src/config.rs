@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use skiff_api::duration::GoDuration;
 
 use crate::plan::{LocalTraffic, NodePorts, Settings};
 
@@ -274,31 +275,13 @@ fn address(field: &'static str, text: &str, host: &str, port: u16) -> Result<Opt
     Ok(Some(address).filter(|address| address.port() != 0))
 }
 
-/// A duration as Go writes it: `1m30s`, `500ms`, `0`.
+/// A duration as Go writes it; upstream takes zero for "not set".
 fn duration(field: &'static str, text: &str, default: Duration) -> Result<Duration, Error> {
-    let reason = "must be a duration like 30s, 1m30s or 500ms";
-    let bad = || invalid(field, text, reason);
-    let mut total = 0.0;
-    let mut rest = text;
-    while !rest.is_empty() && rest != "0" {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
-        let number: f64 = rest[..end].parse().map_err(|_| bad())?;
-        let after = &rest[end..];
-        let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let seconds = match &after[..unit] {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return Err(bad()),
-        };
-        total += number * seconds;
-        rest = &after[unit..];
+    if text.is_empty() {
+        return Ok(default);
     }
-    let given = Duration::try_from_secs_f64(total).map_err(|_| bad())?;
-    // Upstream takes zero for "not set".
+    let reason = "must be a duration like 30s, 1m30s or 500ms";
+    let GoDuration(given) = text.parse().map_err(|_: String| invalid(field, text, reason))?;
     Ok(if given.is_zero() { default } else { given })
 }
 

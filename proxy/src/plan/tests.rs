@@ -4,7 +4,7 @@ use skiff_net::iptables::{Restore, Saved};
 
 use super::*;
 use crate::index::Key;
-use crate::model::{Endpoint, Outside, SlicePort};
+use crate::model::{Endpoint, Hint, Node, Outside, Protocol, SlicePort};
 use crate::sync::Applied;
 
 fn settings() -> Settings {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // Test code throughout: a panic is a failed test.
 
 mod api;
+mod changes;
 mod faults;
 mod notify;
 mod policies;

@@ -296,22 +296,6 @@ fn a_broken_transaction_leads_to_a_rebuild() {
 }
 
 #[test]
-fn a_client_stays_where_affinity_says_so() {
-    let world = World::new();
-    let (_a, _b) = (world.pod("a", "10.244.0.2"), world.pod("b", "10.244.0.3"));
-    world.api.put(
-        "services",
-        service("web", "10.96.0.10", json!({"sessionAffinity": "ClientIP"})),
-    );
-    world
-        .api
-        .put("endpointslices", slice("web", "TCP", &["10.244.0.2", "10.244.0.3"]));
-    let _proxy = world.start(CONFIG);
-    answers(&world.node, SERVICE);
-    assert_eq!(names(&world, &world.node, SERVICE, 20).len(), 1);
-}
-
-#[test]
 fn the_local_policy_keeps_the_clients_address() {
     let world = World::new();
     let _a = world.pod("a", "10.244.0.2");
