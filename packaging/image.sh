@@ -41,13 +41,6 @@ echo debian >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
 : >"$root/etc/machine-id" # every machine makes its own at its first start
 echo '/dev/vda / ext4 defaults,errors=remount-ro 0 1' >"$root/etc/fstab"
-# What Kubernetes' documentation asks of a machine with systemd and cgroup v2: one manager of cgroups.
-cat >>"$root/etc/containerd/config.toml" <<'TOML'
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-  runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-    SystemdCgroup = true
-TOML
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
 units=$root/etc/systemd/system
 mkdir -p "$units/timers.target.wants" "$units/sysinit.target.wants"

@@ -27,7 +27,7 @@ spec:
       tolerations:
       - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 5}
       - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 5}
-      containers: [{name: main, image: 'docker.io/library/busybox:1.36', imagePullPolicy: Never, command: [sleep, '36000']}]
+      containers: [{name: main, image: 'docker.io/library/busybox:1.36', imagePullPolicy: Never, command: [sh, -c, 'trap exit TERM; sleep 36000 & wait']}]
 ";
 
 /// Of the last machine: a worker, where there is one.

@@ -12,7 +12,7 @@ kind: Pod
 metadata: {name: client}
 spec:
   terminationGracePeriodSeconds: 1
-  containers: [{name: main, image: 'docker.io/library/busybox:1.36', imagePullPolicy: Never, command: [sleep, '36000']}]
+  containers: [{name: main, image: 'docker.io/library/busybox:1.36', imagePullPolicy: Never, command: [sh, -c, 'trap exit TERM; sleep 36000 & wait']}]
 ";
 
 pub(crate) fn cluster_ip(cluster: &mut Cluster) -> anyhow::Result<()> {
