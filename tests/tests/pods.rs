@@ -1,11 +1,17 @@
-//! What a pod gets from its node: limits, probes, logs, exec, port-forward, volumes.
+//! What a pod gets from its node: limits, probes, logs, exec, attach, port-forward, volumes.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::Stdio;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::pty::{Winsize, openpty};
+use parking_lot::Mutex;
 use skiff_tests::wait::until;
 use skiff_tests::{Fixture, on_cluster};
 
@@ -105,7 +111,7 @@ async fn probes_restart_a_container_and_take_a_pod_out_of_its_service() -> anyho
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logs_exec_and_port_forward_reach_a_container() -> anyhow::Result<()> {
+async fn logs_exec_attach_and_port_forward_reach_a_container() -> anyhow::Result<()> {
     on_cluster(1, async |fixture| {
     let kubectl = &fixture.kubectl;
     let talk = r#"command: [sh, -c, "echo one; echo two; mkdir /www; echo served > /www/index.html; httpd -p 8080 -h /www; while [ ! -e /tmp/end ]; do sleep 0.1; done; echo three; exit 3"]"#;
@@ -136,6 +142,9 @@ async fn logs_exec_and_port_forward_reach_a_container() -> anyhow::Result<()> {
     assert!(failed.stderr.contains("exit code 7"), "{}", failed.stderr);
 
     port_forward(fixture)?;
+    attach(fixture).await?;
+    attach_with_input(fixture)?;
+    attach_a_terminal(fixture).await?;
 
     let mut follower = kubectl
         .command()
@@ -190,6 +199,165 @@ fn port_forward(fixture: &Fixture) -> anyhow::Result<()> {
     let served = served?;
     assert!(served.ends_with("served\n"), "{served}");
     Ok(())
+}
+
+/// Both outputs of a running container, from now on; who goes away disturbs nothing.
+async fn attach(fixture: &Fixture) -> anyhow::Result<()> {
+    let kubectl = &fixture.kubectl;
+    kubectl.apply(&pod(
+        "ticker",
+        r#"command: [sh, -c, "while true; do echo out; echo err >&2; usleep 50000; done"]"#,
+    ))?;
+    kubectl.run(&["wait", "pod/ticker", "--for=condition=Ready", "--timeout=30s"])?;
+    for _ in 0..2 {
+        let mut attached = kubectl
+            .command()
+            .args(["attach", "ticker"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let out = BufReader::new(attached.stdout.take().context("kubectl's output")?);
+        let err = BufReader::new(attached.stderr.take().context("kubectl's errors")?);
+        // kubectl has something to say first.
+        let theirs = |line: &std::io::Result<String>| line.as_ref().map_or(true, |line| line == "err");
+        let heard = out.lines().next().zip(err.lines().find(theirs));
+        attached.kill()?;
+        attached.wait()?;
+        let (out, err) = heard.context("the container's output")?;
+        assert_eq!((out?.as_str(), err?.as_str()), ("out", "err"));
+    }
+    wait_for(fixture, "ticker", "{.status.containerStatuses[0].restartCount}", "0").await?;
+    kubectl.run(&["delete", "pod", "ticker", "--wait=false"]).map(drop)
+}
+
+/// `kubectl run -i`: what is typed goes in, its end is the input's end, and the exit code comes back.
+fn attach_with_input(fixture: &Fixture) -> anyhow::Result<()> {
+    let image = format!("--image={BUSYBOX}");
+    let script = "read line; echo got $line; cat; echo sorry >&2; exit 5";
+    let run = [
+        "run",
+        "filter",
+        &image,
+        "--image-pull-policy=Never",
+        "--restart=Never",
+        "-i",
+        "--rm",
+        "--quiet",
+    ];
+    let command = ["--command", "--", "sh", "-c", script];
+    let printed = fixture.kubectl.attempt(&[&run[..], &command].concat(), "one\ntwo\n")?;
+    assert!(printed.stdout.starts_with("got one\ntwo\n"), "{printed:?}");
+    assert!(!printed.success && printed.stderr.contains("sorry\n"), "{printed:?}");
+    assert!(
+        printed.stderr.contains("pod default/filter terminated (Error)"),
+        "{printed:?}"
+    );
+    let left = fixture.kubectl.run(&["get", "pod", "filter", "--ignore-not-found"])?;
+    assert_eq!(left, "");
+    Ok(())
+}
+
+/// A terminal of the test's own, with `kubectl attach -it` at it.
+struct Terminal {
+    kubectl: Child,
+    device: PathBuf,
+    keys: File,
+    /// All that it has shown.
+    shown: Arc<Mutex<String>>,
+}
+
+impl Terminal {
+    fn attach(fixture: &Fixture, pod: &str, (rows, columns): (u16, u16)) -> anyhow::Result<Self> {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pair = openpty(Some(&size), None).context("a terminal")?;
+        let device = std::fs::read_link(format!("/proc/self/fd/{}", pair.slave.as_raw_fd()))?;
+        let plain = fixture.kubectl.command();
+        // A change of its size is told to those whose controlling terminal it is.
+        let kubectl = Command::new("setsid")
+            .arg("--ctty")
+            .arg(plain.get_program())
+            .args(plain.get_args())
+            .args(["attach", "-it", pod])
+            .stdin(pair.slave.try_clone()?)
+            .stdout(pair.slave.try_clone()?)
+            .stderr(pair.slave)
+            .spawn()
+            .context("run kubectl")?;
+        let keys = File::from(pair.master);
+        let (mut screen, shown) = (keys.try_clone()?, Arc::<Mutex<String>>::default());
+        let show = Arc::clone(&shown);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 1024];
+            // An error is the end: nobody has the terminal open any more.
+            while let Ok(count @ 1..) = screen.read(&mut bytes) {
+                show.lock().push_str(&String::from_utf8_lossy(&bytes[..count]));
+            }
+        });
+        Ok(Self {
+            kubectl,
+            device,
+            keys,
+            shown,
+        })
+    }
+
+    fn types(&mut self, line: &str) -> anyhow::Result<()> {
+        self.keys
+            .write_all(format!("{line}\r").as_bytes())
+            .context("the terminal")
+    }
+
+    /// Waits until the terminal in the container has this size.
+    async fn is_as_large_there(&mut self, (rows, columns): (u16, u16)) -> anyhow::Result<()> {
+        // What is typed is shown too: the answer differs from it.
+        let look = format!(
+            "until [ \"$(stty size)\" = '{rows} {columns}' ]; do usleep 20000; done; echo is''{rows}x{columns}"
+        );
+        self.types(&look)?;
+        let (shown, wanted) = (Arc::clone(&self.shown), format!("is{rows}x{columns}"));
+        let screen = async || Ok(shown.lock().clone());
+        until(&wanted, LIMIT, screen, |text| text.contains(&wanted))
+            .await
+            .map(drop)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.kubectl.kill().ok();
+        self.kubectl.wait().ok();
+    }
+}
+
+/// A terminal: its size there is its size here, also when that changes; the end of its shell is the end of kubectl.
+async fn attach_a_terminal(fixture: &Fixture) -> anyhow::Result<()> {
+    let kubectl = &fixture.kubectl;
+    kubectl.apply(&pod("shell", "command: [sh], stdin: true, tty: true"))?;
+    kubectl.run(&["wait", "pod/shell", "--for=condition=Ready", "--timeout=30s"])?;
+    let mut terminal = Terminal::attach(fixture, "shell", (33, 111))?;
+    terminal.is_as_large_there((33, 111)).await?;
+    let resized = Command::new("stty")
+        .arg("--file")
+        .arg(&terminal.device)
+        .args(["rows", "44", "columns", "122"])
+        .status()?;
+    assert!(resized.success());
+    terminal.is_as_large_there((44, 122)).await?;
+    terminal.types("exit")?;
+    let ended = async || Ok(terminal.kubectl.try_wait()?);
+    let ended = until("the end of kubectl attach", LIMIT, ended, Option::is_some).await?;
+    assert!(
+        ended.is_some_and(|status| status.success()),
+        "{}",
+        terminal.shown.lock()
+    );
+    wait_for(fixture, "shell", "{.status.containerStatuses[0].restartCount}", "1").await?;
+    kubectl.run(&["delete", "pod", "shell", "--wait=false"]).map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
