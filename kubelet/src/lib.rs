@@ -56,7 +56,6 @@ mod server;
 mod services;
 mod stats;
 mod status;
-mod turns;
 mod volumes;
 mod watching;
 

@@ -29,7 +29,6 @@ use crate::objects::Objects;
 use crate::pods::{self, Directory, Inputs};
 use crate::services::Services;
 use crate::stats::Stats;
-use crate::turns::Turns;
 use crate::volumes::{Tokens, Volumes};
 use crate::{admission, dns, events, local_storage, log_rotation, node, server};
 
@@ -159,12 +158,6 @@ pub async fn run_with(
         allocatable: node::allocatable(&config, &facts),
         host: admission::Host::read(config.kubelet.allowed_unsafe_sysctls.clone(), strict_groups),
         ids: Ids::default(),
-        turns: Turns::new(
-            std::env::var("SKIFF_TURNS")
-                .ok()
-                .and_then(|t| t.parse().ok())
-                .unwrap_or(1000),
-        ),
         machine: facts.clone(),
         measures: measures.clone(),
         pressure: pressure.clone(),

@@ -147,29 +147,3 @@ async fn a_killed_container_is_seen_at_once() {
     // The promise is 50 ms on a quiet machine; what is asserted is that no poll of a second or more is in the way.
     assert!(seen[middle] < Duration::from_millis(500), "{seen:?}");
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn adhoc_burst() {
-    let node = Node::start().await;
-    for round in 0..3 {
-        let begin = Instant::now();
-        let names: Vec<String> = (0..40).map(|index| format!("r{round}p{index}")).collect();
-        for name in &names {
-            node.create(name, &json!({"containers": [container("exec /bin/busybox sleep 1000")], "terminationGracePeriodSeconds": 0}));
-        }
-        let mut times = futures::future::join_all(names.iter().map(async |name| {
-            node.until_status(name, "ready pod", is_ready).await;
-            begin.elapsed().as_millis()
-        }))
-        .await;
-        times.sort();
-        let stat = std::fs::read_to_string("/proc/stat").unwrap();
-        println!("round {round}: p10 {} p50 {} p90 {} all {} ms; {}", times[4], times[20], times[36], times[39], stat.lines().next().unwrap());
-        for name in &names {
-            node.delete(name, 0);
-        }
-        for name in &names {
-            node.until_gone(name).await;
-        }
-    }
-}
