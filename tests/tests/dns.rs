@@ -146,6 +146,7 @@ async fn every_pod_and_node_finds_every_name() -> anyhow::Result<()> {
         from_a_pod(fixture).await?;
         from_nodes(fixture, &sick).await?;
         not_ready_and_asked_all_the_same(fixture).await?;
+        as_a_service_changes_its_type(fixture).await?;
         as_things_change(fixture).await
     })
     .await
@@ -265,6 +266,34 @@ async fn not_ready_and_asked_all_the_same(fixture: &Fixture) -> anyhow::Result<(
     until("the unready pod answers", LIMIT, ask, |body| body == "not ready")
         .await
         .map(drop)
+}
+
+/// A Service that becomes one of another type has that type's name, address and port, and gives back what it had.
+async fn as_a_service_changes_its_type(fixture: &Fixture) -> anyhow::Result<()> {
+    let kubectl = &fixture.kubectl;
+    let change = |spec: &str| {
+        let patch = format!("{{\"spec\": {spec}}}");
+        kubectl.run(&["patch", "service", "near", "--type=merge", "-p", &patch])
+    };
+    let told = async |kind: &str, wanted: &str| {
+        let look = async || dig(fixture, "node-3", &[kind, "near.default.svc.cluster.local"]);
+        let what = format!("the {kind} of near is {wanted}");
+        until(&what, LIMIT, look, |seen| *seen == [wanted]).await.map(drop)
+    };
+    change(r#"{"externalName": "kubernetes.default.svc.cluster.local"}"#)?;
+    told("CNAME", "kubernetes.default.svc.cluster.local.").await?;
+    change(r#"{"type": "NodePort", "externalName": null, "ports": [{"port": 80}]}"#)?;
+    let given = kubectl.field(&["service", "near"], "{.spec.clusterIP} {.spec.ports[0].nodePort}")?;
+    let (ip, port) = given.split_once(' ').context("an address and a port")?;
+    told("A", ip).await?;
+    change(r#"{"type": "ClusterIP"}"#)?;
+    let (port, ip_flag) = (format!("--node-port={port}"), format!("--clusterip={ip}"));
+    kubectl.run(&["create", "service", "nodeport", "port-again", "--tcp=80", &port])?;
+    told("A", ip).await?;
+    change(r#"{"type": "ExternalName", "externalName": "www.upstream.test"}"#)?;
+    told("CNAME", "www.upstream.test.").await?;
+    kubectl.run(&["create", "service", "clusterip", "ip-again", "--tcp=80", &ip_flag])?;
+    Ok(())
 }
 
 /// A name is there as soon as its Service is, and goes with it.

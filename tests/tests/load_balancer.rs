@@ -100,21 +100,36 @@ async fn the_nodes_answer_for_a_load_balancer() -> anyhow::Result<()> {
     .await
 }
 
-/// A Service without a selector leads to the addresses that somebody wrote into an Endpoints object.
+/// A Service without a selector leads to the addresses that somebody wrote into an Endpoints object, for as long as they stand
+/// there and no other proxy is to see to it.
 async fn by_hand(fixture: &Fixture) -> anyhow::Result<()> {
-    let pod = fixture.kubectl.field(&["pod", "server"], "{.status.podIP}")?;
-    fixture.kubectl.apply(&format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: manual}}\nspec: {{ports: [{{port: 80}}]}}\n\
-         ---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: manual}}\n\
+    let kubectl = &fixture.kubectl;
+    let pod = kubectl.field(&["pod", "server"], "{.status.podIP}")?;
+    let endpoints = format!(
+        "---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: manual}}\n\
          subsets: [{{addresses: [{{ip: {pod}}}], ports: [{{port: 8080}}]}}]\n"
-    ))?;
-    let ip = fixture.kubectl.field(&["service", "manual"], "{.spec.clusterIP}")?;
+    );
+    kubectl.apply("---\napiVersion: v1\nkind: Service\nmetadata: {name: manual}\nspec: {ports: [{port: 80}]}\n")?;
+    kubectl.apply(&endpoints)?;
+    let ip = kubectl.field(&["service", "manual"], "{.spec.clusterIP}")?;
     let service = SocketAddr::new(ip.parse().context("the cluster IP")?, 80);
-    for node in ["node-1", "node-2"] {
-        let namespace = fixture.cluster.namespace(node)?;
-        let ask = async || get_in(&namespace, service);
-        let answers = |body: &String| body.contains("hello from server");
-        until("the address by hand answers", LIMIT, ask, answers).await?;
-    }
-    Ok(())
+    let answers = async |wanted: bool| {
+        for node in ["node-1", "node-2"] {
+            let namespace = fixture.cluster.namespace(node)?;
+            let ask = async || Ok(get_in(&namespace, service).is_ok_and(|body| body.contains("hello from server")));
+            let what = format!("the Service by hand answers {node}: {wanted}");
+            until(&what, LIMIT, ask, |answered| *answered == wanted).await?;
+        }
+        anyhow::Ok(())
+    };
+    answers(true).await?;
+    kubectl.run(&["delete", "endpoints", "manual"])?;
+    answers(false).await?;
+    kubectl.apply(&endpoints)?;
+    answers(true).await?;
+    let label = "service.kubernetes.io/service-proxy-name";
+    kubectl.run(&["label", "service", "manual", &format!("{label}=another")])?;
+    answers(false).await?;
+    kubectl.run(&["label", "service", "manual", &format!("{label}-")])?;
+    answers(true).await
 }

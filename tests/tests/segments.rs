@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use skiff_cluster::Role;
 use skiff_net::netns::Namespace;
 use skiff_tests::traffic::get_in;
 use skiff_tests::wait::until;
@@ -12,6 +13,9 @@ use skiff_tests::{Fixture, Shape, on_shaped_cluster};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const MEGABYTES: usize = 4;
+/// Whether a node is ready, and what it says of it.
+const READY: &str =
+    "{.status.conditions[?(@.type==\"Ready\")].status} {.status.conditions[?(@.type==\"Ready\")].message}";
 
 /// One web server on each node, behind one Service.
 fn servers() -> String {
@@ -102,7 +106,9 @@ async fn pods_reach_each_other_across_a_router_whatever_happens_to_a_node() -> a
         ..Shape::nodes(3)
     };
     on_shaped_cluster(&shape, async |fixture| {
+        not_ready_before_its_range_is_known(fixture).await?;
         let pods = started(fixture).await?;
+        assert!(pods[2].to_string().starts_with("10.244.99."), "{pods:?}");
         let [first, second, _] = ["node-1", "node-2", "node-3"].map(|node| fixture.cluster.namespace(node));
         let (first, second) = (first?, second?);
         // 1 and 3 share a segment, 2 is behind the router.
@@ -132,6 +138,40 @@ async fn pods_reach_each_other_across_a_router_whatever_happens_to_a_node() -> a
         another_address(fixture, pods).await
     })
     .await
+}
+
+/// Node-3 comes while nobody gives ranges to nodes: it waits for its own, and then has a CNI configuration.
+async fn not_ready_before_its_range_is_known(fixture: &mut Fixture) -> anyhow::Result<()> {
+    let path = fixture.cluster.layout().server_config();
+    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+    config["controllers"] = serde_json::json!(["*", "-node-ipam-controller"]);
+    std::fs::write(&path, config.to_string())?;
+    fixture.cluster.kill(Role::Server, "node-1")?;
+    fixture.cluster.restart(Role::Server, "node-1")?;
+    let written = fixture.cluster.node("node-3")?.cni_config().join("10-skiff.conflist");
+    for role in [Role::Kubelet, Role::Proxy] {
+        fixture.cluster.kill(role, "node-3")?;
+    }
+    let delete = async || fixture.kubectl.run(&["delete", "node", "node-3"]);
+    until("the former node is gone", LIMIT, delete, |_| true).await?;
+    std::fs::remove_file(&written)?;
+    for role in [Role::Kubelet, Role::Proxy] {
+        fixture.cluster.restart(role, "node-3")?;
+    }
+
+    let kubectl = &fixture.kubectl;
+    let said = async || kubectl.field(&["node", "node-3"], READY);
+    until("the node waits for its network", LIMIT, said, |said| {
+        said.starts_with("False") && said.contains("NetworkPluginNotReady")
+    })
+    .await?;
+    assert_eq!(kubectl.field(&["node", "node-3"], "{.spec.podCIDR}")?, "");
+    assert!(!written.exists());
+    let range = r#"{"spec": {"podCIDR": "10.244.99.0/24", "podCIDRs": ["10.244.99.0/24"]}}"#;
+    kubectl.run(&["patch", "node", "node-3", "-p", range])?;
+    until("the node is ready", LIMIT, said, |said| said.starts_with("True")).await?;
+    assert!(std::fs::read_to_string(&written)?.contains("10.244.99.0/24"));
+    Ok(())
 }
 
 /// Segments of the largest size fit into the tunnel: no node has to cut a packet.
@@ -209,8 +249,7 @@ async fn another_cni_may_do_it() -> anyhow::Result<()> {
     };
     on_shaped_cluster(&shape, async |fixture| {
         let node = fixture.cluster.node("node-1")?;
-        let ready = "{.status.conditions[?(@.type==\"Ready\")].status} {.status.conditions[?(@.type==\"Ready\")].message}";
-        let said = fixture.kubectl.field(&["node", "node-1"], ready)?;
+        let said = fixture.kubectl.field(&["node", "node-1"], READY)?;
         assert!(said.starts_with("False") && said.contains("NetworkPluginNotReady"), "{said}");
         let namespace = fixture.cluster.namespace("node-1")?;
         assert!(!shell_in(&namespace, "iptables-save")?.contains("SKIFF-"));
