@@ -60,6 +60,7 @@ const ALONE: &[Step] = &[
 const SHORT: &[Step] = &[
     PACKAGE,
     INIT,
+    ("a worker whose clock is an hour off is told so", install::wrong_clock),
     ("the printed line joins the others", install::join),
     DEPLOYMENT,
     CLUSTER_IP,

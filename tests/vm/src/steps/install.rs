@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 
 use crate::cluster::Cluster;
+use crate::machine::COMMAND;
 use crate::readme::has_shape;
 use crate::steps::reset;
 
@@ -16,7 +17,7 @@ pub(crate) fn package(cluster: &mut Cluster) -> anyhow::Result<()> {
     Cluster::on_each(&cluster.lab.machines, cluster.readme.block("images")?)?;
     for machine in &cluster.lab.machines {
         let states = machine
-            .shell(&format!("systemctl is-active {UNITS}"), "", crate::machine::COMMAND)?
+            .shell(&format!("systemctl is-active {UNITS}"), "", COMMAND)?
             .stdout;
         anyhow::ensure!(
             !states.contains("\nactive") && !states.starts_with("active"),
@@ -37,6 +38,21 @@ pub(crate) fn init(cluster: &mut Cluster) -> anyhow::Result<()> {
     let shown = cluster.readme.block("further machines")?.to_owned();
     let line = lines.lines().map(words).find(|line| has_shape(line, &shown));
     cluster.join_line = line.with_context(|| format!("no line such as {shown:?} was printed:\n{printed}"))?;
+    Ok(())
+}
+
+/// The line that is refused here is the one that joins afterwards.
+pub(crate) fn wrong_clock(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let worker = &cluster.workers()[0];
+    worker.run("date --set '+1 hour'")?;
+    let refused = worker.shell(&cluster.join_line, "", COMMAND)?;
+    worker.run("date --set '-1 hour'")?;
+    anyhow::ensure!(
+        refused.code != 0 && refused.stderr.contains("set the clock"),
+        "skiff join ended with {}: {}",
+        refused.code,
+        refused.stderr
+    );
     Ok(())
 }
 
