@@ -8,6 +8,7 @@ use futures::stream::{BoxStream, StreamExt};
 use tonic::transport::Channel;
 
 use crate::channel::{Caller, MAX_MESSAGE, absent_is_fine, connect, socket_path};
+use crate::containerd;
 use crate::convert::image_spec;
 use crate::error::{Error, Result};
 use crate::events::{self, Notice};
@@ -182,17 +183,19 @@ impl Runtime for Client {
     }
 
     async fn stop_sandbox(&self, id: &str) -> Result<()> {
-        let request = wire::StopPodSandboxRequest {
-            pod_sandbox_id: id.to_owned(),
+        let stop = async || {
+            let request = wire::StopPodSandboxRequest {
+                pod_sandbox_id: id.to_owned(),
+            };
+            let mut runtime = self.runtime();
+            let stopped = runtime.stop_pod_sandbox(request);
+            let call = self.caller.call("StopPodSandbox", id, Some(self.timeout), stopped);
+            absent_is_fine(call.await.map(drop))
         };
-        let mut runtime = self.runtime();
-        let call = self.caller.call(
-            "StopPodSandbox",
-            id,
-            Some(self.timeout),
-            runtime.stop_pod_sandbox(request),
-        );
-        absent_is_fine(call.await.map(drop))
+        match stop().await {
+            Err(_) if containerd::remove_garbled_cni_results(id) > 0 => stop().await,
+            stopped => stopped,
+        }
     }
 
     async fn remove_sandbox(&self, id: &str) -> Result<()> {

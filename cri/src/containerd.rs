@@ -168,17 +168,35 @@ const CNI_RESULTS: &str = "/var/lib/cni/results";
 /// Removes the CNI results of a containerd's sandboxes (its root tells them), for when it is to be deleted without having been
 /// able to take their networks down.
 pub fn remove_cni_results(root: &Path) -> usize {
-    let names = |directory: PathBuf| {
-        let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
-        entries.filter_map(|entry| entry.file_name().into_string().ok())
+    let sandboxes: Vec<_> = names(&root.join("io.containerd.grpc.v1.cri/sandboxes")).collect();
+    let results = sandboxes.iter().flat_map(|sandbox| cni_results(sandbox));
+    results.filter(|path| fs::remove_file(path).is_ok()).count()
+}
+
+/// Removes those CNI results of a sandbox that are no JSON. The CNI library does not sync what it notes, so that a power cut may
+/// leave an empty file; then containerd fails to take the sandbox's network down until the file is gone.
+pub(crate) fn remove_garbled_cni_results(sandbox: &str) -> usize {
+    let garbled = |path: &PathBuf| {
+        let text = fs::read(path).unwrap_or_default();
+        serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_err()
     };
-    let sandboxes: Vec<_> = names(root.join("io.containerd.grpc.v1.cri/sandboxes")).collect();
-    // NETWORK-SANDBOX-INTERFACE, where a sandbox's id is 64 digits.
-    let ours = |name: &String| sandboxes.iter().any(|sandbox| name.contains(&format!("-{sandbox}-")));
-    let results = names(CNI_RESULTS.into()).filter(ours);
-    results
-        .filter(|name| fs::remove_file(Path::new(CNI_RESULTS).join(name)).is_ok())
+    cni_results(sandbox)
+        .filter(garbled)
+        .filter(|path| fs::remove_file(path).is_ok())
         .count()
+}
+
+/// Files named NETWORK-SANDBOX-INTERFACE, where a sandbox's id is 64 digits.
+fn cni_results(sandbox: &str) -> impl Iterator<Item = PathBuf> + use<> {
+    let part = format!("-{sandbox}-");
+    let directory = Path::new(CNI_RESULTS);
+    let ours = names(directory).filter(move |name| name.contains(&part));
+    ours.map(|name| directory.join(name))
+}
+
+fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// Unmounts everything below a directory, the innermost first. What is busy is detached.

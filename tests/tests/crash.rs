@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use skiff_cluster::Role;
+use skiff_cri::{Client, Runtime as _, SandboxFilter};
 use skiff_tests::traffic::Traffic;
 use skiff_tests::wait::until;
 use skiff_tests::{Fixture, on_cluster};
@@ -16,6 +17,31 @@ const HELLO: &str = include_str!("../../examples/hello.yaml");
 fn containers(fixture: &Fixture) -> anyhow::Result<String> {
     let each = "{range .items[*]}{.metadata.name} {.status.podIP} {.status.containerStatuses[*].containerID} {.status.containerStatuses[*].restartCount}{\"\\n\"}{end}";
     fixture.kubectl.field(&["pods", "-A"], each)
+}
+
+/// A power cut leaves the file empty in which the runtime's CNI library has noted what its plugins said.
+async fn a_pod_ends_whose_network_was_noted_badly(fixture: &Fixture) -> anyhow::Result<()> {
+    let place = r#"{"spec":{"nodeName":"node-1","terminationGracePeriodSeconds":0}}"#;
+    let image = "--image=docker.io/library/busybox:1.36";
+    let kubectl = &fixture.kubectl;
+    kubectl.run(&["run", "torn", image, "--overrides", place, "--", "sleep", "3600"])?;
+    kubectl.run(&["wait", "pod/torn", "--for=condition=Ready", "--timeout=40s"])?;
+    let socket = fixture.cluster.layout().node(0).containerd_socket();
+    let filter = SandboxFilter {
+        labels: [("io.kubernetes.pod.name".to_owned(), "torn".to_owned())].into(),
+        ..SandboxFilter::default()
+    };
+    let runtime = Client::new(&format!("unix://{}", socket.display()));
+    let sandboxes = runtime.list_sandboxes(&filter).await?;
+    let note = format!("/var/lib/cni/results/skiff-{}-eth0", sandboxes[0].id);
+    anyhow::ensure!(
+        !std::fs::read(&note)?.is_empty(),
+        "{note} is empty before it is emptied"
+    );
+    std::fs::write(&note, "")?;
+    kubectl.run(&["delete", "pod", "torn", "--timeout=40s"])?;
+    anyhow::ensure!(!std::path::Path::new(&note).exists(), "{note} is left");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,6 +101,8 @@ async fn killing_each_process_in_turn_loses_no_request_and_restarts_no_container
                 .run(&["wait", &format!("pod/{name}"), "--for=condition=Ready", "--timeout=40s"])?;
             fixture.kubectl.run(&["delete", "pod", &name, "--now"])?;
         }
+
+        a_pod_ends_whose_network_was_noted_badly(fixture).await?;
 
         let outcome = traffic.stop()?;
         assert_eq!(
