@@ -21,7 +21,7 @@ fn containers(fixture: &Fixture) -> anyhow::Result<String> {
 
 /// A power cut leaves the file empty in which the runtime's CNI library has noted what its plugins said.
 async fn a_pod_ends_whose_network_was_noted_badly(fixture: &Fixture) -> anyhow::Result<()> {
-    let place = r#"{"spec":{"nodeName":"node-1","terminationGracePeriodSeconds":0}}"#;
+    let place = r#"{"spec":{"nodeName":"node-1","terminationGracePeriodSeconds":1}}"#;
     let image = "--image=docker.io/library/busybox:1.36";
     let kubectl = &fixture.kubectl;
     kubectl.run(&["run", "torn", image, "--overrides", place, "--", "sleep", "3600"])?;
