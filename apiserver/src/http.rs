@@ -2,14 +2,19 @@
 //!
 //! One task a connection. A client certificate is read once, when the connection is made; every request on it carries the identity.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
+use http::header::DATE;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
 use rustls::ServerConfig;
 use skiff_daemon::{Shutdown, error_chain};
 use tokio::net::{TcpListener, TcpStream};
@@ -88,13 +93,34 @@ async fn connection(
     let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let server = Arc::clone(&server);
         let peer = peer.clone();
-        async move { Ok::<_, Infallible>(server.handle(request.map(body::request), peer).await) }
+        async move {
+            let mut response = server.handle(request.map(body::request), peer).await;
+            response.headers_mut().insert(DATE, date(Timestamp::now()));
+            Ok::<_, Infallible>(response)
+        }
     });
     let builder = builder();
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     if let Err(error) = watcher.watch(connection.into_owned()).await {
         tracing::debug!(error = error_chain(&*error), "connection ended");
     }
+}
+
+/// The time as HTTP writes it, made once a second. hyper's own stands still while a clock that was set back catches up, and `skiff join`
+/// compares clocks by it.
+fn date(now: Timestamp) -> HeaderValue {
+    thread_local! {
+        static LAST: RefCell<(i64, HeaderValue)> = const { RefCell::new((i64::MIN, HeaderValue::from_static(""))) };
+    }
+    LAST.with_borrow_mut(|(second, value)| {
+        if *second != now.as_second() {
+            let text = DateTimePrinter::new().timestamp_to_rfc9110_string(&now);
+            let made = text.ok().and_then(|text| HeaderValue::try_from(text).ok());
+            *value = made.unwrap_or(HeaderValue::from_static(""));
+            *second = now.as_second();
+        }
+        value.clone()
+    })
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -119,4 +145,22 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .max_local_error_reset_streams(Some(1024))
         .max_header_list_size(64 * 1024);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_follows_a_clock_that_is_set_back() {
+        let now: Timestamp = "1994-11-06T08:49:37.5Z".parse().unwrap();
+        let hour = jiff::SignedDuration::from_hours(1);
+        for (at, wanted) in [
+            (now, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (now + hour, "Sun, 06 Nov 1994 09:49:37 GMT"),
+            (now - hour, "Sun, 06 Nov 1994 07:49:37 GMT"),
+        ] {
+            assert_eq!(date(at), wanted);
+        }
+    }
 }

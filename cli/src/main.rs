@@ -7,6 +7,8 @@ mod check;
 mod client;
 mod cluster;
 mod completion;
+#[cfg(test)]
+mod documents;
 mod image;
 mod ingress;
 mod init;

@@ -122,7 +122,8 @@ async fn make(args: CreateArgs, api: &Client) -> anyhow::Result<()> {
     token::create(api, &token, &wish).await?;
     let text = if args.print_join_command {
         let told = init::cluster_info(api).await?;
-        init::join_command(&told.server, Some(&token), &told.pin, args.certificate_key.as_ref()).replace(" \\\n\t", " ")
+        init::join_command(&told.server, Some(&token), told.pin(), args.certificate_key.as_ref())
+            .replace(" \\\n\t", " ")
     } else {
         token.to_string()
     };

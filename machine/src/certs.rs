@@ -2,7 +2,7 @@
 //!
 //! Files are replaced in one step, the key before its certificate; the processes that use them read them again by themselves.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -142,26 +142,18 @@ fn renew_one(layout: &Layout, found: &Found) -> Result<(), Error> {
         }
         .into());
     }
-    let identity = CertificateAuthority::load(&pki, found.authority)?.renew(&found.identity)?;
+    let authority = CertificateAuthority::load(&pki, found.authority)?;
+    let identity = authority.renew(&found.identity)?;
     match &found.place {
         Place::Pair => identity.save(&pki, &found.name)?,
-        Place::Kubeconfig(path) => write_kubeconfig(path, &identity)?,
+        Place::Kubeconfig(path) => {
+            // As kubeadm: the authority may be another by now.
+            let mut kubeconfig = Kubeconfig::read(path)?;
+            kubeconfig.set_current(&identity, authority.certificate_pem());
+            kubeconfig.write(path)?;
+        }
     }
     Ok(())
-}
-
-/// The same file, but for the certificate and the key of its user.
-fn write_kubeconfig(path: &Path, identity: &Identity) -> Result<(), Error> {
-    let mut kubeconfig = Kubeconfig::read(path)?;
-    let user = kubeconfig.current_user();
-    for named in kubeconfig
-        .users
-        .iter_mut()
-        .filter(|named| Some(&named.name) == user.as_ref())
-    {
-        named.user.set_identity(identity);
-    }
-    Ok(kubeconfig.write(path)?)
 }
 
 fn find(layout: &Layout) -> Result<Vec<Found>, Error> {
@@ -280,7 +272,30 @@ mod tests {
         );
         let admin = Kubeconfig::load(&layout.kubeconfig("admin")).unwrap();
         assert_eq!(admin.server, "https://10.0.0.1:6443");
+        let ca = std::fs::read_to_string(layout.ca_certificate()).unwrap();
+        assert_eq!(admin.ca_pem, ca);
         assert!(admin.identity.unwrap().validity().unwrap().remaining(later) > Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn an_authority_that_takes_over_signs_and_both_are_trusted() {
+        let (_root, layout) = control_plane();
+        let (pki, bundle) = (layout.pki(), layout.ca_certificate());
+        let former = std::fs::read_to_string(&bundle).unwrap();
+        let next = CertificateAuthority::generate("kubernetes").unwrap();
+        next.save(&pki, "ca").unwrap();
+        let both = format!("{}{former}", next.certificate_pem());
+        std::fs::write(&bundle, &both).unwrap();
+        renew(&layout, &["all".to_owned()]).unwrap();
+        let admin = Kubeconfig::load(&layout.kubeconfig("admin")).unwrap();
+        assert_eq!(admin.ca_pem, both);
+        admin.identity.unwrap().save(&pki, "admin").unwrap();
+        for name in ["apiserver", "admin"] {
+            let renewed = Identity::load(&pki, name).unwrap();
+            let same = Request::like(renewed.certificate_pem()).unwrap();
+            // It would be issued anew, had another signed it.
+            assert_eq!(next.load_or_issue(&pki, name, &same).unwrap(), renewed, "{name}");
+        }
     }
 
     #[test]

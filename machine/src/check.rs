@@ -87,7 +87,7 @@ async fn see(machine: &Machine<'_>, record: &Record) -> Result<Seen, Error> {
         record.role,
         &record.node,
         &record.runtime_endpoint,
-        crate::config::API_PORT,
+        api_port(machine),
         true,
     )
     .await;
@@ -103,6 +103,14 @@ async fn see(machine: &Machine<'_>, record: &Record) -> Result<Seen, Error> {
         object,
         certificates: certificates(machine, now),
     })
+}
+
+/// The port that this machine's API server was given.
+fn api_port(machine: &Machine<'_>) -> u16 {
+    let text = std::fs::read_to_string(machine.layout.config_file("server")).unwrap_or_default();
+    let file: Option<Value> = serde_saphyr::from_str(&text).ok();
+    let port = file.and_then(|file| u16::try_from(file["securePort"].as_u64()?).ok());
+    port.unwrap_or(crate::config::API_PORT)
 }
 
 /// The checks that hold for a node that runs, too: its ports are its own now.

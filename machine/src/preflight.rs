@@ -71,6 +71,8 @@ pub struct Facts {
     pub disks: BTreeMap<PathBuf, (u64, u64)>,
     /// Firewalls that are active.
     pub firewalls: Vec<Firewall>,
+    /// The API server's port, where it is to be one.
+    pub api_port: u16,
     /// Whether the host's name can be resolved to an address.
     pub name_resolves: bool,
     /// The year that the clock shows.
@@ -265,15 +267,17 @@ fn judge_surroundings(facts: &Facts, findings: &mut Findings) {
         );
     }
     for firewall in &facts.firewalls {
-        findings.warning("Firewall", firewall_advice(*firewall, facts.role));
+        findings.warning("Firewall", firewall_advice(*firewall, facts.role, facts.api_port));
     }
 }
 
 /// The rules that a firewall needs for a node to work, ready to be typed.
-fn firewall_advice(firewall: Firewall, role: Role) -> String {
-    let mut ports = vec!["10250/tcp", "8472/udp"];
+fn firewall_advice(firewall: Firewall, role: Role, api_port: u16) -> String {
+    let mut ports = ["10250/tcp", "8472/udp"].map(str::to_owned).to_vec();
     if role == Role::ControlPlane {
-        ports.insert(0, "6443/tcp");
+        ports.insert(0, format!("{api_port}/tcp"));
+        // Cluster DNS, for other machines' pods.
+        ports.extend(["53/udp", "53/tcp"].map(str::to_owned));
     }
     let rules: Vec<String> = match firewall {
         Firewall::Ufw => {
@@ -348,6 +352,7 @@ mod tests {
             memory: 1 << 30,
             disks: BTreeMap::from([("/var/lib".into(), (10 << 30, 20 << 30))]),
             firewalls: Vec::new(),
+            api_port: 6443,
             name_resolves: true,
             year: 2026,
             clock_synchronized: Some(true),
@@ -484,6 +489,11 @@ mod tests {
 
     #[test]
     fn a_worker_needs_no_api_port() {
-        assert!(!firewall_advice(Firewall::Firewalld, Role::Worker).contains("6443"));
+        assert!(!firewall_advice(Firewall::Firewalld, Role::Worker, 6443).contains("6443"));
+        let first = firewall_advice(Firewall::Firewalld, Role::ControlPlane, 7443);
+        assert!(
+            first.contains("--add-port=7443/tcp") && first.contains("--add-port=53/udp"),
+            "{first}"
+        );
     }
 }

@@ -243,6 +243,24 @@ impl Kubeconfig {
         current.map(|context| context.context.user.clone())
     }
 
+    /// The user of the current context shows this certificate from now on, and its cluster is known by this authority; both embedded.
+    pub fn set_current(&mut self, identity: &Identity, ca_pem: &str) {
+        let current = self
+            .contexts
+            .iter()
+            .find(|context| context.name == self.current_context);
+        let Some(Context { cluster, user, .. }) = current.map(|found| &found.context) else {
+            return;
+        };
+        for named in self.users.iter_mut().filter(|named| named.name == *user) {
+            named.user.set_identity(identity);
+        }
+        for named in self.clusters.iter_mut().filter(|named| named.name == *cluster) {
+            named.cluster.certificate_authority_data = Some(STANDARD.encode(ca_pem));
+            named.cluster.certificate_authority = None;
+        }
+    }
+
     /// The file's text.
     pub fn to_yaml(&self) -> String {
         let value = serde_json::to_value(self).expect("a kubeconfig has string keys only");

@@ -37,6 +37,11 @@ const LAYERS: &[&[&str]] = &[
 /// Named only by code that a build script generates.
 const GENERATED: &[&str] = &["prost", "tonic-prost"];
 
+/// Who writes keys and tokens: their files have their mode from the first moment on.
+const WRITES_SECRETS: &[&str] = &["apiserver", "cli", "controllers", "daemon", "machine", "pki", "store"];
+/// What gives a file another mode than it was made with.
+const CHANGES_MODE: [&str; 2] = ["set_permissions", "chmod("];
+
 /// Runs every check and reports all failures at once.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let mut complaints = Vec::new();
@@ -50,6 +55,9 @@ pub(crate) fn run(root: &Path) -> Result<()> {
             let text = read(&file)?;
             let name = file.strip_prefix(root).unwrap_or(&file).display().to_string();
             complaints.extend(file_complaints(&name, &text));
+            if WRITES_SECRETS.contains(&member.as_str()) {
+                complaints.extend(mode_complaint(&name, &text));
+            }
             code.add(&name, member, &text);
             for module in modules_elsewhere(&text) {
                 let path = file.with_file_name(module);
@@ -113,6 +121,14 @@ fn file_complaints(name: &str, text: &str) -> Vec<String> {
         out.push(format!("{name}: {lines} lines, the most is {MAX_LINES}: split it"));
     }
     out
+}
+
+/// A file that is made and then closed to others was open for a moment.
+fn mode_complaint(name: &str, text: &str) -> Option<String> {
+    let (product, _) = text.split_once("#[cfg(test)]").unwrap_or((text, ""));
+    let found = CHANGES_MODE.into_iter().find(|call| product.contains(call))?;
+    name.contains("/src/")
+        .then(|| format!("{name}: {found}: make the file with its final mode, as pki/src/files.rs does"))
 }
 
 fn manifest_complaints(member: &str, manifest: &str) -> Vec<String> {
@@ -275,6 +291,17 @@ mod tests {
         code.add("a/build.rs", "a", "protox::compile()");
         code.add("a/src/c.rs", "a", "serde_json::to_string()");
         assert_eq!(unused_dependencies("a", manifest, &code), [""; 0]);
+    }
+
+    #[test]
+    fn modes() {
+        let late = "fs::set_permissions(path, mode)";
+        assert!(mode_complaint("pki/src/files.rs", late).is_some());
+        assert_eq!(mode_complaint("pki/tests/files.rs", late), None);
+        assert_eq!(
+            mode_complaint("pki/src/files.rs", &format!("#[cfg(test)]\n{late}")),
+            None
+        );
     }
 
     #[test]

@@ -41,7 +41,10 @@ async fn kubelet(cluster: &Cluster) -> u16 {
                 assert!(!head.to_lowercase().contains("authorization:"), "{head}");
                 let answer: &[u8] = if head.starts_with("GET /containerLogs/default/p/c?tailLines=1 ") {
                     b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello\n"
-                } else if head.starts_with("GET /containerLogs/default/p/moved") {
+                } else if ["GET /containerLogs/default/p/moved", "POST /exec/default/p/moved"]
+                    .iter()
+                    .any(|begin| head.starts_with(begin))
+                {
                     b"HTTP/1.1 302 Found\r\nlocation: https://198.51.100.7/\r\ncontent-length: 0\r\n\r\n"
                 } else if head.starts_with("POST /exec/default/p/c?output=1&error=1&command=echo ")
                     && head.contains("SPDY/3.1")
@@ -118,6 +121,12 @@ async fn upgrades_are_copied_byte_by_byte_and_refusals_are_statuses() {
     let mut back = [0; 16];
     stream.read_exact(&mut back).await.unwrap();
     assert_eq!(&back, b"any bytes at all");
+
+    // CVE-2020-8559: neither this server nor, by it, the client goes where a compromised kubelet points.
+    let mut stream = cluster.connect().await;
+    let head = ask(&mut stream, "moved").await;
+    assert!(head.starts_with("HTTP/1.1 502"), "{head}");
+    assert!(!head.to_lowercase().contains("location:"), "{head}");
 
     let mut stream = cluster.connect().await;
     let head = ask(&mut stream, "new").await;

@@ -10,10 +10,10 @@ use crate::certificate_key::CertificateKey;
 pub struct ClusterInfo {
     /// `https://host:port`.
     pub server: String,
-    /// The authority's certificate.
+    /// The authority's certificate; two of them while one authority takes over from another.
     pub ca_pem: String,
-    /// `sha256:` and the hash of the authority's public key.
-    pub pin: String,
+    /// `sha256:` and the hash of the authority's public key, of each; there is at least one.
+    pub pins: Vec<String>,
 }
 
 /// What the cluster tells those who want to join.
@@ -33,8 +33,13 @@ impl ClusterInfo {
         let Some((server, ca_pem)) = kubeconfig.first_cluster()? else {
             return Err(Error::NoClusterInfo);
         };
-        let pin = skiff_pki::public_key_pin(&ca_pem)?;
-        Ok(Self { server, ca_pem, pin })
+        let pins = skiff_pki::public_key_pins(&ca_pem)?;
+        Ok(Self { server, ca_pem, pins })
+    }
+
+    /// The hash of the authority that signs.
+    pub fn pin(&self) -> &str {
+        self.pins.first().map_or("", String::as_str)
     }
 }
 

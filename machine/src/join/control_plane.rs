@@ -71,11 +71,11 @@ async fn keys(machine: &Machine<'_>, plan: &Plan, cluster: &Cluster, wanted: &Co
     }
     let path = machine.layout.ca_certificate();
     let pin = skiff_pki::public_key_pin(&skiff_pki::files::read(&path)?)?;
-    if pin != plan.info.pin {
+    if !plan.info.pins.contains(&pin) {
         return Err(Error::OtherAuthority {
             path,
             server: plan.info.server.clone(),
-            pin: plan.info.pin.clone(),
+            pin: plan.info.pins.join(" or "),
         });
     }
     Ok(())

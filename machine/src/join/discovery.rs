@@ -116,7 +116,8 @@ pub(super) async fn run(machine: &Machine<'_>, wish: &Join) -> Result<ClusterInf
         PHASE,
         format!(
             "The cluster at {} is the right one: its authority is {}",
-            info.server, info.pin
+            info.server,
+            info.pins.join(" and ")
         ),
     );
     Ok(info)
@@ -180,11 +181,12 @@ fn verify(text: &str, wish: &Join) -> Result<String, Failure> {
 }
 
 fn check_pin(info: &ClusterInfo, wish: &Join) -> Result<(), Failure> {
-    if wish.pins.is_empty() || wish.pins.contains(&info.pin) {
+    // As kubeadm: while an authority takes over from another, lines that name either are good.
+    if wish.pins.is_empty() || info.pins.iter().any(|pin| wish.pins.contains(pin)) {
         return Ok(());
     }
     Err(Failure::WrongAuthority {
-        found: info.pin.clone(),
+        found: info.pins.join(" and "),
         wanted: wish.pins.join(" or "),
     })
 }
@@ -251,10 +253,10 @@ mod tests {
 
     #[test]
     fn the_authority_must_be_the_one_that_was_named() {
-        let info = ClusterInfo {
+        let mut info = ClusterInfo {
             server: String::new(),
             ca_pem: String::new(),
-            pin: "sha256:aa".to_owned(),
+            pins: vec!["sha256:aa".to_owned()],
         };
         let pin = format!("sha256:{}", "b".repeat(64));
         let error = check_pin(&info, &wish("abcdef.0123456789abcdef", &[&pin]))
@@ -262,6 +264,8 @@ mod tests {
             .to_string();
         assert!(error.contains("sha256:aa, not sha256:bbb"), "{error}");
         check_pin(&info, &wish("abcdef.0123456789abcdef", &[])).unwrap();
+        info.pins.push(pin.clone());
+        check_pin(&info, &wish("abcdef.0123456789abcdef", &[&pin])).unwrap();
     }
 
     #[test]

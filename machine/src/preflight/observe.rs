@@ -55,6 +55,7 @@ pub async fn observe(
         memory: memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         disks: disks(&[machine.layout.kubelet(), machine.layout.data()]),
         firewalls: firewalls(machine),
+        api_port,
         name_resolves: (node, 0)
             .to_socket_addrs()
             .is_ok_and(|mut found| found.next().is_some()),
