@@ -5,9 +5,12 @@
 //! `skiff-cluster`.
 
 pub mod census;
+pub mod clock;
 pub mod home;
 pub mod kubectl;
 pub mod machine;
+pub mod modes;
+pub mod tls;
 pub mod traffic;
 pub mod wait;
 

@@ -2,7 +2,8 @@
 //! systemd, which runs the same programs with the same files.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use skiff_machine::join::Joined;
 use skiff_machine::reset::{Report, Wish};
 use skiff_machine::services::{Error as ServiceError, State};
 use skiff_machine::{Error, Layout, Machine, Say, Service, ServiceManager};
+
+use tokio::time::Instant;
 
 use crate::{Kubectl, binary};
 
@@ -41,14 +44,13 @@ pub struct TestMachine {
     binary: PathBuf,
     /// What was told.
     pub told: Told,
-    /// What its clock shows.
-    pub clock: fn() -> jiff::Timestamp,
 }
 
 /// Remembers what is told; and ends the command, as a kill would, where it is told to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Told {
-    lines: Mutex<Vec<String>>,
+    begun: Instant,
+    lines: Mutex<Vec<(Duration, String)>>,
     end_at: Mutex<Option<String>>,
 }
 
@@ -65,21 +67,27 @@ pub struct Supervisor {
     running: Mutex<BTreeMap<Service, Process>>,
     /// Further arguments of the server, as `/etc/default/skiff-server` would have.
     pub server_arguments: Vec<&'static str>,
+    /// What runs the server: `skiff`, or one with a clock of its own.
+    pub server_program: PathBuf,
 }
 
 // === impl Told ===
 
 impl Told {
-    /// All lines so far.
+    /// All lines so far, each with the seconds since the beginning.
     pub fn text(&self) -> String {
-        self.lines.lock().join("\n")
+        let lines = self.lines.lock();
+        let lines = lines
+            .iter()
+            .map(|(at, line)| format!("{:7.2} {line}\n", at.as_secs_f64()));
+        lines.collect()
     }
 }
 
 impl Say for Told {
     fn say(&self, phase: &str, text: &str) {
         let line = format!("[{phase}] {text}");
-        self.lines.lock().push(line.clone());
+        self.lines.lock().push((self.begun.elapsed(), line.clone()));
         if self.end_at.lock().as_ref().is_some_and(|begin| line.starts_with(begin)) {
             // Nothing after this line is done, whatever it would have been.
             std::panic::resume_unwind(Box::new(Ended));
@@ -109,13 +117,17 @@ impl Machines {
                     bare: bare.clone(),
                     running: Mutex::default(),
                     server_arguments: Vec::new(),
+                    server_program: binary.clone(),
                 },
                 bare: bare.clone(),
                 binary: binary.clone(),
                 layout,
                 node,
-                told: Told::default(),
-                clock: jiff::Timestamp::now,
+                told: Told {
+                    begun: Instant::now(),
+                    lines: Mutex::default(),
+                    end_at: Mutex::default(),
+                },
             }
         };
         let all = bare.machines().into_iter().map(machine).collect();
@@ -135,6 +147,20 @@ impl TestMachine {
             ignore: vec!["Swap".to_owned(), "DiskSpace".to_owned()],
             ..NodeFlags::default()
         }
+    }
+
+    /// The same, as a person types them.
+    pub fn typed_flags(&self) -> Vec<String> {
+        let flags = self.flags();
+        let typed = [
+            ("--node-name", flags.name.unwrap_or_default()),
+            ("--cri-socket", flags.runtime_endpoint.unwrap_or_default()),
+            ("--ignore-preflight-errors", flags.ignore.join(",")),
+        ];
+        typed
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .collect()
     }
 
     /// kubeadm's file: what keeps the kubelets of one real machine apart.
@@ -161,7 +187,7 @@ impl TestMachine {
                     binary: self.binary.clone(),
                     plugin_program: self.binary.with_file_name("skiff-cni"),
                     say: &self.told,
-                    now: self.clock,
+                    now: jiff::Timestamp::now,
                 };
                 anyhow::Ok(runtime.block_on(work(&machine)))
             })
@@ -297,20 +323,53 @@ impl TestMachine {
         reset.map_err(|error| anyhow::anyhow!(skiff_daemon::error_chain(&error)))
     }
 
-    /// `skiff` as a person types it on this machine, where a kubeconfig is all that it needs.
+    /// `skiff` as a person types it on this machine: its files are where every machine has them, in a mount namespace of the command's
+    /// own, and `systemctl` tells how its services do.
     ///
     /// # Errors
     /// When it cannot be run.
     pub fn skiff(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+        self.skiff_as(&self.binary, arguments)
+    }
+
+    /// The same with another program in the place of `skiff`.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn skiff_as(&self, program: &Path, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+        // What is written goes to this machine's files; beneath lie those of the machine that runs the tests.
+        const SCRIPT: &str = r#"
+            for place in etc var/lib run; do
+                mkdir -p "$ROOT/$place" "$WORK/$place"
+                mount -t overlay -o "lowerdir=/$place,upperdir=$ROOT/$place,workdir=$WORK/$place" overlay "/$place" || exit 70
+            done
+            mkdir -p /run/systemd/system
+            exec "$@""#;
+        let programs = self.node.directory().join("bin");
+        std::fs::create_dir_all(&programs)?;
+        self.services.write_systemctl(&programs.join("systemctl"))?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        self.output(
+            Command::new("unshare")
+                .args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"])
+                .arg(program)
+                .args(arguments)
+                .env("ROOT", self.layout.root())
+                .env("WORK", self.node.directory().join("overlay"))
+                .env("PATH", format!("{}:{path}", programs.display())),
+        )
+    }
+
+    /// Runs a command in this machine's network.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn output(&self, command: &mut Command) -> anyhow::Result<std::process::Output> {
         let namespace = self.bare.namespace(&self.node)?;
-        let mut command = Command::new(&self.binary);
-        command
-            .env("KUBECONFIG", self.layout.kubeconfig("admin"))
-            .args(arguments);
         let output = namespace
             .run(|| command.output())
             .context("enter the machine's network")?;
-        output.context("run skiff")
+        output.with_context(|| format!("run {command:?}"))
     }
 
     /// Where machines reach what runs beside them.
@@ -402,7 +461,11 @@ impl Drop for Beside {
 impl Supervisor {
     /// As in the units of `systemd/`.
     fn command(&self, service: Service) -> Command {
-        let mut command = Command::new(&self.binary);
+        let program = match service {
+            Service::Server => &self.server_program,
+            _ => &self.binary,
+        };
+        let mut command = Command::new(program);
         command
             .arg(service.name())
             .arg("--config")
@@ -439,6 +502,23 @@ impl Supervisor {
         let status = Command::new("kill").args(["-HUP", &id]).status()?;
         anyhow::ensure!(status.success(), "kill -HUP {id}");
         Ok(())
+    }
+
+    /// A `systemctl` that tells how the services do now, and does nothing.
+    fn write_systemctl(&self, path: &Path) -> anyhow::Result<()> {
+        let mut script = "#!/bin/sh\nfor unit; do :; done\ncase $unit in\n".to_owned();
+        for service in Service::ALL {
+            let state = match self.state(service)? {
+                State::Running => "active",
+                _ => "inactive",
+            };
+            script += &format!(
+                "{}) printf 'LoadState=loaded\nActiveState={state}\n' ;;\n",
+                service.unit()
+            );
+        }
+        std::fs::write(path, script + "*) exit 3 ;;\nesac\n")?;
+        Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?)
     }
 
     /// The process that was started last for a service.

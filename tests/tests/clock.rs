@@ -1,15 +1,13 @@
-//! A wall clock that somebody sets: the kubelet's own, by libfaketime, an hour forward and back. `CLOCK_REALTIME` has no
-//! namespace, so the machine's cannot be set in a test; the monotonic clock goes on, as it does when a real clock is set.
+//! A wall clock that somebody sets: the kubelet's own, an hour forward and back.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use skiff_cluster::Role;
+use skiff_tests::clock::Clock;
 use skiff_tests::wait::until;
-use skiff_tests::{Fixture, Kubectl, binary, on_cluster};
+use skiff_tests::{Fixture, Kubectl, on_cluster};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NODE: &str = "node-1";
@@ -38,45 +36,6 @@ spec:
   terminationGracePeriodSeconds: 1
   containers: [{name: c, image: 'docker.io/library/busybox:1.36', imagePullPolicy: Never, command: ["false"]}]
 "#;
-
-/// The clock of one process.
-struct Clock {
-    /// What libfaketime reads at each look at the clock.
-    file: PathBuf,
-    wrapper: PathBuf,
-}
-
-impl Clock {
-    /// A program that runs `skiff` with this clock.
-    fn new(directory: &Path) -> anyhow::Result<Self> {
-        let libraries = std::fs::read_dir("/usr/lib").context("/usr/lib")?;
-        let library = libraries
-            .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketimeMT.so.1")))
-            .find(|path| path.exists())
-            .context("libfaketime is not installed: packaging/deps.sh test")?;
-        let clock = Self {
-            file: directory.join("clock"),
-            wrapper: directory.join("skiff-with-clock"),
-        };
-        clock.set("+0")?;
-        let script = format!(
-            "#!/bin/sh\nexport LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 FAKETIME_DISABLE_SHM=1 \
-             FAKETIME_DONT_FAKE_MONOTONIC=1 DONT_FAKE_MONOTONIC=1\nexec {} \"$@\"\n",
-            library.display(),
-            clock.file.display(),
-            binary()?.display()
-        );
-        std::fs::write(&clock.wrapper, script).context("a script")?;
-        std::fs::set_permissions(&clock.wrapper, std::fs::Permissions::from_mode(0o755)).context("a program")?;
-        Ok(clock)
-    }
-
-    fn set(&self, offset: &str) -> anyhow::Result<()> {
-        let next = self.file.with_extension("next");
-        std::fs::write(&next, format!("{offset}\n")).context("a file")?;
-        std::fs::rename(&next, &self.file).context("a file")
-    }
-}
 
 /// How far ahead of the test the kubelet's lease says that it is.
 fn ahead(kubectl: &Kubectl) -> anyhow::Result<SignedDuration> {
@@ -138,7 +97,7 @@ async fn a_clock_that_is_set_disturbs_nothing() -> anyhow::Result<()> {
     on_cluster(1, async |fixture| {
         let clock = Clock::new(fixture.cluster.home())?;
         fixture.cluster.kill(Role::Kubelet, NODE)?;
-        fixture.cluster.restart_as(Role::Kubelet, NODE, &clock.wrapper)?;
+        fixture.cluster.restart_as(Role::Kubelet, NODE, clock.program())?;
         fixture.cluster.wait_until_ready().await?;
         let kubectl = fixture.kubectl.clone();
         kubectl.apply(PODS)?;

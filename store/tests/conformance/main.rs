@@ -4,6 +4,7 @@
 
 mod backups;
 mod etcd_server;
+#[allow(dead_code, reason = "the end-to-end suites need more of it")]
 mod member;
 mod only_etcd;
 mod suite;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -26,6 +26,7 @@ pub(crate) struct Member {
     name: String,
     data: PathBuf,
     scheme: &'static str,
+    host: IpAddr,
     client: u16,
     peer: u16,
     arguments: Vec<String>,
@@ -38,6 +39,7 @@ impl Member {
             name: name.to_owned(),
             data: directory.join(name),
             scheme: "http",
+            host: Ipv4Addr::LOCALHOST.into(),
             client: free_port(),
             peer: free_port(),
             arguments: Vec::new(),
@@ -55,12 +57,23 @@ impl Member {
         self
     }
 
+    /// Listens at another address than loopback's.
+    pub(crate) fn at(mut self, host: IpAddr) -> Self {
+        self.host = host;
+        self
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", self.scheme, self.client)
+        format!("{}://{}:{}", self.scheme, self.host, self.client)
+    }
+
+    /// Where clients come to.
+    pub(crate) fn clients(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.client)
     }
 
     fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.peer)
+        format!("http://{}:{}", self.host, self.peer)
     }
 
     /// `NAME=PEER_URL`, by which members know each other.
@@ -68,9 +81,11 @@ impl Member {
         format!("{}={}", self.name, self.peer_url())
     }
 
-    pub(crate) fn start(&mut self, cluster: &[String]) {
+    /// What runs it, in a cluster of these.
+    pub(crate) fn command(&self, cluster: &[String]) -> Command {
         let flag = |name: &str, value: &str| format!("--{name}={value}");
-        let process = Command::new("etcd")
+        let mut command = Command::new("etcd");
+        command
             .arg(flag("name", &self.name))
             .arg(flag("data-dir", &self.data.display().to_string()))
             .arg(flag("listen-client-urls", &self.url()))
@@ -81,10 +96,13 @@ impl Member {
             .args(["--logger=zap", "--log-level=error"])
             .args(&self.arguments)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("etcd is installed (packaging/deps.sh test)");
-        self.process = Some(process);
+            .stderr(Stdio::null());
+        command
+    }
+
+    pub(crate) fn start(&mut self, cluster: &[String]) {
+        let process = self.command(cluster).spawn();
+        self.process = Some(process.expect("etcd is installed (packaging/deps.sh test)"));
     }
 
     /// SIGKILL.

@@ -1,7 +1,6 @@
 //! Two control planes on etcd: the second joins with the keys that the first keeps in the cluster, and goes on alone.
 
-use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,6 +12,7 @@ use skiff_tests::machine::{Beside, Machines, TestMachine};
 use skiff_tests::wait::until;
 use skiff_tests::{binary, build_images};
 
+use super::member::Member;
 use super::{ailments, refusal, told};
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -26,25 +26,11 @@ const ELECTION: [&str; 3] = [
 ];
 
 async fn etcd(near: &TestMachine) -> anyhow::Result<(Beside, String)> {
-    let address = TestMachine::lan_address();
-    let [clients, peers] = [2379, 2380].map(|port| SocketAddr::new(address, port));
-    let flag = |name: &str, value: String| format!("--{name}={value}");
-    let mut command = Command::new("etcd");
-    command
-        .arg(flag(
-            "data-dir",
-            near.node.directory().join("etcd").display().to_string(),
-        ))
-        .arg(flag("listen-client-urls", format!("http://{clients}")))
-        .arg(flag("advertise-client-urls", format!("http://{clients}")))
-        .arg(flag("listen-peer-urls", format!("http://{peers}")))
-        .arg(flag("initial-advertise-peer-urls", format!("http://{peers}")))
-        .arg(flag("initial-cluster", format!("default=http://{peers}")))
-        .args(["--logger=zap", "--log-level=error"]);
-    let etcd = near.beside(&mut command)?;
-    let look = async || near.reaches(clients);
+    let member = Member::new(near.node.directory(), "default").at(TestMachine::lan_address());
+    let etcd = near.beside(&mut member.command(&[member.introduction()]))?;
+    let look = async || near.reaches(member.clients());
     until("etcd listens", LIMIT, look, |reached| *reached).await?;
-    Ok((etcd, format!("http://{clients}")))
+    Ok((etcd, member.url()))
 }
 
 #[tokio::test(flavor = "multi_thread")]

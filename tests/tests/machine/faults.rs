@@ -7,6 +7,7 @@ use serde_json::json;
 use skiff_machine::config::{InitFlags, JoinFlags};
 use skiff_machine::{Service, api, certs, token};
 use skiff_pki::{CertificateAuthority, Request};
+use skiff_tests::clock::Clock;
 use skiff_tests::machine::{Machines, TestMachine};
 use skiff_tests::wait::until;
 
@@ -25,14 +26,11 @@ fn short(flags: &mut JoinFlags) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_keeps_a_machine_from_joining_is_told() -> anyhow::Result<()> {
     let mut machines = Machines::start(2).await?;
-    let line = told(machines.all[0].init(InitFlags::default())?, &machines.all[0])?.join_command;
-
-    machines.all[1].clock = || jiff::Timestamp::now() + Duration::from_secs(3600);
-    let ahead = refusal(machines.all[1].join(&line)?)?;
-    assert!(ahead.contains("timedatectl set-ntp true"), "{ahead}");
-    machines.all[1].clock = jiff::Timestamp::now;
-
+    let clock = Clock::new(&machines.all[0].node.directory().join("clock"))?;
+    clock.program().clone_into(&mut machines.all[0].services.server_program);
     let (master, worker) = (&machines.all[0], &machines.all[1]);
+    let line = told(master.init(InitFlags::default())?, master)?.join_command;
+    a_clock_that_is_an_hour_off(&clock, worker, &line)?;
     let refused = |change: &dyn Fn(&mut JoinFlags)| {
         let joined = worker.join_with(&line, |flags| {
             short(flags);
@@ -74,6 +72,28 @@ async fn what_keeps_a_machine_from_joining_is_told() -> anyhow::Result<()> {
     let joined = told(worker.join(&line)?, worker)?;
     assert!(!joined.control_plane);
     assert_eq!(ailments(worker)?, []);
+    Ok(())
+}
+
+/// The server's, or this machine's; forward and back.
+fn a_clock_that_is_an_hour_off(servers: &Clock, worker: &TestMachine, line: &str) -> anyhow::Result<()> {
+    let own = Clock::new(&worker.node.directory().join("clock"))?;
+    let flags = worker.typed_flags();
+    let words = line.split_whitespace().filter(|word| *word != "\\").skip(1);
+    let typed: Vec<&str> = words.chain(flags.iter().map(String::as_str)).collect();
+    for clock in [servers, &own] {
+        for offset in ["+1h", "-1h"] {
+            clock.set(offset)?;
+            let output = worker.skiff_as(own.program(), &typed)?;
+            let told = String::from_utf8_lossy(&output.stderr);
+            let remedy = "set the clock (timedatectl set-ntp true), then run the same command again";
+            anyhow::ensure!(!output.status.success() && told.contains(remedy), "{offset}: {told}");
+        }
+        clock.set("+0")?;
+    }
+    // And now it would go on.
+    let output = worker.skiff_as(own.program(), &[&typed[..], &["--dry-run"]].concat())?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

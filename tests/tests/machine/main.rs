@@ -2,12 +2,18 @@
 
 mod control_planes;
 mod faults;
+#[path = "../../../store/tests/conformance/member.rs"]
+#[allow(dead_code, reason = "not all that a member can do is needed here")]
+mod member;
+mod secrecy;
+mod typed;
 
 use anyhow::Context as _;
 use skiff_machine::config::{Init, InitFlags};
+use skiff_machine::record::Host;
 use skiff_machine::reset::Wish;
 use skiff_machine::{Error, check};
-use skiff_tests::machine::{Machines, TestMachine};
+use skiff_tests::machine::{Beside, Machines, TestMachine};
 use skiff_tests::{binary, build_images};
 
 /// `init` is ended where it tells each of these, and run again. Where nothing runs yet that costs nothing; later every run starts the
@@ -36,6 +42,11 @@ const JOIN_LINES: [&str; 7] = [
     "[kubeconfig] Asking",
     "[kubelet-check] Waiting",
 ];
+
+/// The cluster's address in a test with a load balancer.
+const CLUSTER: &str = "172.30.0.1:8443";
+/// Its API server's port.
+const API_PORT: u16 = 7443;
 
 fn told<T>(result: Result<T, Error>, machine: &TestMachine) -> anyhow::Result<T> {
     result.map_err(|error| anyhow::anyhow!("{}\n{}", skiff_daemon::error_chain(&error), machine.report()))
@@ -83,7 +94,14 @@ async fn a_bare_machine_becomes_a_control_plane_however_often_it_is_interrupted(
         "{again}"
     );
     assert_eq!(ailments(master)?, []);
-    tokens(master)
+    typed::tokens(master)?;
+    typed::certificates(master).await?;
+    typed::check(master)
+}
+
+/// What a machine holds, as far as skiff may change it.
+fn host(machine: &TestMachine) -> anyhow::Result<Host> {
+    machine.run(async |machine| Host::observe(&machine.layout))
 }
 
 /// `init --dry-run` tells files and objects, and leaves none.
@@ -94,6 +112,7 @@ fn told_and_not_done(master: &TestMachine) -> anyhow::Result<()> {
         ..InitFlags::default()
     };
     let wish = Init::new(flags, Some(&master.file("InitConfiguration")))?;
+    let before = host(master)?;
     let plan = master.run(async |machine| skiff_machine::init::dry_run(machine, wish).await)?;
     let plan = told(plan, master)?;
     let server = plan["files"].as_array().into_iter().flatten().find(|file| {
@@ -110,46 +129,12 @@ fn told_and_not_done(master: &TestMachine) -> anyhow::Result<()> {
         names.contains(&"kubeadm-config") && names.contains(&"cluster-info"),
         "{names:?}"
     );
+    typed::dry_run(master, &["init", "--pod-network-cidr", "10.9.0.0/16"], "10.9.0.0/16")?;
+    assert_eq!(host(master)?, before);
     let layout = &master.layout;
     for path in [layout.kubernetes(), layout.config(), layout.record()] {
         assert!(!path.exists(), "{}", path.display());
     }
-    Ok(())
-}
-
-/// `skiff token`, as a person types it.
-fn tokens(master: &TestMachine) -> anyhow::Result<()> {
-    let ok = |arguments: &[&str]| {
-        let output = master.skiff(arguments)?;
-        let told = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "skiff {}: {told}", arguments.join(" "));
-        anyhow::Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    };
-    let line = ok(&[
-        "token",
-        "create",
-        "--ttl",
-        "1h",
-        "--print-join-command",
-        "--description",
-        "mine",
-    ])?;
-    let words: Vec<&str> = line.split_whitespace().collect();
-    assert_eq!(words[..4], ["skiff", "join", "172.30.0.11:6443", "--token"], "{line}");
-    let token = words[4];
-    assert!(words[6].starts_with("sha256:"), "{line}");
-    let listed: serde_json::Value = serde_json::from_str(&ok(&["token", "list", "--output", "json"])?)?;
-    let mut listed = listed.as_array().into_iter().flatten();
-    let found = listed.find(|found| found["token"] == token).context("not listed")?;
-    assert_eq!(found["description"], "mine");
-    let table = ok(&["token", "list"])?;
-    let shown = table.lines().find(|line| line.contains(token)).unwrap_or_default();
-    assert!(shown.contains("59m") || shown.contains("1h"), "{table}");
-    ok(&["token", "delete", token])?;
-    assert!(!ok(&["token", "list"])?.contains(token));
-    let again = master.skiff(&["token", "delete", token])?;
-    let again = String::from_utf8_lossy(&again.stderr).into_owned();
-    assert!(again.contains("there is no bootstrap token"), "{again}");
     Ok(())
 }
 
@@ -160,7 +145,19 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
     for machine in [master, worker] {
         build_images(&binary()?, &machine.layout.images())?;
     }
-    let done = told(master.init(InitFlags::default())?, master)?;
+    // No port is the usual one, and that of the cluster is not the server's.
+    let _balancer = load_balancer(master)?;
+    let flags = InitFlags {
+        bind_port: Some(API_PORT),
+        endpoint: Some(CLUSTER.to_owned()),
+        ..InitFlags::default()
+    };
+    let done = told(master.init(flags)?, master)?;
+    assert!(done.join_command.contains(CLUSTER), "{}", done.join_command);
+    let before = host(worker)?;
+    let line = done.join_command.split_whitespace().filter(|word| *word != "\\");
+    typed::dry_run(worker, &line.skip(1).collect::<Vec<_>>(), "/etc/kubernetes/proxy.conf")?;
+    assert_eq!(host(worker)?, before);
     for line in JOIN_LINES {
         let ended = worker.end_at(line, || worker.join(&done.join_command))?;
         anyhow::ensure!(ended, "join has never told {line}");
@@ -184,6 +181,19 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
     let bootstrap = worker.layout.kubeconfig("bootstrap-kubelet");
     assert!(!bootstrap.exists(), "the token is still on the worker");
 
+    let ports = master.kubectl(&[
+        "get",
+        "endpoints",
+        "kubernetes",
+        "-o",
+        "jsonpath={.subsets[*].ports[*].port}",
+    ])?;
+    assert_eq!(ports, API_PORT.to_string());
+    secrecy::files(master, secrecy::Role::ControlPlane, &done.join_command)?;
+    secrecy::files(worker, secrecy::Role::Worker, &done.join_command)?;
+    secrecy::ports(master)?;
+    secrecy::ports(worker)?;
+
     disks_and_data_stay(worker)?;
     for machine in [worker, master] {
         let report = machine.reset()?;
@@ -196,6 +206,20 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
         assert_eq!(machine.reset()?.left, [""; 0]);
     }
     Ok(())
+}
+
+/// Beside the machines, on the cluster's address: leads to the first one's server.
+fn load_balancer(first: &TestMachine) -> anyhow::Result<Beside> {
+    let (address, port) = CLUSTER.split_once(':').context("an address with a port")?;
+    let server = first.node.address;
+    let rules = format!(
+        "set -e
+        echo 1 > /proc/sys/net/ipv4/ip_forward
+        iptables -t nat -A PREROUTING -d {address} -p tcp --dport {port} -j DNAT --to-destination {server}:{API_PORT}
+        iptables -t nat -A POSTROUTING -d {server} -p tcp --dport {API_PORT} -j MASQUERADE
+        exec sleep infinity"
+    );
+    first.beside(std::process::Command::new("sh").args(["-c", &rules]))
 }
 
 /// A disk that a person has mounted inside the kubelet's directory is told of and not touched; volumes stay until they are purged.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use skiff_pki::LEAF_LIFETIME;
+use serde_json::json;
+use skiff_api::defaults::{base64, from_base64};
+use skiff_pki::{Identity, LEAF_LIFETIME, Request, SigningRequest};
 use skiff_tests::Kubectl;
 use skiff_tests::wait::until;
 
@@ -71,4 +73,62 @@ async fn a_server_shows_and_trusts_what_its_files_say() -> anyhow::Result<()> {
     .with_context(|| server.report())?;
     refused(&old).context("the old authority still counts")?;
     Ok(())
+}
+
+/// As Kubernetes' documentation has it: both are trusted, the new one signs, the old one goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_authority_takes_over_from_another_without_a_break() -> anyhow::Result<()> {
+    let mut place = Place::new(0)?;
+    let server = place.start_with(1, &[], &[])?;
+    server.ready().await?;
+    let (former, old) = (place.ca_pem().to_owned(), place.admin(LEAF_LIFETIME)?);
+
+    place.hand_over_authority()?;
+    let both = place.ca_pem().to_owned() + &former;
+    let old = place.kubectl_as(1, "old", &both, &old)?;
+    let new = place.kubectl_as(1, "new", &both, &place.admin(LEAF_LIFETIME)?)?;
+    old.run(&LOOK).context("nothing has changed yet")?;
+    server.signal("HUP")?;
+    let published = async || new.field(&["configmap", "kube-root-ca.crt"], "{.data.ca\\.crt}");
+    until("pods trust both", LIMIT, published, |pem| *pem == both)
+        .await
+        .with_context(|| server.report())?;
+    old.run(&LOOK)?;
+    let signed = place.kubectl_as(1, "signed", &both, &signed(&new).await?)?;
+
+    place.renew_certificate(LEAF_LIFETIME)?;
+    let strict = place.kubectl(1)?;
+    refused(&strict).context("the server's own certificate is the former's yet")?;
+    server.signal("HUP")?;
+    let look = async || strict.run(&LOOK);
+    until("the server's own is the new one's", LIMIT, look, |_| true).await?;
+    old.run(&LOOK)?;
+
+    place.trust(place.ca_pem())?;
+    server.signal("HUP")?;
+    let ended = async || refused(&old);
+    until("the former counts no more", LIMIT, ended, |_| true).await?;
+    for kubectl in [&strict, &signed] {
+        kubectl.run(&["auth", "whoami"])?;
+    }
+    Ok(())
+}
+
+/// A certificate that somebody asked for, and got after the authority that signs was replaced.
+async fn signed(kubectl: &Kubectl) -> anyhow::Result<Identity> {
+    let key = SigningRequest::generate_key()?;
+    let request = SigningRequest::make(&Request::client("robot", &[]), &key)?;
+    let object = json!({
+        "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": "robot"},
+        "spec": {
+            "request": base64(request.as_bytes()), "signerName": "kubernetes.io/kube-apiserver-client",
+            "usages": ["digital signature", "client auth"],
+        },
+    });
+    kubectl.apply(&object.to_string())?;
+    kubectl.run(&["certificate", "approve", "robot"])?;
+    let issued = async || kubectl.field(&["csr", "robot"], "{.status.certificate}");
+    let issued = until("it is signed", LIMIT, issued, |text| !text.is_empty()).await?;
+    let issued = from_base64(&issued).context("base64")?;
+    Ok(Identity::from_pem(String::from_utf8(issued)?, key)?)
 }

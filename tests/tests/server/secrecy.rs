@@ -1,43 +1,12 @@
 //! What a server keeps from others: its files, its log, old TLS.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::process::{Command, Stdio};
-
 use anyhow::Context as _;
 use serde_json::json;
 use skiff_pki::BootstrapToken;
-use skiff_tests::Kubectl;
 use skiff_tests::wait::until;
+use skiff_tests::{Kubectl, modes, tls};
 
 use crate::servers::{LIMIT, Place};
-
-/// Everything below a directory, with its mode.
-fn walk(directory: &Path, found: &mut Vec<(String, u32)>) -> anyhow::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        anyhow::ensure!(metadata.uid() == 0, "{} is not root's", entry.path().display());
-        found.push((entry.path().display().to_string(), metadata.mode() & 0o7777));
-        if metadata.is_dir() {
-            walk(&entry.path(), found)?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether a handshake of this version succeeds, and what was said.
-fn shakes_hands(host: &str, version: &str) -> anyhow::Result<(bool, String)> {
-    let output = Command::new("openssl")
-        .env("OPENSSL_CONF", "/dev/null")
-        // Debian's own settings refuse old versions by themselves: it is the server that is asked here.
-        .args(["s_client", "-connect", host, version, "-cipher", "ALL:@SECLEVEL=0"])
-        .stdin(Stdio::null())
-        .output()
-        .context("run openssl (packaging/deps.sh test)")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    Ok((output.status.success(), said))
-}
 
 /// Uses what must stay secret in the ways that it is used in; returns what no log may hold.
 async fn use_secrets(place: &Place, kubectl: &Kubectl) -> anyhow::Result<Vec<String>> {
@@ -97,33 +66,21 @@ async fn keys_tokens_and_old_tls_stay_inside() -> anyhow::Result<()> {
     }
 
     // As they are made, whatever the umask: only certificates and public keys are for everybody.
+    let skip = |_: &std::path::Path| false;
     let mut found = Vec::new();
     for directory in ["pki", "data-1", "manifests"] {
-        let directory = place.path().join(directory);
-        walk(&directory, &mut found)?;
+        found.extend(modes::walk(&place.path().join(directory), &secrets, &skip)?);
     }
-    for (path, mode) in &found {
-        let public = path.ends_with(".crt") || path.ends_with(".pub");
-        anyhow::ensure!(
-            mode & if public { 0o022 } else { 0o077 } == 0,
-            "{path} has mode {mode:o}"
-        );
+    for file in &found {
+        let public = file
+            .path
+            .extension()
+            .is_some_and(|ending| ending == "crt" || ending == "pub");
+        let others = if public { 0o022 } else { 0o077 };
+        anyhow::ensure!(file.mode & others == 0 && file.owner.0 == 0, "{file:?}");
     }
     for name in ["ca.key", "state.db"] {
-        anyhow::ensure!(found.iter().any(|(path, _)| path.ends_with(name)), "{name}: {found:?}");
+        anyhow::ensure!(found.iter().any(|file| file.path.ends_with(name)), "{name}: {found:?}");
     }
-
-    let host = place.host(1);
-    for (version, welcome) in [
-        ("-tls1", false),
-        ("-tls1_1", false),
-        ("-tls1_2", true),
-        ("-tls1_3", true),
-    ] {
-        let (done, said) = shakes_hands(&host, version)?;
-        anyhow::ensure!(done == welcome, "{version}: {said}");
-        // It was the server that refused.
-        anyhow::ensure!(welcome || said.contains(" alert "), "{version}: {said}");
-    }
-    Ok(())
+    tls::modern_only(&place.host(1), |command| Ok(command.output()?))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use skiff_pki::{CertificateAuthority, Kubeconfig, LEAF_LIFETIME, Request, ServiceAccountKey};
+use skiff_pki::{CertificateAuthority, Identity, Kubeconfig, LEAF_LIFETIME, Request, ServiceAccountKey};
 use skiff_tests::wait::until;
 use skiff_tests::{Kubectl, binary};
 
@@ -150,11 +150,19 @@ impl Place {
 
     /// The same with a certificate that lives so long, in a kubeconfig of that name.
     pub(crate) fn kubectl_with(&self, number: u8, name: &str, life: Duration) -> anyhow::Result<Kubectl> {
-        let admin = Request::client("kubernetes-admin", &["system:masters"]).lifetime(life);
-        let identity = self.authority.issue(&admin)?;
+        self.kubectl_as(number, name, self.ca_pem(), &self.admin(life)?)
+    }
+
+    /// An administrator's certificate that lives so long.
+    pub(crate) fn admin(&self, life: Duration) -> anyhow::Result<Identity> {
+        let admin = Request::client("kubernetes-admin", &["system:masters"]);
+        Ok(self.authority.issue(&admin.lifetime(life))?)
+    }
+
+    /// A `kubectl` that trusts these authorities and shows this certificate, in a kubeconfig of that name.
+    pub(crate) fn kubectl_as(&self, number: u8, name: &str, ca: &str, identity: &Identity) -> anyhow::Result<Kubectl> {
         let kubeconfig = self.path().join(format!("{name}.conf"));
-        let ca = self.authority.certificate_pem();
-        Kubeconfig::embedded("servers", &self.url(number), ca, "admin", &identity).write(&kubeconfig)?;
+        Kubeconfig::embedded("servers", &self.url(number), ca, "somebody", identity).write(&kubeconfig)?;
         Ok(Kubectl::new(kubeconfig))
     }
 
@@ -188,10 +196,27 @@ impl Place {
 
     /// Replaces the authority, and what it has signed for the servers.
     pub(crate) fn renew_authority(&mut self) -> anyhow::Result<()> {
+        self.begin_authority()?;
+        self.renew_certificate(LEAF_LIFETIME)
+    }
+
+    /// Another authority signs from now on, and the former one is trusted beside it.
+    pub(crate) fn hand_over_authority(&mut self) -> anyhow::Result<()> {
+        let former = self.ca_pem().to_owned();
+        self.begin_authority()?;
+        self.trust(&(self.ca_pem().to_owned() + &former))
+    }
+
+    /// What the servers' file of trusted authorities holds.
+    pub(crate) fn trust(&self, authorities: &str) -> anyhow::Result<()> {
+        let path = self.path().join("pki/ca.crt");
+        Ok(skiff_pki::files::write_public(&path, authorities.as_bytes())?)
+    }
+
+    fn begin_authority(&mut self) -> anyhow::Result<()> {
         self.authority = CertificateAuthority::generate("kubernetes")?;
         self.generation += 1;
-        self.authority.save(&self.path().join("pki"), "ca")?;
-        self.renew_certificate(LEAF_LIFETIME)
+        Ok(self.authority.save(&self.path().join("pki"), "ca")?)
     }
 }
 
