@@ -32,10 +32,7 @@ async fn what_keeps_a_machine_from_joining_is_told() -> anyhow::Result<()> {
     let line = told(master.init(InitFlags::default())?, master)?.join_command;
     a_clock_that_is_an_hour_off(&clock, worker, &line)?;
     let refused = |change: &dyn Fn(&mut JoinFlags)| {
-        let joined = worker.join_with(&line, |flags| {
-            short(flags);
-            change(flags);
-        });
+        let joined = worker.join_with(&line, |flags| change(flags));
         refusal(joined?)
     };
 
@@ -47,7 +44,10 @@ async fn what_keeps_a_machine_from_joining_is_told() -> anyhow::Result<()> {
         secret.contains("slip of the finger") && secret.contains("--print-join-command"),
         "{secret}"
     );
-    let unknown = refused(&|flags| flags.token = "ffffff.0123456789abcdef".parse().ok())?;
+    let unknown = refused(&|flags| {
+        short(flags);
+        flags.token = "ffffff.0123456789abcdef".parse().ok();
+    })?;
     assert!(
         unknown.contains("\"ffffff\"") && unknown.contains("get a new one"),
         "{unknown}"
@@ -58,7 +58,10 @@ async fn what_keeps_a_machine_from_joining_is_told() -> anyhow::Result<()> {
     assert!(name.contains("--node-name") && name.contains("172.30.0.11"), "{name}");
     let alone = refused(&|flags| flags.control_plane = true)?;
     assert!(alone.contains("SQLite") && alone.contains("--etcd-servers"), "{alone}");
-    let dead = refused(&|flags| flags.endpoint = Some("172.30.0.99:6443".to_owned()))?;
+    let dead = refused(&|flags| {
+        short(flags);
+        flags.endpoint = Some("172.30.0.99:6443".to_owned());
+    })?;
     assert!(
         dead.contains("no API server answers at 172.30.0.99:6443 within 2 s") && dead.contains("skiff check"),
         "{dead}"
