@@ -5,6 +5,7 @@ mod faults;
 #[path = "../../../store/tests/conformance/member.rs"]
 #[allow(dead_code, reason = "not all that a member can do is needed here")]
 mod member;
+mod secrecy;
 mod typed;
 
 use anyhow::Context as _;
@@ -12,7 +13,7 @@ use skiff_machine::config::{Init, InitFlags};
 use skiff_machine::record::Host;
 use skiff_machine::reset::Wish;
 use skiff_machine::{Error, check};
-use skiff_tests::machine::{Machines, TestMachine};
+use skiff_tests::machine::{Beside, Machines, TestMachine};
 use skiff_tests::{binary, build_images};
 
 /// `init` is ended where it tells each of these, and run again. Where nothing runs yet that costs nothing; later every run starts the
@@ -41,6 +42,11 @@ const JOIN_LINES: [&str; 7] = [
     "[kubeconfig] Asking",
     "[kubelet-check] Waiting",
 ];
+
+/// The cluster's address in a test with a load balancer.
+const CLUSTER: &str = "172.30.0.1:8443";
+/// Its API server's port.
+const API_PORT: u16 = 7443;
 
 fn told<T>(result: Result<T, Error>, machine: &TestMachine) -> anyhow::Result<T> {
     result.map_err(|error| anyhow::anyhow!("{}\n{}", skiff_daemon::error_chain(&error), machine.report()))
@@ -142,7 +148,15 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
     for machine in [master, worker] {
         build_images(&binary()?, &machine.layout.images())?;
     }
-    let done = told(master.init(InitFlags::default())?, master)?;
+    // No port is the usual one, and that of the cluster is not the server's.
+    let _balancer = load_balancer(master)?;
+    let flags = InitFlags {
+        bind_port: Some(API_PORT),
+        endpoint: Some(CLUSTER.to_owned()),
+        ..InitFlags::default()
+    };
+    let done = told(master.init(flags)?, master)?;
+    assert!(done.join_command.contains(CLUSTER), "{}", done.join_command);
     let before = host(worker)?;
     let line = done.join_command.split_whitespace().filter(|word| *word != "\\");
     typed::dry_run(worker, &line.skip(1).collect::<Vec<_>>(), "/etc/kubernetes/proxy.conf")?;
@@ -170,6 +184,19 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
     let bootstrap = worker.layout.kubeconfig("bootstrap-kubelet");
     assert!(!bootstrap.exists(), "the token is still on the worker");
 
+    let ports = master.kubectl(&[
+        "get",
+        "endpoints",
+        "kubernetes",
+        "-o",
+        "jsonpath={.subsets[*].ports[*].port}",
+    ])?;
+    assert_eq!(ports, API_PORT.to_string());
+    secrecy::files(master, secrecy::Role::ControlPlane, &done.join_command)?;
+    secrecy::files(worker, secrecy::Role::Worker, &done.join_command)?;
+    secrecy::ports(master)?;
+    secrecy::ports(worker)?;
+
     disks_and_data_stay(worker)?;
     for machine in [worker, master] {
         let report = machine.reset()?;
@@ -182,6 +209,22 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
         assert_eq!(machine.reset()?.left, [""; 0]);
     }
     Ok(())
+}
+
+/// Beside the machines, on the cluster's address: leads to the first one's server.
+fn load_balancer(first: &TestMachine) -> anyhow::Result<Beside> {
+    let (address, port) = CLUSTER.split_once(':').context("an address with a port")?;
+    let server = first.node.address;
+    let rules = format!(
+        "set -e
+        echo 1 > /proc/sys/net/ipv4/ip_forward
+        # What the first machine sends to itself would be bridged to where it came from, and bridges do not do that.
+        echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables
+        iptables -t nat -A PREROUTING -d {address} -p tcp --dport {port} -j DNAT --to-destination {server}:{API_PORT}
+        iptables -t nat -A POSTROUTING -d {server} -p tcp --dport {API_PORT} -j MASQUERADE
+        exec sleep infinity"
+    );
+    first.beside(std::process::Command::new("sh").args(["-c", &rules]))
 }
 
 /// A disk that a person has mounted inside the kubelet's directory is told of and not touched; volumes stay until they are purged.
