@@ -40,6 +40,7 @@ chroot "$root" update-initramfs -c -k all >>"$out/debootstrap.log" 2>&1
 echo debian >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
 : >"$root/etc/machine-id" # every machine makes its own at its first start
+rm -f "$root/var/lib/dbus/machine-id" # else all take this one, and with it one address of DHCP
 echo '/dev/vda / ext4 defaults,errors=remount-ro 0 1' >"$root/etc/fstab"
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/*
 units=$root/etc/systemd/system
