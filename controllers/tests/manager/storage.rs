@@ -10,6 +10,7 @@ const CLAIMS: &str = "/api/v1/namespaces/default/persistentvolumeclaims";
 const VOLUMES: &str = "/api/v1/persistentvolumes";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const CLASSES: &str = "/apis/storage.k8s.io/v1/storageclasses";
+const PROVISIONING: &str = "ExternalProvisioning: Waiting for a volume to be created either by the external provisioner 'example.com/p' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered.";
 
 fn claim(name: &str, spec: Value) -> Value {
     let mut all = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
@@ -225,6 +226,13 @@ async fn a_claim_in_use_stays() {
 async fn a_default_class_that_comes_later_and_a_volume_that_goes() {
     let cluster = Cluster::start().await;
     cluster.delete(&format!("{CLASSES}/local-path"), "Background").await;
+    // The controller sees classes in their order: who knows this one knows that the default one has gone.
+    let other = json!({"metadata": {"name": "other"}, "provisioner": "example.com/p"});
+    cluster.post(CLASSES, other).await;
+    cluster
+        .post(CLAIMS, claim("first", json!({"storageClassName": "other"})))
+        .await;
+    cluster.wait_event("first", PROVISIONING).await;
     let created = cluster.post(CLAIMS, claim("data", json!({}))).await;
     assert!(created["spec"]["storageClassName"].is_null());
     let class = json!({
@@ -236,12 +244,7 @@ async fn a_default_class_that_comes_later_and_a_volume_that_goes() {
         cluster.get(&format!("{CLAIMS}/data")).await["spec"]["storageClassName"] == "late"
     })
     .await;
-    cluster
-        .wait_event(
-            "data",
-            "ExternalProvisioning: Waiting for a volume to be created either by the external provisioner 'example.com/p' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered.",
-        )
-        .await;
+    cluster.wait_event("data", PROVISIONING).await;
     cluster
         .post(VOLUMES, volume("v", json!({"storageClassName": "late"})))
         .await;
