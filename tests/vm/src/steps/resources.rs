@@ -46,7 +46,7 @@ spec:
   volumes: [{name: data, persistentVolumeClaim: {claimName: NAME}}]
 ";
 
-/// Where the volumes of the last machine are, and the file that stands for a disk with project quotas.
+/// Where the volumes of the last machine are, and the files that stand for disks with project quotas.
 const VOLUMES: &str = "/var/lib/kubelet/local-path";
 const DISK: &str = "/root/disk-with-quotas";
 
@@ -102,12 +102,14 @@ pub(crate) fn pod_limits(cluster: &mut Cluster) -> anyhow::Result<()> {
 /// A volume holds as much as its claim asked for where the file system counts, and the claim is told where it does not.
 pub(crate) fn volume_size(cluster: &mut Cluster) -> anyhow::Result<()> {
     let machine = last(cluster)?;
-    machine.run(&format!(
-        "set -e; truncate --size 256M {DISK}; mkfs.ext4 -q -O quota,project {DISK}; mkdir --parents {VOLUMES}"
-    ))?;
-    // A file system that counts holds nobody to a limit without the mount option.
+    // A file system that counts holds nobody to a limit without the mount option. A disk for each: what is mounted anywhere still keeps
+    // its options.
     for (name, options, kept) in [("kept", "loop,prjquota", true), ("counted", "loop", false)] {
-        machine.run(&format!("mount --options {options} {DISK} {VOLUMES}"))?;
+        let disk = format!("{DISK}-{name}");
+        machine.run(&format!(
+            "set -e; truncate --size 256M {disk}; mkfs.ext4 -q -O quota,project {disk}; mkdir --parents {VOLUMES}\n\
+             mount --options {options} {disk} {VOLUMES}"
+        ))?;
         cluster.apply(&GREEDY.replace("NAME", name).replace("MACHINE", &machine.name))?;
         let log = until(
             "the pod has written",
@@ -141,7 +143,7 @@ pub(crate) fn volume_size(cluster: &mut Cluster) -> anyhow::Result<()> {
             || cluster.kubectl("get pv --output name"),
             String::is_empty,
         )?;
-        machine.run(&format!("umount {VOLUMES}"))?;
+        machine.run(&format!("umount {VOLUMES}; rm {disk}"))?;
     }
-    machine.run(&format!("rm {DISK}")).map(drop)
+    Ok(())
 }
