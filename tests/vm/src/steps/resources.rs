@@ -73,7 +73,7 @@ pub(crate) fn pod_limits(cluster: &mut Cluster) -> anyhow::Result<()> {
         "the pod has taken its pages, and no more",
         LIMIT,
         || cluster.kubectl("logs bounded"),
-        |log| log.starts_with("two fit") && log.ends_with("no third"),
+        |log| log.contains("two fit") && log.contains("no third"),
     )?;
     let uid = cluster.kubectl("get pod bounded --output jsonpath={.metadata.uid}")?;
     let files = machine.run(&format!(
