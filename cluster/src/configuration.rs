@@ -23,10 +23,10 @@ const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 /// # Errors
 /// When it is in none of its places.
 pub fn cni_program(skiff: &Path) -> Result<PathBuf> {
-    let program = CNI_PROGRAMS
+    let mut programs = CNI_PROGRAMS
         .iter()
-        .find_map(|place| skiff.with_file_name(place).canonicalize().ok());
-    program.ok_or_else(|| Error::NoPlugins {
+        .filter_map(|place| skiff.with_file_name(place).canonicalize().ok());
+    programs.find(|path| path.is_file()).ok_or_else(|| Error::NoPlugins {
         path: skiff.with_file_name(CNI_PROGRAMS[0]),
     })
 }

@@ -176,10 +176,8 @@ pub fn remove_cni_results(root: &Path) -> usize {
 /// Removes those CNI results of a sandbox that are no JSON. The CNI library does not sync what it notes, so that a power cut may
 /// leave an empty file; then containerd fails to take the sandbox's network down until the file is gone.
 pub(crate) fn remove_garbled_cni_results(sandbox: &str) -> usize {
-    let garbled = |path: &PathBuf| {
-        let text = fs::read(path).unwrap_or_default();
-        serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_err()
-    };
+    let is_json = |text: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok();
+    let garbled = |path: &PathBuf| fs::read(path).is_ok_and(|text| !is_json(&text));
     cni_results(sandbox)
         .filter(garbled)
         .filter(|path| fs::remove_file(path).is_ok())
