@@ -6,7 +6,7 @@ set -euo pipefail
 
 run=(containerd runc iptables conntrack iproute2 busybox-static ca-certificates)
 build=(gcc libc6-dev make git)
-test=(bind9-dnsutils dbus-daemon dnsmasq-base dnsperf etcd-server etcd-client faketime containernetworking-plugins nghttp2-client hyperfine shellcheck jq curl procps docker-registry systemd)
+test=(bind9-dnsutils dbus-daemon dnsmasq-base dnsperf etcd-server etcd-client faketime containernetworking-plugins nghttp2-client hyperfine shellcheck jq curl procps docker-registry systemd patchelf)
 deb=(binutils dpkg-dev lintian xz-utils)
 vm=(debootstrap qemu-system-x86 qemu-utils e2fsprogs)
 vagrant=(vagrant vagrant-libvirt libvirt-daemon-system dnsmasq-base openssh-client)
@@ -46,6 +46,10 @@ deb | vm | vagrant)
     ;;
 *) exit ;;
 esac
+# The container runtimes of later Debians, which tests run beside this machine's.
+for suite in trixie forky; do
+    "$(dirname "$0")/runtime.sh" "$suite" "${CARGO_TARGET_DIR:-target}/runtimes/$suite"
+done
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 # Built without optimisation: half the time to build, and still quick enough to run once.
 command -v cargo-deny >/dev/null || CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug cargo-deny
