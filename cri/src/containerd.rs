@@ -63,6 +63,10 @@ disabled_plugins = [
 [plugins."io.containerd.internal.v1.opt"]
   path = {opt}
 
+# Its socket is one for the whole machine; containerd 2 would open it.
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = {sandbox_image:?}
   disable_tcp_service = true
@@ -149,17 +153,25 @@ fn is_shim_of(command: &[u8], socket: &Path) -> bool {
 }
 
 /// Removes the sockets of shims that were killed, which lie in a directory that all containerds of a machine share. Each bundle
-/// below `state` names its own.
+/// below `state` names its own: in `address`, or from containerd 2 on in `bootstrap.json`.
 pub fn remove_shim_sockets(state: &Path) -> usize {
     let below = |directory: PathBuf| {
         let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
         entries.map(|entry| entry.path()).filter(|path| path.is_dir())
     };
     let bundles = below(state.join("io.containerd.runtime.v2.task")).flat_map(below);
-    let addresses = bundles.filter_map(|bundle| fs::read_to_string(bundle.join("address")).ok());
+    let addresses = bundles.filter_map(|bundle| {
+        let read = |name: &str| fs::read_to_string(bundle.join(name)).ok();
+        read("address").or_else(|| shim_address(&read("bootstrap.json")?))
+    });
     let sockets = addresses.filter_map(|address| address.trim().strip_prefix("unix://").map(PathBuf::from));
     // The containers of a pod share one shim, so that most are gone when their turn comes.
     sockets.filter(|socket| fs::remove_file(socket).is_ok()).count()
+}
+
+fn shim_address(bootstrap: &str) -> Option<String> {
+    let bootstrap: serde_json::Value = serde_json::from_str(bootstrap).ok()?;
+    bootstrap["address"].as_str().map(str::to_owned)
 }
 
 /// Where the CNI library inside containerd notes the results of its plugins; containerd 1.x has no setting for it.
@@ -257,6 +269,26 @@ mod tests {
         assert!(!is_shim_of(command(shim, "/y/containerd.sock").as_bytes(), ours));
         assert!(!is_shim_of(command("/bin/vi", "/x/containerd.sock").as_bytes(), ours));
         assert!(!is_shim_of(b"", ours));
+    }
+
+    #[test]
+    fn sockets_of_shims_go_whoever_noted_them() {
+        let state = tempfile::tempdir().unwrap();
+        let task = state.path().join("io.containerd.runtime.v2.task/k8s.io");
+        let note = |name: &str, file: &str, text: &str| {
+            let (bundle, socket) = (task.join(name), state.path().join(name));
+            fs::create_dir_all(&bundle).unwrap();
+            fs::write(&socket, "").unwrap();
+            let url = format!("unix://{}", socket.display());
+            fs::write(bundle.join(file), text.replace("URL", &url)).unwrap();
+        };
+        note("first", "address", "URL");
+        let json = r#"{"version":3,"address":"URL","protocol":"ttrpc"}"#;
+        note("second", "bootstrap.json", json);
+        note("garbled", "bootstrap.json", "{");
+        assert_eq!(remove_shim_sockets(state.path()), 2);
+        assert!(!state.path().join("first").exists() && !state.path().join("second").exists());
+        assert!(state.path().join("garbled").exists());
     }
 
     #[test]
