@@ -22,6 +22,8 @@ pub mod pause;
 mod protocols;
 mod runtime;
 mod settings;
+#[cfg(any(test, feature = "fake"))]
+pub mod testing;
 pub mod types;
 
 pub use client::Client;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::pty::{Winsize, openpty};
 use parking_lot::Mutex;
+use skiff_cri::testing::{FORKY, TRIXIE};
 use skiff_tests::wait::until;
 use skiff_tests::{Fixture, on_cluster};
 
@@ -440,4 +441,17 @@ spec:
     .await?;
     Ok(())    })
     .await
+}
+
+/// Upstream's clients and the runtimes of later Debians, from one end of each stream to the other.
+const STREAMS: &str = "logs_exec_attach_and_port_forward_reach_a_container";
+
+#[test]
+fn streams_of_debian_13s_containerd() {
+    TRIXIE.run(&[STREAMS]);
+}
+
+#[test]
+fn streams_of_the_next_debians_containerd() {
+    FORKY.run(&[STREAMS]);
 }

@@ -7,6 +7,7 @@ mod api;
 #[allow(dead_code)]
 #[path = "../pods/kubelet.rs"]
 mod kubelet;
+mod later;
 mod node;
 mod pods;
 mod pulls;

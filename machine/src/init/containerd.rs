@@ -1,10 +1,12 @@
-//! containerd's cgroup driver: where systemd manages cgroups of version 2, containerd is told to leave them to it, as Kubernetes'
-//! documentation asks. Debian's containerd comes without. [`with_systemd_cgroups`] is pure.
+//! containerd's configuration file. Where systemd manages cgroups of version 2, containerd is told to leave them to it, as Kubernetes'
+//! documentation asks; Debian's containerd comes without. And containerd 2 tells nowhere else which image it makes sandboxes of.
+//! [`with_systemd_cgroups`] and [`pinned_sandbox_image`] are pure.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use skiff_cri::{CgroupDriver, Client, Runtime as _, SandboxFilter};
@@ -88,6 +90,29 @@ pub(crate) async fn restart(machine: &Machine<'_>, endpoint: &str) -> bool {
     client.wait_until_ready(READY_WITHIN).await.is_ok()
 }
 
+/// The image that this machine's containerd makes sandboxes of, as its configuration says; `None` before containerd 2, which tells
+/// it by itself, and where there is none of its programs.
+pub(crate) fn sandbox_image(machine: &Machine<'_>, endpoint: &str) -> Option<String> {
+    // Another socket is another runtime, whose file is elsewhere.
+    if endpoint != machine.layout.runtime_endpoint() {
+        return None;
+    }
+    let path = machine.layout.containerd_config();
+    let file = path.exists().then_some(["--config".as_ref(), path.as_os_str()]);
+    let mut command = Command::new("containerd");
+    let output = command
+        .args(file.into_iter().flatten())
+        .args(["config", "dump"])
+        .output();
+    pinned_sandbox_image(&String::from_utf8_lossy(&output.ok()?.stdout))
+}
+
+fn pinned_sandbox_image(dump: &str) -> Option<String> {
+    let document: DocumentMut = dump.parse().ok()?;
+    let images = document.get("plugins")?.get("io.containerd.cri.v1.images")?;
+    Some(images.get("pinned_images")?.get("sandbox")?.as_str()?.to_owned())
+}
+
 async fn has_pods(endpoint: &str) -> bool {
     let client = Client::new(endpoint).with_timeout(READY_WITHIN);
     let sandboxes = client.list_sandboxes(&SandboxFilter::default()).await;
@@ -157,7 +182,9 @@ fn table<'a>(mut within: &'a mut Table, path: &[&str]) -> Option<&'a mut Table> 
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::path::PathBuf;
+
+    use skiff_cri::testing::{FORKY, TRIXIE};
 
     use super::*;
 
@@ -206,20 +233,52 @@ mod tests {
         assert!(with_systemd_cgroups("version = [").is_err());
     }
 
+    /// What a containerd makes of a file.
+    fn dump(programs: &Path, text: &str) -> DocumentMut {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        fs::write(&path, text).unwrap();
+        let mut command = Command::new(programs.join("containerd"));
+        let output = command.arg("--config").arg(&path).args(["config", "dump"]).output();
+        String::from_utf8(output.unwrap().stdout).unwrap().parse().unwrap()
+    }
+
     #[test]
     fn containerd_itself_understands_it() {
-        let folder = tempfile::tempdir().unwrap();
-        for (number, text) in [DEBIAN, FRESH].into_iter().enumerate() {
-            let path = folder.path().join(format!("{number}.toml"));
-            fs::write(&path, with_systemd_cgroups(text).unwrap().unwrap()).unwrap();
-            let mut command = Command::new("containerd");
-            let output = command.arg("--config").arg(&path).args(["config", "dump"]).output();
-            let dump = String::from_utf8(output.unwrap().stdout).unwrap();
-            let dump: DocumentMut = dump.parse().unwrap();
-            let runc = &dump["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]["runc"];
+        let (installed, newer) = (PathBuf::from("/usr/bin"), "version = 3\n");
+        let cases = [
+            (installed.clone(), DEBIAN),
+            (installed, FRESH),
+            (TRIXIE.programs(), DEBIAN),
+            (TRIXIE.programs(), FRESH),
+            (FORKY.programs(), DEBIAN),
+            (FORKY.programs(), FRESH),
+            (FORKY.programs(), newer),
+        ];
+        for (programs, text) in cases {
+            let dump = dump(&programs, &with_systemd_cgroups(text).unwrap().unwrap());
+            let plugin = match dump["version"].as_integer() {
+                Some(3) => "io.containerd.cri.v1.runtime",
+                _ => "io.containerd.grpc.v1.cri",
+            };
+            let runc = &dump["plugins"][plugin]["containerd"]["runtimes"]["runc"];
             assert_eq!(runc["options"]["SystemdCgroup"].as_bool(), Some(true), "{dump}");
             assert_eq!(runc["runtime_type"].as_str(), Some("io.containerd.runc.v2"));
         }
+    }
+
+    #[test]
+    fn the_sandbox_image_of_containerd_2() {
+        let image = |programs, text| pinned_sandbox_image(&dump(programs, text).to_string());
+        let forky = FORKY.programs();
+        let default = image(&forky, DEBIAN).unwrap();
+        assert!(default.starts_with("registry.k8s.io/pause:"), "{default}");
+        let older =
+            format!("{FRESH}[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"example.org/pause:1\"\n");
+        assert_eq!(image(&forky, &older).as_deref(), Some("example.org/pause:1"));
+        // It tells that by CRI.
+        assert_eq!(image(&TRIXIE.programs(), &older), None);
+        assert_eq!(pinned_sandbox_image("no TOML"), None);
     }
 
     #[test]

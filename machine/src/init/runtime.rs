@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use skiff_cri::{Client, Runtime as _, pause};
 
 use super::configuration::Runtime;
+use super::containerd;
 use crate::files::{directory, link};
 use crate::record::Record;
 use crate::{Error, Machine};
@@ -37,7 +38,9 @@ fn plan<'a>(plugins: &[&'a str], present: impl Fn(&str) -> bool) -> Vec<&'a str>
 
 /// Puts both into place.
 pub(crate) fn apply(machine: &Machine<'_>, runtime: &Runtime, record: &mut Record) -> Result<(), Error> {
-    let image = runtime.settings.sandbox_image.as_deref().unwrap_or(pause::IMAGE);
+    let told = runtime.settings.sandbox_image.clone();
+    let image = told.or_else(|| containerd::sandbox_image(machine, &runtime.endpoint));
+    let image = image.as_deref().unwrap_or(pause::IMAGE);
     machine.say(PHASE, format!("Using the image {image:?} for pods' sandboxes"));
     write_pause(&machine.layout.images(), image)?;
 
