@@ -235,7 +235,7 @@ impl Volumes {
 
     /// Removes the whole directory of a pod.
     pub(crate) fn remove_pod(&self, uid: &str) -> Result<(), Error> {
-        self.remove(uid)?;
+        self.tokens.forget(uid);
         let dir = self.pod_dir(uid);
         unmount_below(&dir)?;
         remove_dir(&dir)
