@@ -2,6 +2,7 @@
 
 mod addons;
 mod certificates;
+mod components;
 mod controllers;
 
 use serde_json::{Value, json};
@@ -9,6 +10,7 @@ use skiff_api::meta;
 
 use super::Resource;
 use crate::authorization::{Rule, Rules, all_held};
+use components::COMPONENTS;
 use controllers::{CONTROLLERS, NAMESPACED};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -397,177 +399,21 @@ fn events() -> [Value; 2] {
 }
 
 fn components() -> Vec<Value> {
-    let node = vec![
-        rule(&["create"], "authentication.k8s.io", &["tokenreviews"]),
-        rule(
-            &["create"],
-            "authorization.k8s.io",
-            &["localsubjectaccessreviews", "subjectaccessreviews"],
-        ),
-        rule(READ, "", &["services"]),
-        rule(&["create", "get", "list", "watch"], "", &["nodes"]),
-        rule(&["patch", "update"], "", &["nodes/status"]),
-        rule(&["patch", "update"], "", &["nodes"]),
-        rule(READ, "", &["pods"]),
-        rule(&["create", "delete"], "", &["pods"]),
-        rule(&["patch", "update"], "", &["pods/status"]),
-        rule(&["create"], "", &["pods/eviction"]),
-        rule(READ, "", &["configmaps", "secrets"]),
-        rule(&["get"], "", &["persistentvolumeclaims", "persistentvolumes"]),
-        rule(&["get"], "", &["endpoints"]),
-        rule(
-            &["create", "get", "list", "watch"],
-            "certificates.k8s.io",
-            &["certificatesigningrequests"],
-        ),
-        rule(
-            &["create", "delete", "get", "patch", "update"],
-            "coordination.k8s.io",
-            &["leases"],
-        ),
-        rule(&["get"], "storage.k8s.io", &["volumeattachments"]),
-        rule(&["create"], "", &["serviceaccounts/token"]),
-        rule(&["get"], "", &["serviceaccounts"]),
-        rule(READ, "storage.k8s.io", &["csidrivers"]),
-        rule(
-            &["create", "delete", "get", "patch", "update"],
-            "storage.k8s.io",
-            &["csinodes"],
-        ),
-        rule(READ, "node.k8s.io", &["runtimeclasses"]),
-    ];
-    let proxier = vec![
-        rule(&["list", "watch"], "", &["endpoints", "services"]),
-        rule(READ, "", &["nodes"]),
-        rule(&["list", "watch"], "discovery.k8s.io", &["endpointslices"]),
-        rule(&["list", "watch"], "networking.k8s.io", &["servicecidrs"]),
-    ];
-    // It reads Secrets by a field selector, which roles cannot ask for.
-    let ingress = vec![
-        rule(&["list", "watch"], "", &["secrets", "services"]),
-        rule(&["list", "watch"], "discovery.k8s.io", &["endpointslices"]),
-        rule(&["list", "watch"], "networking.k8s.io", &["ingresses"]),
-        rule(&["create", "list", "watch"], "networking.k8s.io", &["ingressclasses"]),
-        rule(&["patch"], "networking.k8s.io", &["ingresses/status"]),
-        Line::new("patch", "networking.k8s.io", "ingressclasses")
-            .only("skiff")
-            .rule(),
-        rule(&["create"], "", &["events"]),
-    ];
-    let scheduler = vec![
-        rule(
-            READ,
-            "",
+    let role_of = |(name, lines): &(&str, &[Line])| role(name, lines.iter().map(Line::rule).collect());
+    let mut roles: Vec<Value> = COMPONENTS.iter().map(role_of).collect();
+    roles.push(role(
+        "system:service-account-issuer-discovery",
+        vec![urls(
+            &["get"],
             &[
-                "namespaces",
-                "nodes",
-                "persistentvolumeclaims",
-                "persistentvolumes",
-                "pods",
-                "replicationcontrollers",
-                "services",
+                "/.well-known/openid-configuration",
+                "/.well-known/openid-configuration/",
+                "/openid/v1/jwks",
+                "/openid/v1/jwks/",
             ],
-        ),
-        rule(&["delete"], "", &["pods"]),
-        rule(&["create"], "", &["bindings", "pods/binding"]),
-        rule(&["patch", "update"], "", &["pods/status"]),
-        rule(READ, "apps", &["replicasets", "statefulsets"]),
-        rule(READ, "policy", &["poddisruptionbudgets"]),
-        rule(
-            &["create", "get", "list", "patch", "update", "watch"],
-            "coordination.k8s.io",
-            &["leases"],
-        ),
-        rule(
-            READ,
-            "storage.k8s.io",
-            &[
-                "csidrivers",
-                "csinodes",
-                "csistoragecapacities",
-                "storageclasses",
-                "volumeattachments",
-            ],
-        ),
-        rule(&["create"], "authentication.k8s.io", &["tokenreviews"]),
-        rule(&["create"], "authorization.k8s.io", &["subjectaccessreviews"]),
-    ];
-    // CoreDNS's own role, and what it takes to publish where cluster DNS is.
-    let dns = vec![
-        rule(&["list", "watch"], "", &["endpoints", "namespaces", "pods", "services"]),
-        rule(&["list", "watch"], "discovery.k8s.io", &["endpointslices"]),
-        rule(&["create", "get"], "", &["services"]),
-        rule(
-            &["create", "delete", "get", "patch"],
-            "discovery.k8s.io",
-            &["endpointslices"],
-        ),
-        rule(
-            &["create", "delete", "get", "patch"],
-            "coordination.k8s.io",
-            &["leases"],
-        ),
-    ];
-    vec![
-        role("system:skiff-dns", dns),
-        role("system:node", [node, events().to_vec()].concat()),
-        role("system:node-proxier", [proxier, events().to_vec()].concat()),
-        role("system:skiff-ingress", ingress),
-        role("system:kube-scheduler", [scheduler, events().to_vec()].concat()),
-        role(
-            "system:volume-scheduler",
-            vec![
-                rule(
-                    &["get", "list", "patch", "update", "watch"],
-                    "",
-                    &["persistentvolumeclaims", "persistentvolumes"],
-                ),
-                rule(READ, "storage.k8s.io", &["storageclasses"]),
-            ],
-        ),
-        // What a kubelet needs to provision volumes on its node; admission keeps it to its own.
-        role(
-            "system:node:local-path-provisioner",
-            vec![
-                rule(READ, "", &["persistentvolumeclaims"]),
-                rule(
-                    &["create", "delete", "get", "list", "patch", "watch"],
-                    "",
-                    &["persistentvolumes"],
-                ),
-                rule(&["get"], "storage.k8s.io", &["storageclasses"]),
-            ],
-        ),
-        // What informers of all controllers read; each acts under an identity of its own.
-        role(
-            "system:kube-controller-manager",
-            [
-                Line::new("list watch", "*", "*"),
-                Line::new("create", "coordination.k8s.io", "leases"),
-                Line::new("get patch update", "coordination.k8s.io", "leases").only("kube-controller-manager"),
-                Line::new("get", "", "configmaps namespaces secrets serviceaccounts"),
-                Line::new("create", "", "serviceaccounts serviceaccounts/token"),
-                Line::new("create", "authentication.k8s.io", "tokenreviews"),
-                Line::new("create", "authorization.k8s.io", "subjectaccessreviews"),
-            ]
-            .iter()
-            .map(Line::rule)
-            .chain(events())
-            .collect(),
-        ),
-        role(
-            "system:service-account-issuer-discovery",
-            vec![urls(
-                &["get"],
-                &[
-                    "/.well-known/openid-configuration",
-                    "/.well-known/openid-configuration/",
-                    "/openid/v1/jwks",
-                    "/openid/v1/jwks/",
-                ],
-            )],
-        ),
-    ]
+        )],
+    ));
+    roles
 }
 
 fn bindings() -> Vec<Value> {
