@@ -24,6 +24,7 @@ use crate::metrics::Measures;
 use crate::node::facts;
 use crate::objects::Objects;
 use crate::services::Services;
+use crate::turns::Turns;
 use crate::volumes::Volumes;
 
 /// How long the API server may take to tell the node's labels.
@@ -55,6 +56,8 @@ pub(crate) struct Agent {
     /// What the host can keep of what pods ask for.
     pub(crate) host: admission::Host,
     pub(crate) ids: Ids,
+    /// Who may make a sandbox now.
+    pub(crate) turns: Turns,
 }
 
 /// Which pod a container or sandbox id belongs to: events name only ids.

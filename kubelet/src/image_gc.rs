@@ -15,7 +15,7 @@ use skiff_daemon::{Shutdown, error_chain};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::config::KubeletConfiguration;
+use crate::agent::Agent;
 use crate::events::{Recorder, Severity};
 use crate::metrics::Measures;
 use crate::stats::disk;
@@ -45,17 +45,13 @@ impl std::fmt::Debug for ImageGc {
 }
 
 impl ImageGc {
-    pub(crate) fn new(
-        runtime: Arc<dyn Runtime>,
-        events: Recorder,
-        measures: Arc<Measures>,
-        config: &KubeletConfiguration,
-    ) -> Self {
+    pub(crate) fn new(agent: &Agent) -> Self {
+        let config = &agent.config.kubelet;
         let percent = |value: i32| u64::try_from(value.clamp(0, 100)).unwrap_or(100);
         Self {
-            runtime,
-            events,
-            measures,
+            runtime: agent.runtime.clone(),
+            events: agent.events.clone(),
+            measures: agent.measures.clone(),
             rules: Rules {
                 high: percent(config.image_gc_high_threshold_percent),
                 low: percent(config.image_gc_low_threshold_percent),

@@ -56,6 +56,7 @@ mod server;
 mod services;
 mod stats;
 mod status;
+mod turns;
 mod volumes;
 mod watching;
 

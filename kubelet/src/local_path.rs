@@ -19,6 +19,7 @@ use skiff_daemon::Shutdown;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::agent::Agent;
 use crate::events::Recorder;
 use crate::watching::{Failures, patiently};
 
@@ -36,12 +37,12 @@ const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// Makes and removes the volumes of one node.
 pub(crate) struct Provisioner {
-    pub(crate) client: Client,
+    client: Client,
     /// The node's name, which is also its hostname label.
-    pub(crate) node: String,
+    node: String,
     /// Where the directories are.
-    pub(crate) root: PathBuf,
-    pub(crate) events: Recorder,
+    root: PathBuf,
+    events: Recorder,
 }
 
 /// One piece of work.
@@ -81,6 +82,15 @@ struct State {
 // === impl Provisioner ===
 
 impl Provisioner {
+    pub(crate) fn new(agent: &Agent) -> Self {
+        Self {
+            client: agent.client.clone(),
+            node: agent.node_name.clone(),
+            root: agent.config.local_path_dir(),
+            events: agent.events.clone(),
+        }
+    }
+
     /// Works until shutdown.
     pub(crate) async fn run(self, shutdown: Shutdown) {
         let this = Arc::new(self);

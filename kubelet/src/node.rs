@@ -23,6 +23,7 @@ use skiff_daemon::{Shutdown, error_chain};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::agent::Agent;
 use crate::config::Config;
 use crate::events::{Recorder, Severity};
 use crate::eviction::Pressure;
@@ -40,17 +41,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the node's task needs.
 pub(crate) struct NodeTask {
-    pub(crate) client: kube::Client,
-    pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) events: Recorder,
-    pub(crate) config: Config,
-    pub(crate) name: String,
-    pub(crate) ips: Vec<IpAddr>,
-    pub(crate) facts: Facts,
+    client: kube::Client,
+    runtime: Arc<dyn Runtime>,
+    events: Recorder,
+    config: Config,
+    name: String,
+    ips: Vec<IpAddr>,
+    facts: Facts,
     /// What runs short, as eviction sees it.
-    pub(crate) pressure: watch::Receiver<Pressure>,
+    pressure: watch::Receiver<Pressure>,
     /// What the runtime last said of itself, and when.
-    pub(crate) heard: Mutex<Option<(Instant, RuntimeStatus)>>,
+    heard: Mutex<Option<(Instant, RuntimeStatus)>>,
 }
 
 /// What the API was last told.
@@ -60,6 +61,20 @@ struct Told {
 }
 
 impl NodeTask {
+    pub(crate) fn new(agent: &Agent) -> Self {
+        Self {
+            client: agent.client.clone(),
+            runtime: agent.runtime.clone(),
+            events: agent.events.clone(),
+            config: agent.config.clone(),
+            name: agent.node_name.clone(),
+            ips: agent.node_ips.clone(),
+            facts: agent.machine.clone(),
+            pressure: agent.pressure.clone(),
+            heard: Mutex::default(),
+        }
+    }
+
     /// Keeps the node in the API until shutdown.
     pub(crate) async fn run(self, ready: skiff_daemon::Check, shutdown: Shutdown) {
         let work = async {

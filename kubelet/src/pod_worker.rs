@@ -348,7 +348,7 @@ impl Worker {
             self.stop = Some((grace, since));
             for (task, busy) in &self.busy {
                 // What is being started is given up; what is being stopped slowly is stopped anew, faster.
-                if matches!(task, Task::Container(_)) && (shortened || !busy.killing) {
+                if matches!(task, Task::Container(_) | Task::Sandbox) && (shortened || !busy.killing) {
                     busy.cancel.cancel();
                 }
             }
@@ -548,9 +548,12 @@ impl Worker {
         // Every arm is cancel-safe: nothing is taken from a channel unless its arm is chosen.
         tokio::select! {
             Some(ended) = self.running.join_next() => {
-                self.dirty = true;
                 match ended {
-                    Ok((action, outcome)) => self.finished(&action, outcome),
+                    Ok((action, outcome)) => {
+                        // Volumes are no affair of the runtime's.
+                        self.dirty |= action.task() != Task::Volumes;
+                        self.finished(&action, outcome);
+                    }
                     Err(error) => {
                         tracing::error!(%error, pod = pod::full_name(&self.pod), "an action panicked");
                         return false;

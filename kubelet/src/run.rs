@@ -1,36 +1,33 @@
 //! Putting the kubelet together.
 
+mod agent;
 mod machine;
+mod servers;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_cri::Runtime;
-use skiff_daemon::{Context, error_chain};
-use tokio::net::TcpListener;
+use skiff_daemon::{Context, Metrics, Shutdown, error_chain};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::agent::{Agent, Ids};
+use crate::agent::Agent;
 use crate::certificates::Figures;
-use crate::cgroups::Rules;
 use crate::config::Config;
 use crate::config::sources::manifests::Manifests;
-use crate::config::sources::{self, Source};
+use crate::config::sources::{self, Source, Update};
 use crate::eviction::{self, Pressure};
 use crate::image_gc::ImageGc;
-use crate::images::Images;
 use crate::local_path::Provisioner;
 use crate::metrics::{Measured, Measures, Running};
-use crate::node::{NodeTask, facts};
-use crate::objects::Objects;
+use crate::node::NodeTask;
 use crate::pods::{self, Directory, Inputs};
-use crate::services::Services;
 use crate::stats::Stats;
-use crate::volumes::{Tokens, Volumes};
-use crate::{admission, dns, events, local_storage, log_rotation, node, server};
+use crate::{events, local_storage, log_rotation, server};
+use agent::Voices;
 
 const UPDATES: usize = 256;
 
@@ -99,179 +96,120 @@ pub async fn run_with(
     if name.is_empty() {
         return Err(Error::NoName);
     }
-    for dir in [
-        &config.flags.root_dir,
-        &config.flags.root_dir.join("pods"),
-        &config.kubelet.pod_logs_dir,
-    ] {
-        make_dir(dir)?;
-    }
-    let mut ips = config.flags.node_ips.clone();
-    if ips.is_empty() {
-        ips.push(facts::default_ip().ok_or(Error::NoAddress)?);
-    }
-    let facts = facts::read(&config.flags.root_dir);
+    make_dirs(&config)?;
     let probe_metrics = skiff_daemon::Metrics::default();
     let measures = Measures::new(&daemon.metrics, &probe_metrics, &name);
     let runtime: Arc<dyn Runtime> = Arc::new(Measured::new(runtime, measures.clone()));
-    let runtime_name = runtime_name(&runtime, &daemon).await;
-    if daemon.shutdown.is_cancelled() {
+    let Some(runtime_name) = runtime_name(&runtime, &daemon).await else {
         return Ok(());
-    }
-    let cgroups = machine::open_cgroups(&config, &facts, &runtime).await?;
-    let unified = cgroups.is_unified();
-    // A runtime that is too busy to answer now is taken to know as little as an old one: pods are refused, never run wider.
-    let strict_groups = runtime
-        .status()
-        .await
-        .ok()
-        .and_then(|status| status.supplemental_groups_policy);
-    let strict_groups = strict_groups.unwrap_or(false);
+    };
     let shutdown = daemon.shutdown.clone();
-    let (recorder, writer) = events::recorder(&name);
+    let (events, writer) = events::recorder(&name);
     let (told, pressure) = watch::channel(Pressure::default());
-    let (object_sender, objects_changed) = mpsc::unbounded_channel();
-    let objects = Objects::new(client.clone(), object_sender);
-    let services = Services::new();
-    let kubelet = &config.kubelet;
-    let images = Images::new(runtime.clone(), recorder.clone(), measures.clone(), kubelet);
-    let agent = Arc::new(Agent {
-        node_name: name.clone(),
-        node_ips: ips.clone(),
-        runtime: runtime.clone(),
-        runtime_name,
-        client: client.clone(),
-        events: recorder.clone(),
-        images,
-        volumes: Volumes::new(
-            &config.flags.root_dir,
-            client.clone(),
-            &name,
-            objects.clone(),
-            Tokens::new(client.clone()),
-        ),
-        objects,
-        services: services.clone(),
-        cgroups,
-        rules: rules(&config, &facts, unified),
-        dns: dns_node(&config),
-        allocatable: node::allocatable(&config, &facts),
-        host: admission::Host::read(config.kubelet.allowed_unsafe_sysctls.clone(), strict_groups),
-        ids: Ids::default(),
-        machine: facts.clone(),
-        measures: measures.clone(),
-        pressure: pressure.clone(),
-        config: config.clone(),
-    });
-    let directory = Directory::default();
-    let running = Running(directory.clone());
-    let directory_of_certificates = config.cert_dir();
-    daemon.metrics.register(|registry| {
-        registry.register_collector(Box::new(running));
-        registry.register_collector(Box::new(Figures {
-            directory: directory_of_certificates,
-        }));
-    });
-    let stats = Arc::new(Stats::new(agent.clone(), directory.clone()));
-    let images = Arc::new(ImageGc::new(
-        runtime.clone(),
-        recorder.clone(),
+    let (wake, objects) = mpsc::unbounded_channel();
+    let voices = Voices {
+        events,
         measures,
-        &config.kubelet,
-    ));
+        pressure,
+        wake,
+    };
+    let agent = Arc::new(agent::build(config, client, (runtime, runtime_name), voices).await?);
+    let directory = Directory::default();
+    register(&daemon.metrics, &agent, &directory);
+    let stats = Arc::new(Stats::new(agent.clone(), directory.clone()));
+    let images = Arc::new(ImageGc::new(&agent));
     let mut evictions = eviction::Manager::new(agent.clone(), directory.clone(), stats.clone(), images.clone(), told);
     evictions.look().await;
+
     let mut tasks = JoinSet::new();
-    if kubelet.enable_server {
-        let listener = listen(&config).await?;
-        let server = server::Server::new(
-            agent.clone(),
-            directory.clone(),
-            stats.clone(),
-            (&daemon.metrics, probe_metrics),
-        )
-        .map_err(|error| Error::Server(Box::new(error)))?;
+    if agent.config.kubelet.enable_server {
+        let listener = servers::listen(&agent.config).await?;
+        let metrics = (&daemon.metrics, probe_metrics);
+        let server = server::Server::new(agent.clone(), directory.clone(), stats, metrics)
+            .map_err(|error| Error::Server(Box::new(error)))?;
         tasks.spawn(server.run(listener, shutdown.clone()));
     }
-    if let Some(listener) = healthz(&config).await {
-        let (health, metrics) = (daemon.health.clone(), daemon.metrics.clone());
-        let serving = skiff_daemon::health::serve(listener, health, metrics, shutdown.clone());
-        tasks.spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "cannot serve health checks any longer");
-            }
-        });
+    if let Some(listener) = servers::healthz(&agent.config).await {
+        tasks.spawn(servers::serve_health(listener, daemon.clone()));
     }
-    let (updates, received) = mpsc::channel(UPDATES);
-    let mut sources = HashSet::from([Source::Api]);
-    if let Some(path) = config.kubelet.static_pod_path.clone() {
-        sources.insert(Source::Manifests);
-        let manifests = Manifests {
-            path,
-            node: name.clone(),
-            period: config.kubelet.file_check_frequency.0,
-        };
-        tasks.spawn(manifests.run(updates.clone(), shutdown.clone()));
-    }
-    tasks.spawn(sources::api(client.clone(), name.clone(), updates, shutdown.clone()));
-    tasks.spawn(writer.run(client.clone(), shutdown.clone()));
+    let (sources, updates) = spawn_sources(&mut tasks, &agent, &shutdown);
+    tasks.spawn(writer.run(agent.client.clone(), shutdown.clone()));
     tasks.spawn(evictions.run(shutdown.clone()));
     tasks.spawn(images.run(shutdown.clone()));
     tasks.spawn(log_rotation::run(agent.clone(), directory.clone(), shutdown.clone()));
-    tasks.spawn(services.run(client.clone(), shutdown.clone()));
-    let provisioner = Provisioner {
-        client: client.clone(),
-        node: name.clone(),
-        root: config.local_path_dir(),
-        events: recorder.clone(),
-    };
-    tasks.spawn(provisioner.run(shutdown.clone()));
-    let task = NodeTask {
-        client,
-        runtime,
-        events: recorder,
-        config,
-        name,
-        ips,
-        facts,
-        pressure,
-        heard: parking_lot::Mutex::default(),
-    };
-    tasks.spawn(task.run(daemon.health.readiness("node-registered"), shutdown.clone()));
+    tasks.spawn(agent.services.clone().run(agent.client.clone(), shutdown.clone()));
+    tasks.spawn(Provisioner::new(&agent).run(shutdown.clone()));
+    let registered = daemon.health.readiness("node-registered");
+    tasks.spawn(NodeTask::new(&agent).run(registered, shutdown.clone()));
     if agent.config.kubelet.local_storage_capacity_isolation {
         tasks.spawn(local_storage::watch(agent.clone(), directory.clone(), shutdown.clone()));
     }
     let inputs = Inputs {
         sources,
-        updates: received,
-        objects: objects_changed,
+        updates,
+        objects,
     };
     tasks.spawn(pods::run(agent, directory, inputs, shutdown.clone()));
     daemon.serving();
     shutdown.cancelled().await;
     // Pods live on without their kubelet; its own tasks get a moment to end.
-    tokio::time::timeout(Duration::from_secs(2), async {
-        while tasks.join_next().await.is_some() {}
-    })
-    .await
-    .ok();
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(2), ended).await.ok();
     Ok(())
 }
 
-fn make_dir(path: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(path).map_err(|source| Error::Directory {
-        path: path.into(),
-        source,
-    })
+/// Figures that are read when somebody asks for them.
+fn register(metrics: &Metrics, agent: &Agent, directory: &Directory) {
+    let running = Running(directory.clone());
+    let certificates = Figures {
+        directory: agent.config.cert_dir(),
+    };
+    metrics.register(|registry| {
+        registry.register_collector(Box::new(running));
+        registry.register_collector(Box::new(certificates));
+    });
 }
 
-/// Asks the runtime for its name; waits for it to come up, since nothing can run without it.
-async fn runtime_name(runtime: &Arc<dyn Runtime>, daemon: &Context) -> String {
+/// Starts what tells of pods: the API and, where one is configured, a directory of manifests.
+fn spawn_sources(
+    tasks: &mut JoinSet<()>,
+    agent: &Agent,
+    shutdown: &Shutdown,
+) -> (HashSet<Source>, mpsc::Receiver<Update>) {
+    let (updates, received) = mpsc::channel(UPDATES);
+    let node = agent.node_name.clone();
+    let mut sources = HashSet::from([Source::Api]);
+    if let Some(path) = agent.config.kubelet.static_pod_path.clone() {
+        sources.insert(Source::Manifests);
+        let manifests = Manifests {
+            path,
+            node: node.clone(),
+            period: agent.config.kubelet.file_check_frequency.0,
+        };
+        tasks.spawn(manifests.run(updates.clone(), shutdown.clone()));
+    }
+    tasks.spawn(sources::api(agent.client.clone(), node, updates, shutdown.clone()));
+    (sources, received)
+}
+
+fn make_dirs(config: &Config) -> Result<(), Error> {
+    let root = &config.flags.root_dir;
+    for dir in [root, &root.join("pods"), &config.kubelet.pod_logs_dir] {
+        std::fs::create_dir_all(dir).map_err(|source| Error::Directory {
+            path: dir.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Asks the runtime for its name; waits for it to come up, since nothing can run without it. `None` when told to end meanwhile.
+async fn runtime_name(runtime: &Arc<dyn Runtime>, daemon: &Context) -> Option<String> {
     let check = daemon.health.readiness("container-runtime");
     let mut told = false;
     loop {
         match runtime.version().await {
-            Ok(version) => return version.name,
+            Ok(version) => return Some(version.name),
             Err(error) => {
                 check.fail(error_chain(&error));
                 if !std::mem::replace(&mut told, true) {
@@ -283,58 +221,8 @@ async fn runtime_name(runtime: &Arc<dyn Runtime>, daemon: &Context) -> String {
             }
         }
         tokio::select! {
-            () = daemon.shutdown.cancelled() => return String::new(),
+            () = daemon.shutdown.cancelled() => return None,
             () = tokio::time::sleep(Duration::from_millis(50)) => {}
         }
     }
-}
-
-fn rules(config: &Config, facts: &facts::Facts, unified: bool) -> Rules {
-    Rules {
-        quota: config.kubelet.cpu_cfs_quota,
-        period: config.kubelet.cpu_cfs_quota_period.0,
-        pids: config.kubelet.pod_pids_limit,
-        memory_capacity: facts.memory,
-        oom_group: unified && !config.kubelet.single_process_oom_kill.unwrap_or(false),
-        page_sizes: facts.hugepages.keys().cloned().collect(),
-    }
-}
-
-fn dns_node(config: &Config) -> dns::Node {
-    let kubelet = &config.kubelet;
-    let host = kubelet
-        .resolv_conf
-        .as_deref()
-        .filter(|path| !path.as_os_str().is_empty());
-    dns::Node {
-        servers: kubelet.cluster_dns.clone(),
-        domain: kubelet.cluster_domain.clone(),
-        host: host.map(dns::read).unwrap_or_default(),
-    }
-}
-
-/// The listener for health checks; without one the kubelet still works.
-async fn healthz(config: &Config) -> Option<TcpListener> {
-    let kubelet = &config.kubelet;
-    let port = u16::try_from(kubelet.healthz_port).ok().filter(|port| *port > 0)?;
-    match TcpListener::bind((kubelet.healthz_bind_address.as_str(), port)).await {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            tracing::warn!(%error, port, "cannot serve health checks: is healthzPort taken? Set another, or 0 for none");
-            None
-        }
-    }
-}
-
-async fn listen(config: &Config) -> Result<TcpListener, Error> {
-    let address = &config.kubelet.address;
-    let host = if address.contains(':') {
-        format!("[{address}]")
-    } else {
-        address.clone()
-    };
-    let address = format!("{host}:{}", config.kubelet.port);
-    TcpListener::bind(&address)
-        .await
-        .map_err(|source| Error::Listen { address, source })
 }

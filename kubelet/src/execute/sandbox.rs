@@ -78,8 +78,18 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
         Ok(handler) => handler,
         Err(error) => return failed(error),
     };
-    hop(pod, "sandbox begun");
-    match agent.runtime.run_sandbox(&config, &handler).await {
+    let wanted = || {
+        hop(pod, "sandbox begun");
+        !context.cancel.is_cancelled()
+    };
+    let Some(made) = agent
+        .turns
+        .take(wanted, agent.runtime.run_sandbox(&config, &handler))
+        .await
+    else {
+        return Outcome::Cancelled;
+    };
+    match made {
         Ok(id) => {
             hop::container(pod, &id, "sandbox made");
             agent.ids.insert(&id, pod::uid(pod));
