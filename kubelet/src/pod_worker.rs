@@ -6,20 +6,21 @@
 
 mod earlier;
 mod ended;
+mod handle;
+mod look;
 mod mirror;
 mod outcomes;
 mod report;
 mod start;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use skiff_api::k8s_openapi::api::core::v1::Pod;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -31,122 +32,19 @@ use crate::clock::{self, Clock};
 use crate::events::Severity;
 use crate::execute::{self, Outcome};
 use crate::hop::hop;
-use crate::memory::{self, Finish, Health, Memory, Volumes};
-use crate::observed::{self, Observed, State};
+use crate::memory::{Memory, Volumes};
+use crate::observed::Observed;
 use crate::plan::{self, Action, Goal, Plan, Task};
 use crate::pod;
 use crate::probes::{Probes, Report};
 pub(crate) use earlier::counted;
-use ended::End;
+use handle::Wake;
+pub(crate) use handle::{Admission, Handle, Mirror, Wish};
 use report::Reporter;
 use start::Start;
 
-/// What the API wants of a pod.
-#[derive(Clone, Debug)]
-pub(crate) struct Wish {
-    pub(crate) pod: Arc<Pod>,
-    /// The pod's source no longer has it.
-    pub(crate) gone: bool,
-    /// Of a static pod: what the API shows of it.
-    pub(crate) mirror: Option<Mirror>,
-}
-
-/// A static pod's mirror, as far as the watch has told.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Mirror {
-    pub(crate) pod: Option<Arc<Pod>>,
-    /// Grows with each word about it.
-    pub(crate) change: u64,
-}
-
-impl Wish {
-    /// That a pod of the API runs.
-    pub(crate) fn of(pod: Arc<Pod>) -> Self {
-        Self {
-            pod,
-            gone: false,
-            mirror: None,
-        }
-    }
-}
-
-/// What was found when the pod came.
-#[derive(Debug, Default)]
-pub(crate) struct Admission {
-    /// Why it is not taken.
-    pub(crate) refusal: Option<Refusal>,
-    /// The views of pods that must have ended before it begins.
-    pub(crate) after: Vec<watch::Receiver<Arc<Observed>>>,
-}
-
-/// How others reach a worker.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    pub(crate) wish: watch::Sender<Wish>,
-    wake: Arc<Wake>,
-    /// The pod was not admitted and holds nothing.
-    pub(crate) refused: bool,
-    /// What the runtime says, for the server on :10250.
-    pub(crate) view: watch::Receiver<Arc<Observed>>,
-}
-
-/// Why a worker should look again.
-#[derive(Debug, Default)]
-struct Wake {
-    notify: Notify,
-    /// Containers and sandboxes that have ended, as the runtime's events say: its records follow a moment later.
-    ended: Mutex<HashMap<String, End>>,
-    /// Containers in which the kernel killed for want of memory, as the runtime's events say.
-    out_of_memory: Mutex<HashSet<String>>,
-    /// An object that the pod names has changed.
-    objects: AtomicBool,
-    /// The pod is to fail, whatever its containers do.
-    end: Mutex<Option<Finish>>,
-}
-
-impl Handle {
-    /// Something of the pod has changed at the runtime.
-    pub(crate) fn look(&self) {
-        self.wake.notify.notify_one();
-    }
-
-    /// Whether the pod comes from a manifest of this node.
-    pub(crate) fn is_static(&self) -> bool {
-        self.wish.borrow().mirror.is_some()
-    }
-
-    /// Ends the pod for good.
-    pub(crate) fn end(&self, finish: Finish) {
-        *self.wake.end.lock() = Some(finish);
-        self.wake.notify.notify_one();
-    }
-
-    /// A container or sandbox of the pod has ended.
-    pub(crate) fn ended(&self, id: &str, code: u32, at: Timestamp) {
-        let code = i32::try_from(code).unwrap_or(i32::MAX);
-        self.wake.ended.lock().insert(id.to_owned(), End { code, at });
-        self.wake.notify.notify_one();
-    }
-
-    /// The kernel has killed in a container of the pod, for want of memory.
-    pub(crate) fn out_of_memory(&self, id: &str) {
-        self.wake.out_of_memory.lock().insert(id.to_owned());
-        self.wake.notify.notify_one();
-    }
-
-    /// A ConfigMap or Secret that the pod names has changed.
-    pub(crate) fn objects_changed(&self) {
-        self.wake.objects.store(true, Ordering::Release);
-        self.wake.notify.notify_one();
-    }
-}
-
 /// How long a failed look at the runtime waits.
 const RUNTIME_RETRY: Duration = Duration::from_secs(1);
-/// Looks that follow an end which the runtime does not show yet: the first after this, then half as long again, up to the
-/// limit; a record that is nowhere by then is gone.
-const SETTLE: Duration = Duration::from_millis(4);
-const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
 struct Worker {
     agent: Arc<Agent>,
@@ -353,113 +251,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// Asks the runtime; false when it does not answer.
-    async fn look(&mut self) -> bool {
-        let uid = pod::uid(&self.pod).to_owned();
-        match observed::observe(&self.agent.runtime, &uid, &self.observed).await {
-            Ok(mut observed) => {
-                self.explain_kills(&mut observed);
-                if *self.observed != observed {
-                    self.observed = Arc::new(observed);
-                    self.view.send_replace(self.observed.clone());
-                    self.index(&uid);
-                }
-                self.update_health();
-                self.dirty = false;
-                self.settle();
-                true
-            }
-            Err(error) => {
-                tracing::warn!(
-                    error = skiff_daemon::error_chain(&error),
-                    pod = pod::full_name(&self.pod),
-                    "cannot ask the runtime"
-                );
-                false
-            }
-        }
-    }
-
-    /// Looks again soon while an event told of an end that the runtime does not show yet.
-    fn settle(&mut self) {
-        let mut ended = self.wake.ended.lock();
-        let patient = self.settle.is_none_or(|last| last < SETTLE_LIMIT);
-        // A record may even say "created" when the end of its first process is told: only an end is an end.
-        ended.retain(|id, _| match self.observed.has_ended(id) {
-            Some(has_ended) => !has_ended,
-            None => patient,
-        });
-        let next = self.settle.map_or(SETTLE, |last| (last * 3 / 2).min(SETTLE_LIMIT));
-        self.settle = (!ended.is_empty()).then_some(next);
-    }
-
-    fn index(&self, uid: &str) {
-        let ids = self.observed.containers.iter().map(|container| &container.id);
-        for id in ids.chain(self.observed.sandboxes.iter().map(|sandbox| &sandbox.id)) {
-            self.agent.ids.insert(id, uid);
-        }
-        if self.busy.is_empty() {
-            self.agent.ids.retain(uid, |id| {
-                self.observed.containers.iter().any(|container| container.id == id)
-                    || self.observed.sandboxes.iter().any(|sandbox| sandbox.id == id)
-            });
-        }
-    }
-
-    /// A container without a probe is well as soon as it runs; one that an earlier kubelet found ready stays ready until
-    /// its probe says otherwise.
-    fn update_health(&mut self) {
-        if !self.adopted {
-            let logs = self.agent.log_dir(&self.pod);
-            self.memory.earlier =
-                earlier::attempts(&self.pod, &self.observed, |name| earlier::highest_log(&logs.join(name)));
-        }
-        let known: Vec<String> = self
-            .observed
-            .containers
-            .iter()
-            .map(|container| container.id.clone())
-            .collect();
-        self.memory.health.retain(|id, _| known.contains(id));
-        self.memory.doomed.retain(|id, _| known.contains(id));
-        self.memory.ends.retain(|id, _| known.contains(id));
-        self.memory.out_of_memory.retain(|id| known.contains(id));
-        self.memory.stopped_once.retain(|id| known.contains(id));
-        let now = Timestamp::now();
-        for container in &self.observed.containers {
-            if let Some(exit) = container.exit() {
-                let end = memory::end_of(exit.finished, self.adopted, now);
-                self.memory.ends.entry(container.id.clone()).or_insert(end);
-            }
-            if !matches!(container.state, State::Running(_)) || self.memory.health.contains_key(&container.id) {
-                continue;
-            }
-            let Some((_, spec)) = pod::container(&self.pod, &container.name) else {
-                continue;
-            };
-            let before = if self.adopted { None } else { self.before(&container.id) };
-            let health = Health {
-                started: spec.startup_probe.is_none() || before.is_some_and(|(started, _)| started),
-                ready: spec.readiness_probe.is_none() || before.is_some_and(|(_, ready)| ready),
-            };
-            self.memory.health.insert(container.id.clone(), health);
-        }
-        self.adopted = true;
-    }
-
-    /// What the API says of a running container: started, ready.
-    fn before(&self, id: &str) -> Option<(bool, bool)> {
-        let status = pod::status(&self.pod);
-        let lists = [&status.init_container_statuses, &status.container_statuses];
-        let id = format!("{}://{id}", self.agent.runtime_name);
-        let found = lists
-            .into_iter()
-            .flatten()
-            .flatten()
-            .find(|s| s.container_id.as_ref() == Some(&id))?;
-        Some((found.started == Some(true), found.ready))
     }
 
     fn plan(&self) -> Plan {

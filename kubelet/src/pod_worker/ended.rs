@@ -10,7 +10,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 
-use super::{SETTLE, Worker};
+use super::Worker;
+use super::look::SETTLE;
 use crate::observed::{Container, Exit, Observed, State};
 use crate::pod::{self, Role};
 

@@ -1,0 +1,115 @@
+//! How others reach a pod's worker: what they want of it, and what wakes it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use skiff_api::k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{Notify, watch};
+
+use super::ended::End;
+use crate::admission::Refusal;
+use crate::memory::Finish;
+use crate::observed::Observed;
+
+/// What the API wants of a pod.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) pod: Arc<Pod>,
+    /// The pod's source no longer has it.
+    pub(crate) gone: bool,
+    /// Of a static pod: what the API shows of it.
+    pub(crate) mirror: Option<Mirror>,
+}
+
+/// A static pod's mirror, as far as the watch has told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mirror {
+    pub(crate) pod: Option<Arc<Pod>>,
+    /// Grows with each word about it.
+    pub(crate) change: u64,
+}
+
+impl Wish {
+    /// That a pod of the API runs.
+    pub(crate) fn of(pod: Arc<Pod>) -> Self {
+        Self {
+            pod,
+            gone: false,
+            mirror: None,
+        }
+    }
+}
+
+/// What was found when the pod came.
+#[derive(Debug, Default)]
+pub(crate) struct Admission {
+    /// Why it is not taken.
+    pub(crate) refusal: Option<Refusal>,
+    /// The views of pods that must have ended before it begins.
+    pub(crate) after: Vec<watch::Receiver<Arc<Observed>>>,
+}
+
+/// How others reach a worker.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) wish: watch::Sender<Wish>,
+    pub(super) wake: Arc<Wake>,
+    /// The pod was not admitted and holds nothing.
+    pub(crate) refused: bool,
+    /// What the runtime says, for the server on :10250.
+    pub(crate) view: watch::Receiver<Arc<Observed>>,
+}
+
+/// Why a worker should look again.
+#[derive(Debug, Default)]
+pub(super) struct Wake {
+    pub(super) notify: Notify,
+    /// Containers and sandboxes that have ended, as the runtime's events say: its records follow a moment later.
+    pub(super) ended: Mutex<HashMap<String, End>>,
+    /// Containers in which the kernel killed for want of memory, as the runtime's events say.
+    pub(super) out_of_memory: Mutex<HashSet<String>>,
+    /// An object that the pod names has changed.
+    pub(super) objects: AtomicBool,
+    /// The pod is to fail, whatever its containers do.
+    pub(super) end: Mutex<Option<Finish>>,
+}
+
+impl Handle {
+    /// Something of the pod has changed at the runtime.
+    pub(crate) fn look(&self) {
+        self.wake.notify.notify_one();
+    }
+
+    /// Whether the pod comes from a manifest of this node.
+    pub(crate) fn is_static(&self) -> bool {
+        self.wish.borrow().mirror.is_some()
+    }
+
+    /// Ends the pod for good.
+    pub(crate) fn end(&self, finish: Finish) {
+        *self.wake.end.lock() = Some(finish);
+        self.wake.notify.notify_one();
+    }
+
+    /// A container or sandbox of the pod has ended.
+    pub(crate) fn ended(&self, id: &str, code: u32, at: Timestamp) {
+        let code = i32::try_from(code).unwrap_or(i32::MAX);
+        self.wake.ended.lock().insert(id.to_owned(), End { code, at });
+        self.wake.notify.notify_one();
+    }
+
+    /// The kernel has killed in a container of the pod, for want of memory.
+    pub(crate) fn out_of_memory(&self, id: &str) {
+        self.wake.out_of_memory.lock().insert(id.to_owned());
+        self.wake.notify.notify_one();
+    }
+
+    /// A ConfigMap or Secret that the pod names has changed.
+    pub(crate) fn objects_changed(&self) {
+        self.wake.objects.store(true, Ordering::Release);
+        self.wake.notify.notify_one();
+    }
+}
