@@ -5,6 +5,7 @@
 //! slices, by [`systemd`] over D-Bus.
 
 mod files;
+mod kernel_log;
 mod limits;
 mod reserve;
 mod systemd;

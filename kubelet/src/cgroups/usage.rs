@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 
-use super::{Cgroups, Hierarchy, Maker, below};
+use super::{Cgroups, Hierarchy, Maker, below, kernel_log};
 use crate::pod::Qos;
 
 /// What a cgroup has used.
@@ -64,6 +64,12 @@ impl Cgroups {
     /// The same in a pod's cgroup and below, also in cgroups that are gone. Version 1 does not add up what is below.
     pub(crate) fn memory_kills_of_pod(&self, pod: &Pod) -> Option<u64> {
         self.is_unified().then(|| self.memory_kills(&self.pod_path(pod)))?
+    }
+
+    /// Whether the kernel's log tells of such a kill in a container whose cgroup is gone, where no other count does: on version 1.
+    pub(crate) fn logged_memory_kill(&self, pod: &Pod, id: &str) -> bool {
+        let path = self.container_path(pod, id);
+        !self.is_unified() && kernel_log::tells_of_kill(path.rsplit('/').next().unwrap_or(id))
     }
 
     fn memory_kills(&self, path: &str) -> Option<u64> {

@@ -99,7 +99,7 @@ impl Worker {
                 && !known
                 && exit.code == KILLED
                 && !self.memory.out_of_memory.contains(id)
-                && self.killed_for_memory(id) == Some(true)
+                && self.was_killed_for_memory(id)
             {
                 self.memory.out_of_memory.insert(id.clone());
             }
@@ -121,6 +121,15 @@ impl Worker {
         }
         let before = self.memory_kills;
         self.count_kills().map(|kills| kills > before)
+    }
+
+    /// The same of a container that is on record as killed, at the price of a look into the kernel's log. A pod that is told to end
+    /// is killed by ourselves where it does not.
+    fn was_killed_for_memory(&mut self, id: &str) -> bool {
+        match self.killed_for_memory(id) {
+            None if self.stop.is_none() => self.agent.cgroups.logged_memory_kill(&self.pod, id),
+            told => told == Some(true),
+        }
     }
 
     fn count_kills(&mut self) -> Option<u64> {
