@@ -66,7 +66,7 @@ deb-package:
 	@$(MAKE) --no-print-directory install DESTDIR=target/package/root
 	@cargo deb --quiet --no-build --no-strip --compress-system $(if $(filter dev,$(PROFILE)),--fast --compress-type gz) --package skiff-cli --output target/debian/
 
-vm-test: ## Test in virtual machines: one master, two workers, their failures (PROFILE=release)
+vm-test: ## Test in virtual machines: one master, two workers, their failures (PROFILE=release, SUITE=bookworm)
 	@packaging/vm-test.sh full $(PROFILE)
 
 vm-test-short: ## The same with one worker, without failures: what CI runs

@@ -2,10 +2,11 @@
 # Builds a Debian root file system that boots directly (kernel and initrd beside it): for the VM suite, and for the Vagrant box.
 # Nothing is built again while this script is the same.
 # usage: packaging/image.sh vm|box DIRECTORY     makes DIRECTORY/{disk.raw,vmlinuz,initrd}
+#   SUITE=trixie       Debian 13; Debian 12, bookworm, when absent
 #   VAGRANT_KEY=FILE   of a box: the public key of who may log in
 set -euo pipefail
 kind=${1:?usage: packaging/image.sh vm|box DIRECTORY} out=${2:?usage: packaging/image.sh vm|box DIRECTORY}
-suite=bookworm
+suite=${SUITE:-bookworm}
 size=4G
 
 # What a person's machine has before skiff comes to it.
@@ -17,7 +18,7 @@ packages=(
 [ "$kind" = vm ] || : "${VAGRANT_KEY:?a box needs a public key}"
 [ "$kind" = vm ] || packages+=(openssh-server systemd-resolved)
 
-key=$(cat "$0" <(echo "$kind") | sha256sum | cut -d' ' -f1)
+key=$(cat "$0" <(echo "$kind $suite") | sha256sum | cut -d' ' -f1)
 [ "$(cat "$out/key" 2>/dev/null)" != "$key" ] || exit 0
 [ "$(id -u)" = 0 ] || { echo "packaging/image.sh: run as root: it makes a file system with everybody's files in it" >&2; exit 1; }
 
@@ -25,9 +26,9 @@ mkdir -p "$out"
 rm -f "$out"/{key,disk.raw,vmlinuz,initrd}
 root=$(mktemp -d "$out/root.XXXXXX")
 trap 'rm -rf --one-file-system "$root"' EXIT
-# The mirror that this machine uses itself.
-# shellcheck disable=SC2016  # these are apt's variables
-mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | awk -v suite="$suite" '$2 == suite { print $1; exit }')
+# The mirror of Debian that this machine uses itself: it has every suite.
+# shellcheck disable=SC2016  # this is apt's variable
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
 
 # The initrd is made once, below, with its configuration in place.
 INITRD=No debootstrap --variant=minbase --include="$(IFS=,; echo "${packages[*]}")" "$suite" "$root" ${mirror:+"$mirror"} >"$out/debootstrap.log" ||

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::authentication::{MASTERS, User};
 use crate::config::Config;
+use crate::registry::delete::DeleteOptions;
 use crate::registry::write::Update;
 use crate::registry::{Options, Registry, Scope};
 use crate::start::Error;
@@ -191,5 +192,31 @@ pub(crate) async fn ensure(
                 });
             }
         }
+    }
+}
+
+/// Removes an object, if it is there.
+pub(crate) async fn remove(
+    registry: &Registry,
+    user: &User,
+    (group, plural): Resource,
+    (namespace, name): (&str, &str),
+) -> Result<(), Error> {
+    let served = registry
+        .resources
+        .any_version(group, plural)
+        .ok_or(Error::Incomplete(plural))?;
+    let scope = Scope {
+        served,
+        namespace,
+        user,
+    };
+    match registry.delete(scope, name, &DeleteOptions::default()).await {
+        Ok(_) => Ok(()),
+        Err(status) if status.reason == "NotFound" => Ok(()),
+        Err(source) => Err(Error::Remove {
+            what: format!("{plural} {namespace}/{name}"),
+            source,
+        }),
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! Where several servers use one store, each keeps a key of its own under `masterleases` and writes it anew every ten seconds, as
 //! upstream's lease reconciler. All watch these keys. One that has not changed for fifteen seconds by an observer's own clock is removed
-//! by whoever sees it first; whenever a key comes or goes, every server brings the endpoints to what is there. A server that is alone
-//! writes its address once, at its start.
+//! by whoever sees it first; whenever a key comes or goes, every server brings the endpoints to what is there, each address with the
+//! port that its key tells. A server that is alone writes its address once, at its start.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,42 +34,59 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long leaving may take.
 const LEAVE: Duration = Duration::from_secs(3);
 
+/// Their Service, and what belongs to it.
+const SERVICE: &str = "kubernetes";
+const NAMESPACE: &str = "default";
+const ENDPOINTS: Resource = ("", "endpoints");
+const SLICES: Resource = ("discovery.k8s.io", "endpointslices");
+
 /// This server among the others.
 #[derive(Debug)]
 pub(crate) struct Servers {
     registry: Arc<Registry>,
-    address: IpAddr,
-    port: u16,
+    place: SocketAddr,
     /// Nothing is written about us any more.
     left: Shutdown,
 }
 
-/// The keys of all servers, each with its revision and when that was first seen here.
+/// The keys of all servers.
 #[derive(Debug, Default)]
 struct Living {
-    seen: BTreeMap<Arc<str>, (Revision, Instant)>,
+    seen: BTreeMap<Arc<str>, Sign>,
+}
+
+/// A sign of life.
+#[derive(Clone, Copy, Debug)]
+struct Sign {
+    revision: Revision,
+    /// When this revision was first seen here.
+    since: Instant,
+    /// Where the server is reached, unless its key is garbled.
+    place: Option<SocketAddr>,
 }
 
 impl Living {
     /// A key was written.
-    fn hear(&mut self, key: Arc<str>, revision: Revision, now: Instant) {
-        match self.seen.get(&key) {
-            Some((known, _)) if *known >= revision => {}
+    fn hear(&mut self, entry: Entry, now: Instant) {
+        match self.seen.get(&entry.key) {
+            Some(known) if known.revision >= entry.mod_revision => {}
             _ => {
-                self.seen.insert(key, (revision, now));
+                let sign = Sign {
+                    revision: entry.mod_revision,
+                    since: now,
+                    place: place(&entry.value),
+                };
+                self.seen.insert(entry.key, sign);
             }
         }
     }
 
     /// All that there are.
     fn replace(&mut self, entries: Vec<Entry>, now: Instant) {
-        let listed: BTreeMap<Arc<str>, Revision> = entries
-            .into_iter()
-            .map(|entry| (entry.key, entry.mod_revision))
-            .collect();
-        self.seen.retain(|key, _| listed.contains_key(key));
-        for (key, revision) in listed {
-            self.hear(key, revision, now);
+        let listed: BTreeSet<Arc<str>> = entries.iter().map(|entry| Arc::clone(&entry.key)).collect();
+        self.seen.retain(|key, _| listed.contains(key));
+        for entry in entries {
+            self.hear(entry, now);
         }
     }
 
@@ -77,30 +94,36 @@ impl Living {
     fn silent(&self, own: &str, now: Instant) -> Vec<(Arc<str>, Revision)> {
         let others = self.seen.iter().filter(|(key, _)| &***key != own);
         others
-            .filter(|(_, (_, since))| now >= *since + SILENCE)
-            .map(|(key, (revision, _))| (Arc::clone(key), *revision))
+            .filter(|(_, sign)| now >= sign.since + SILENCE)
+            .map(|(key, sign)| (Arc::clone(key), sign.revision))
             .collect()
     }
 
     /// When the next of them will have been silent for too long.
     fn next_silence(&self, own: &str) -> Option<Instant> {
         let others = self.seen.iter().filter(|(key, _)| &***key != own);
-        others.map(|(_, (_, since))| *since + SILENCE).min()
+        others.map(|(_, sign)| sign.since + SILENCE).min()
     }
 
-    /// Their addresses.
-    fn addresses(&self) -> Vec<IpAddr> {
-        let names = self.seen.keys().filter_map(|key| key.rsplit('/').next());
-        names.filter_map(|name| name.parse().ok()).collect()
+    /// Where they are reached.
+    fn places(&self) -> BTreeSet<SocketAddr> {
+        self.seen.values().filter_map(|sign| sign.place).collect()
     }
+}
+
+/// What a key tells of its server.
+fn place(value: &[u8]) -> Option<SocketAddr> {
+    let told: Value = serde_json::from_slice(value).ok()?;
+    let address: IpAddr = told["address"].as_str()?.parse().ok()?;
+    let port = u16::try_from(told["port"].as_u64()?).ok()?;
+    Some(SocketAddr::new(address, port))
 }
 
 impl Servers {
     pub(crate) fn new(registry: Arc<Registry>, config: &Config) -> Self {
         Self {
             registry,
-            address: config.advertise_address,
-            port: config.advertise_port,
+            place: SocketAddr::new(config.advertise_address, config.advertise_port),
             left: Shutdown::new(),
         }
     }
@@ -110,20 +133,20 @@ impl Servers {
     }
 
     fn key(&self) -> String {
-        format!("{PREFIX}/{}", self.address)
+        format!("{PREFIX}/{}", self.place.ip())
     }
 
     /// Joins the endpoints; from then on clients of the Service come here too.
     pub(crate) async fn join(&self) -> Result<(), Error> {
         if !self.store().is_shared() {
-            return self.publish(vec![self.address]).await;
+            return self.publish([self.place].into()).await;
         }
         let failed = |source: StoreError| Error::Join(source);
         self.renew().await.map_err(failed)?;
         let page = self.store().list(PREFIX, None, None, 0).await.map_err(failed)?;
         let mut living = Living::default();
         living.replace(page.entries, Instant::now());
-        self.publish(living.addresses()).await
+        self.publish(living.places()).await
     }
 
     /// Leaves the endpoints, so that nobody is sent here any more.
@@ -192,7 +215,7 @@ impl Servers {
         self.try_publish(living).await;
         loop {
             let silence = living.next_silence(&own).unwrap_or(*renewal);
-            let before = living.seen.len();
+            let before = living.places();
             tokio::select! {
                 () = sleep_until(*renewal) => {
                     match self.renew().await {
@@ -214,7 +237,7 @@ impl Servers {
                     let Some(batch) = batch else { return Ok(()) };
                     for event in batch? {
                         match event {
-                            Event::Put { entry, .. } => living.hear(entry.key, entry.mod_revision, Instant::now()),
+                            Event::Put { entry, .. } => living.hear(entry, Instant::now()),
                             Event::Delete { previous, .. } => {
                                 living.seen.remove(&previous.key);
                             }
@@ -222,7 +245,7 @@ impl Servers {
                     }
                 }
             }
-            if living.seen.len() != before {
+            if living.places() != before {
                 if !living.seen.contains_key(own.as_str()) {
                     // Whoever took us for gone was cut off from us, or we from the store.
                     self.renew().await?;
@@ -235,8 +258,8 @@ impl Servers {
     /// Writes our key anew, whatever is in it.
     async fn renew(&self) -> Result<(), StoreError> {
         let key: Arc<str> = self.key().into();
-        let value =
-            Bytes::from(json!({"address": self.address, "port": self.port, "renewed": meta::now()}).to_string());
+        let told = json!({"address": self.place.ip(), "port": self.place.port(), "renewed": meta::now()});
+        let value = Bytes::from(told.to_string());
         let create = Write::Create {
             key: Arc::clone(&key),
             value: value.clone(),
@@ -269,7 +292,7 @@ impl Servers {
     }
 
     async fn try_publish(&self, living: &Living) {
-        if let Err(error) = self.publish(living.addresses()).await {
+        if let Err(error) = self.publish(living.places()).await {
             tracing::warn!(
                 error = error_chain(&error),
                 "cannot write the endpoints of the Service kubernetes; trying again"
@@ -278,16 +301,30 @@ impl Servers {
     }
 
     /// Makes the endpoints what they should be; nothing is written when they are.
-    async fn publish(&self, mut addresses: Vec<IpAddr>) -> Result<(), Error> {
+    async fn publish(&self, mut places: BTreeSet<SocketAddr>) -> Result<(), Error> {
         // A slice holds one family: the Service's.
-        addresses.retain(|address| address.is_ipv4() == self.address.is_ipv4());
-        addresses.sort_unstable();
+        places.retain(|place| place.is_ipv4() == self.place.is_ipv4());
+        let groups = by_port(&places);
         let user = bootstrap::user();
-        for (resource, mut object) in endpoints(&addresses, self.port) {
-            object["metadata"]["namespace"] = "default".into();
-            bootstrap::ensure(&self.registry, &user, resource, object, Present::Follows).await?;
+        bootstrap::ensure(&self.registry, &user, ENDPOINTS, endpoints(&groups), Present::Follows).await?;
+        let slices: Vec<Value> = groups.iter().enumerate().map(slice).collect();
+        let mut former = self.slices();
+        for slice in slices {
+            former.remove(meta::name(&slice));
+            bootstrap::ensure(&self.registry, &user, SLICES, slice, Present::Follows).await?;
+        }
+        for name in former {
+            bootstrap::remove(&self.registry, &user, SLICES, (NAMESPACE, &name)).await?;
         }
         Ok(())
+    }
+
+    /// The names of the slices that were written for further ports.
+    fn slices(&self) -> BTreeSet<String> {
+        let served = self.registry.resources.any_version(SLICES.0, SLICES.1);
+        let objects = served.map(|served| served.cache.all(NAMESPACE)).unwrap_or_default();
+        let names = objects.iter().map(|object| object.name());
+        names.filter(|name| is_further(name)).map(str::to_owned).collect()
     }
 }
 
@@ -299,38 +336,63 @@ fn update(entry: &Entry, value: &Bytes) -> Write {
     }
 }
 
-/// What leads to these addresses.
-fn endpoints(addresses: &[IpAddr], port: u16) -> [(Resource, Value); 2] {
+/// The servers of each port: a list of endpoints has one port for all of its addresses.
+fn by_port(places: &BTreeSet<SocketAddr>) -> Vec<(u16, Vec<IpAddr>)> {
+    let mut groups: BTreeMap<u16, Vec<IpAddr>> = BTreeMap::new();
+    for place in places {
+        groups.entry(place.port()).or_default().push(place.ip());
+    }
+    groups.into_iter().collect()
+}
+
+fn port(number: u16) -> Value {
+    json!({"name": "https", "port": number, "protocol": "TCP"})
+}
+
+fn endpoints(groups: &[(u16, Vec<IpAddr>)]) -> Value {
+    let subset = |(number, addresses): &(u16, Vec<IpAddr>)| {
+        let each: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        json!({"addresses": each, "ports": [port(*number)]})
+    };
+    let subsets: Vec<Value> = groups.iter().map(subset).collect();
+    let skip_mirror = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
+    json!({
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": SERVICE, "namespace": NAMESPACE, "labels": skip_mirror},
+        "subsets": subsets,
+    })
+}
+
+/// The slice of a port; that of the first has the Service's name, as upstream's only one.
+fn slice((index, (number, addresses)): (usize, &(u16, Vec<IpAddr>))) -> Value {
+    let name = match index {
+        0 => SERVICE.to_owned(),
+        _ => format!("{SERVICE}-{number}"),
+    };
     let family = if addresses.iter().all(IpAddr::is_ipv4) {
         "IPv4"
     } else {
         "IPv6"
     };
-    let port = json!({"name": "https", "port": port, "protocol": "TCP"});
-    let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    let subset: Vec<Value> = texts.iter().map(|ip| json!({"ip": ip})).collect();
-    let each: Vec<Value> = texts
+    let each: Vec<Value> = addresses
         .iter()
         .map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}}))
         .collect();
-    let legacy = json!({
-        "apiVersion": "v1",
-        "kind": "Endpoints",
-        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": subset, "ports": [port]}],
-    });
-    let slice = json!({
+    json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": SERVICE}},
         "addressType": family,
         "endpoints": each,
-        "ports": [port],
-    });
-    [
-        (("", "endpoints"), legacy),
-        (("discovery.k8s.io", "endpointslices"), slice),
-    ]
+        "ports": [port(*number)],
+    })
+}
+
+/// Whether a slice has the name of one for a further port.
+fn is_further(name: &str) -> bool {
+    let number = name.strip_prefix(SERVICE).and_then(|rest| rest.strip_prefix('-'));
+    number.is_some_and(|number| number.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]
@@ -338,9 +400,13 @@ mod tests {
     use super::*;
 
     fn entry(address: &str, revision: u64) -> Entry {
+        at(address, 6443, revision)
+    }
+
+    fn at(address: &str, port: u16, revision: u64) -> Entry {
         Entry {
             key: format!("{PREFIX}/{address}").into(),
-            value: Bytes::new(),
+            value: json!({"address": address, "port": port}).to_string().into(),
             create_revision: Revision(1),
             mod_revision: Revision(revision),
         }
@@ -358,7 +424,7 @@ mod tests {
         // Listed again, unchanged: no sign of life. Written again: one.
         living.replace(vec![entry("10.0.0.1", 5), entry("10.0.0.2", 6)], later(10));
         assert_eq!(living.silent(&own, later(15)).len(), 1);
-        living.hear(entry("10.0.0.2", 9).key, Revision(9), later(15));
+        living.hear(entry("10.0.0.2", 9), later(15));
         assert_eq!(living.silent(&own, later(29)), []);
         assert_eq!(
             living.silent(&own, later(30)),
@@ -366,16 +432,68 @@ mod tests {
         );
     }
 
+    /// Endpoints as `ADDRESSES:PORT`, slices as `NAME ADDRESSES:PORT`.
+    fn shown(entries: &[Entry]) -> (Vec<String>, Vec<String>) {
+        let mut living = Living::default();
+        living.replace(entries.to_vec(), Instant::now());
+        let groups = by_port(&living.places());
+        let endpoints = endpoints(&groups);
+        let subsets = endpoints["subsets"].as_array().unwrap();
+        let subsets = subsets
+            .iter()
+            .map(|subset| format!("{}:{}", subset["addresses"], subset["ports"][0]["port"]));
+        let slices = groups.iter().enumerate().map(slice).map(|slice| {
+            assert_eq!(slice["addressType"], "IPv4");
+            let each: Vec<_> = slice["endpoints"].as_array().unwrap().iter().collect();
+            let addresses: Vec<_> = each.iter().map(|one| one["addresses"][0].as_str().unwrap()).collect();
+            format!(
+                "{} {}:{}",
+                meta::name(&slice),
+                addresses.join(","),
+                slice["ports"][0]["port"]
+            )
+        });
+        (subsets.collect(), slices.collect())
+    }
+
     #[test]
     fn endpoints_list_every_server() {
-        let mut living = Living::default();
-        living.replace(vec![entry("10.0.0.2", 6), entry("10.0.0.1", 5)], Instant::now());
-        let [(_, legacy), (_, slice)] = endpoints(&living.addresses(), 6443);
+        let (endpoints, slices) = shown(&[entry("10.0.0.2", 6), entry("10.0.0.1", 5)]);
+        assert_eq!(endpoints, [r#"[{"ip":"10.0.0.1"},{"ip":"10.0.0.2"}]:6443"#]);
+        assert_eq!(slices, ["kubernetes 10.0.0.1,10.0.0.2:6443"]);
+    }
+
+    #[test]
+    fn each_server_has_its_own_port() {
+        let servers = [entry("10.0.0.2", 6), at("10.0.0.1", 7443, 5), entry("10.0.0.3", 7)];
+        let (endpoints, slices) = shown(&servers);
         assert_eq!(
-            legacy["subsets"][0]["addresses"],
-            json!([{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}])
+            endpoints,
+            [
+                r#"[{"ip":"10.0.0.2"},{"ip":"10.0.0.3"}]:6443"#,
+                r#"[{"ip":"10.0.0.1"}]:7443"#
+            ]
         );
-        assert_eq!(slice["endpoints"].as_array().map(Vec::len), Some(2));
-        assert_eq!(slice["addressType"], "IPv4");
+        assert_eq!(
+            slices,
+            ["kubernetes 10.0.0.2,10.0.0.3:6443", "kubernetes-7443 10.0.0.1:7443"]
+        );
+        for (name, further) in [
+            ("kubernetes-7443", true),
+            ("kubernetes", false),
+            ("kubernetes-mine", false),
+        ] {
+            assert_eq!(is_further(name), further, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_comes_back_on_another_port_is_seen() {
+        let mut living = Living::default();
+        living.replace(vec![entry("10.0.0.1", 5)], Instant::now());
+        let before = living.places();
+        living.hear(at("10.0.0.1", 7443, 6), Instant::now());
+        assert_ne!(living.places(), before);
+        assert_eq!(place(b"no JSON"), None);
     }
 }

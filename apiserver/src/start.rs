@@ -58,6 +58,15 @@ pub enum Error {
         #[source]
         source: skiff_api::status::Status,
     },
+    /// What was written for a server that is gone cannot be removed.
+    #[error("remove {what} of a server that is gone")]
+    Remove {
+        /// What.
+        what: String,
+        /// Why not.
+        #[source]
+        source: skiff_api::status::Status,
+    },
     /// The other servers on the store cannot be told of this one.
     #[error("join the other servers on the store")]
     Join(#[source] skiff_store::Error),

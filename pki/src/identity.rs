@@ -11,7 +11,7 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::{Error, LEAF_LIFETIME, Validity, files};
+use crate::{Error, LEAF_LIFETIME, Validity, files, validity};
 
 pub(crate) const ORGANIZATION_OID: [u64; 4] = [2, 5, 4, 10];
 
@@ -206,6 +206,20 @@ impl Identity {
         Validity::of_pem(&self.certificate_pem)
     }
 
+    /// Whether another certificate of an authorities' file than its first one has signed it: while one authority takes over from
+    /// another, both are in the file, and the first is the one that signs.
+    pub fn is_of_former(&self, authorities_pem: &str) -> Result<bool, Error> {
+        let chain = self.chain()?;
+        let certificate = validity::parse(&chain[0])?;
+        for (index, authority) in certificates(authorities_pem, "of the authorities")?.iter().enumerate() {
+            let authority = validity::parse(authority)?;
+            if certificate.verify_signature(Some(authority.public_key())).is_ok() {
+                return Ok(index > 0);
+            }
+        }
+        Ok(false)
+    }
+
     pub(crate) fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
         certificates(&self.certificate_pem, "of this process")
     }
@@ -304,5 +318,21 @@ mod tests {
             );
         }
         assert!(Identity::from_combined_pem(identity.certificate_pem()).is_err());
+    }
+
+    #[test]
+    fn the_first_of_two_authorities_signs() {
+        let [former, next] = [(); 2].map(|()| CertificateAuthority::generate("kubernetes").unwrap());
+        let identity = former.issue(&Request::client("u", &[])).unwrap();
+        let [former, next] = [&former, &next].map(CertificateAuthority::certificate_pem);
+        for (authorities, is_former) in [
+            (former.to_owned(), false),
+            (format!("{former}{next}"), false),
+            (format!("{next}{former}"), true),
+            (next.to_owned(), false),
+        ] {
+            assert_eq!(identity.is_of_former(&authorities).unwrap(), is_former, "{authorities}");
+        }
+        assert!(identity.is_of_former("").is_err());
     }
 }

@@ -1,6 +1,8 @@
 //! Bare machines that become nodes: `skiff init` and `join` as the product runs them, but with a directory for `/` and a supervisor for
 //! systemd, which runs the same programs with the same files.
 
+mod typing;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -339,15 +341,21 @@ impl TestMachine {
     pub fn skiff_as(&self, program: &Path, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
         // What is written goes to this machine's files; beneath lie those of the machine that runs the tests.
         const SCRIPT: &str = r#"
-            for place in etc var/lib run; do
+            for place in etc var/lib var/backups run; do
                 mkdir -p "$ROOT/$place" "$WORK/$place"
                 mount -t overlay -o "lowerdir=/$place,upperdir=$ROOT/$place,workdir=$WORK/$place" overlay "/$place" || exit 70
             done
+            # Locks count only on the very file that the server has open.
+            [ ! -d "$ROOT/var/lib/skiff" ] || mount --bind "$ROOT/var/lib/skiff" /var/lib/skiff || exit 70
             mkdir -p /run/systemd/system
             exec "$@""#;
         let programs = self.node.directory().join("bin");
         std::fs::create_dir_all(&programs)?;
         self.services.write_systemctl(&programs.join("systemctl"))?;
+        let skiff = programs.join("skiff");
+        if !skiff.exists() {
+            std::os::unix::fs::symlink(&self.binary, &skiff)?;
+        }
         let path = std::env::var("PATH").unwrap_or_default();
         self.output(
             Command::new("unshare")
@@ -356,6 +364,8 @@ impl TestMachine {
                 .args(arguments)
                 .env("ROOT", self.layout.root())
                 .env("WORK", self.node.directory().join("overlay"))
+                // `kubectl` keeps a cache there.
+                .env("HOME", self.node.directory())
                 .env("PATH", format!("{}:{path}", programs.display())),
         )
     }

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 out=${1:-target/vm/box}
 
 # Known to everybody: what Vagrant logs in with first.
-VAGRANT_KEY=$(dpkg -L vagrant | grep -m 1 '/keys/vagrant\.pub$') packaging/image.sh box "$out"
+SUITE=bookworm VAGRANT_KEY=$(dpkg -L vagrant | grep -m 1 '/keys/vagrant\.pub$') packaging/image.sh box "$out"
 [ "$out/skiff-debian-12.box" -nt "$out/disk.raw" ] && [ "$out/skiff-debian-12.box" -nt vagrant/box/Vagrantfile ] && exit 0
 work=$(mktemp -d "$out/box.XXXXXX")
 trap 'rm -rf "$work"' EXIT

@@ -9,7 +9,7 @@ use skiff_pki::{Identity, Kubeconfig, Request};
 
 use super::Error;
 use super::request::Wanted;
-use super::rotate::{chance, due, pause, renew, sleep_until};
+use super::rotate::{chance, due, is_of_former, pause, renew, sleep_until};
 
 const SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 /// How often a certificate that has ended is looked at: somebody may have put another in its place.
@@ -20,10 +20,13 @@ const LOOK: Duration = Duration::from_secs(60);
 /// It is asked for with the certificate itself. A kubeconfig of somebody else, or without an embedded certificate, is left alone.
 pub async fn keep_kubeconfig(client: kube::Client, path: PathBuf, user: &'static str, shutdown: Shutdown) {
     let mut failures = 0;
+    // Once a start: the authority that signs may not be the one that the file names first.
+    let mut renewed_here = false;
     loop {
         let at = match own(&path, user) {
             Ok(None) => return,
-            Ok(Some(identity)) => next(&identity, &path),
+            Ok(Some(own)) if !renewed_here && own.is_of_former => Ok((Timestamp::now(), false)),
+            Ok(Some(own)) => next(&own.identity, &path),
             Err(error) => Err(error),
         };
         let (at, ended) = at.unwrap_or_else(|error| {
@@ -40,13 +43,11 @@ pub async fn keep_kubeconfig(client: kube::Client, path: PathBuf, user: &'static
             continue;
         }
         // It may have been renewed by somebody else meanwhile.
-        let is_due = || {
-            own(&path, user)
-                .ok()
-                .flatten()
-                .and_then(|identity| due(&identity, since(&path), 0.0).ok())
+        let is_young = |own: &Own| {
+            let due = due(&own.identity, since(&path), 0.0);
+            (renewed_here || !own.is_of_former) && due.is_ok_and(|due| due > Timestamp::now())
         };
-        if is_due().is_some_and(|due| due > Timestamp::now()) {
+        if own(&path, user).ok().flatten().as_ref().is_some_and(is_young) {
             continue;
         }
         let renewed = tokio::select! {
@@ -56,7 +57,7 @@ pub async fn keep_kubeconfig(client: kube::Client, path: PathBuf, user: &'static
         match renewed {
             Ok(()) => {
                 tracing::info!(kubeconfig = %path.display(), user, "the client certificate was renewed");
-                failures = 0;
+                (failures, renewed_here) = (0, true);
             }
             Err(error) => {
                 tracing::warn!(
@@ -87,8 +88,15 @@ fn next(identity: &Identity, path: &Path) -> Result<(Timestamp, bool), Error> {
     Ok((now + LOOK, true))
 }
 
+/// What is in a kubeconfig of ours.
+struct Own {
+    identity: Identity,
+    /// Whether the authority that signed it goes.
+    is_of_former: bool,
+}
+
 /// The certificate in the file, if it names this user and nothing else.
-fn own(path: &Path, user: &str) -> Result<Option<Identity>, Error> {
+fn own(path: &Path, user: &str) -> Result<Option<Own>, Error> {
     let kubeconfig = Kubeconfig::read(path)?;
     let embedded = |named: &skiff_pki::kubeconfig::NamedUser| {
         Some(&named.name) == kubeconfig.current_user().as_ref() && named.user.client_certificate_data.is_some()
@@ -96,11 +104,13 @@ fn own(path: &Path, user: &str) -> Result<Option<Identity>, Error> {
     if !kubeconfig.users.iter().any(embedded) {
         return Ok(None);
     }
-    let Some(identity) = Kubeconfig::load(path)?.identity else {
+    let found = Kubeconfig::load(path)?;
+    let Some(identity) = found.identity else {
         return Ok(None);
     };
     let subject = Request::like(identity.certificate_pem())?;
-    Ok((subject.common_name == user && subject.organizations.is_empty()).then_some(identity))
+    let is_of_former = is_of_former(&identity, &found.ca_pem);
+    Ok((subject.common_name == user && subject.organizations.is_empty()).then_some(Own { identity, is_of_former }))
 }
 
 /// Since when it is here.

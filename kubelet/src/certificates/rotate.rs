@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use skiff_daemon::{Shutdown, error_chain};
-use skiff_pki::{Identity, SigningRequest};
+use skiff_pki::{Identity, Kubeconfig, SigningRequest};
 
 use super::client::Replaceable;
 use super::figures;
@@ -36,6 +36,11 @@ pub(super) fn due(identity: &Identity, since: Timestamp, chance: f64) -> Result<
     Ok(begin.checked_add(life.mul_f64(share)).unwrap_or(validity.not_after))
 }
 
+/// Whether the authority that signed a certificate goes; what cannot be read is renewed in its own time.
+pub(super) fn is_of_former(identity: &Identity, authorities_pem: &str) -> bool {
+    identity.is_of_former(authorities_pem).unwrap_or(false)
+}
+
 /// A number between 0 and 1 that differs between nodes and times.
 pub(super) fn chance() -> f64 {
     f64::from(Timestamp::now().subsec_nanosecond() % 1_000_000) / 1_000_000.0
@@ -59,9 +64,19 @@ pub(super) async fn sleep_until(at: Timestamp, shutdown: &Shutdown) -> bool {
 pub(super) async fn client(options: Options, connect: Connect, place: Replaceable, shutdown: Shutdown) {
     let store = options.store();
     let mut failures = 0;
+    // Once a start: the authority that signs may not be the one that the file names first.
+    let mut renewed_here = false;
     loop {
         let due = match store.load() {
-            Ok(Some(Kept { identity, since })) => due(&identity, since, chance()),
+            Ok(Some(Kept { identity, since })) => {
+                let former =
+                    || Kubeconfig::load(&options.kubeconfig).is_ok_and(|found| is_of_former(&identity, &found.ca_pem));
+                if !renewed_here && former() {
+                    Ok(Timestamp::now())
+                } else {
+                    due(&identity, since, chance())
+                }
+            }
             // The kubeconfig is somebody else's work and its certificate theirs to renew.
             Ok(None) => return,
             Err(error) => Err(error),
@@ -80,7 +95,7 @@ pub(super) async fn client(options: Options, connect: Connect, place: Replaceabl
         match renewed {
             Ok(()) => {
                 tracing::info!("the node's client certificate was renewed");
-                failures = 0;
+                (failures, renewed_here) = (0, true);
             }
             Err(error) => {
                 figures::renew_failed();
@@ -129,10 +144,15 @@ pub(super) async fn renew(client: &kube::Client, wanted: &Wanted) -> Result<Iden
 /// Keeps a serving certificate that names `wanted`'s names and addresses, and keeps it young, until shutdown.
 pub(super) async fn serving(serving: Serving, client: kube::Client, wanted: Wanted, store: Store, shutdown: Shutdown) {
     let mut failures = 0;
+    let mut renewed_here = false;
     loop {
         let next = match store.load() {
             Ok(Some(kept)) if serving.uses(&kept.identity, &wanted.subject) => {
-                due(&kept.identity, kept.since, chance()).unwrap_or_else(|_| Timestamp::now())
+                if !renewed_here && is_of_former(&kept.identity, serving.authorities()) {
+                    Timestamp::now()
+                } else {
+                    due(&kept.identity, kept.since, chance()).unwrap_or_else(|_| Timestamp::now())
+                }
             }
             Ok(_) => Timestamp::now(),
             Err(error) => {
@@ -157,7 +177,7 @@ pub(super) async fn serving(serving: Serving, client: kube::Client, wanted: Want
         match renewed {
             Ok(()) => {
                 tracing::info!("the kubelet serves with a new certificate");
-                failures = 0;
+                (failures, renewed_here) = (0, true);
             }
             Err(error) => {
                 tracing::warn!(error = error_chain(&error), "no serving certificate; asking again");

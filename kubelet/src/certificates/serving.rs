@@ -37,6 +37,11 @@ impl Serving {
         Ok(())
     }
 
+    /// Those whom clients are vouched for by, PEM; empty when there are none.
+    pub(super) fn authorities(&self) -> &str {
+        self.client_ca_pem.as_deref().unwrap_or_default()
+    }
+
     /// For the next connection; `None` while there is no certificate.
     pub(crate) fn acceptor(&self) -> Option<TlsAcceptor> {
         self.acceptor.read().clone()

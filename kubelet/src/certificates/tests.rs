@@ -333,34 +333,40 @@ async fn a_proxy_renews_what_its_kubeconfig_holds() {
     const USER: &str = "system:kube-proxy";
     let cluster = Cluster::start(&APPROVE_AND_SIGN).await;
     let path = cluster.directory.path().join("proxy.conf");
-    let write = |wanted: &Request| {
+    let ca = cluster.authority.certificate_pem();
+    let write = |wanted: &Request, authorities: &str| {
         let identity = cluster.authority.issue(wanted).unwrap();
-        let ca = cluster.authority.certificate_pem();
-        let config = Kubeconfig::embedded("c", &cluster.url, ca, "proxy", &identity);
+        let config = Kubeconfig::embedded("c", &cluster.url, authorities, "proxy", &identity);
         config.write(&path).unwrap();
-        identity.validity().unwrap().not_after
+        identity
     };
-    let first = write(&Request::client(USER, &[]).lifetime(LIFE));
-    let client = connector()(path.clone()).await.unwrap();
-    let keeping = tokio::spawn(keep_kubeconfig(
-        client.clone(),
-        path.clone(),
-        USER,
-        cluster.context.shutdown.clone(),
-    ));
-    let held = || Kubeconfig::load(&path).unwrap().identity.unwrap();
-    let renewed = async {
-        while held().validity().unwrap().not_after == first {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    let renewed = async |first: Identity| {
+        let client = connector()(path.clone()).await.unwrap();
+        let keeping = tokio::spawn(keep_kubeconfig(
+            client,
+            path.clone(),
+            USER,
+            cluster.context.shutdown.clone(),
+        ));
+        let held = async {
+            while Kubeconfig::load(&path).unwrap().identity.unwrap() == first {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIFE * 3, held).await.expect("it is renewed");
+        keeping.abort();
     };
-    tokio::time::timeout(LIFE * 3, renewed).await.expect("it is renewed");
+    // A young one of an authority that goes.
+    let next = CertificateAuthority::generate("next").unwrap();
+    let both = format!("{}{ca}", next.certificate_pem());
+    renewed(write(&Request::client(USER, &[]), &both)).await;
+    // One that nears its end.
+    renewed(write(&Request::client(USER, &[]).lifetime(LIFE), ca)).await;
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
     assert_eq!(mode & 0o777, 0o600);
     let next = connector()(path.clone()).await.unwrap();
     assert_eq!(who(&next).await.unwrap(), USER);
-    keeping.abort();
     // What is not the proxy's own is nobody's business.
-    write(&Request::client("admin", &["system:masters"]).lifetime(LIFE));
+    write(&Request::client("admin", &["system:masters"]).lifetime(LIFE), ca);
     keep_kubeconfig(next, path.clone(), USER, cluster.context.shutdown.clone()).await;
 }

@@ -11,7 +11,8 @@ use rand::RngExt as _;
 /// Below the range that the kernel gives outgoing connections from.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
-fn free_port() -> u16 {
+/// One of loopback's that nobody listens on.
+pub(crate) fn free_port() -> u16 {
     loop {
         let port = rand::rng().random_range(PORTS);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

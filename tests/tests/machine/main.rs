@@ -1,6 +1,7 @@
 //! Bare machines become a cluster and bare machines again: `skiff init`, `join`, `reset`.
 
 mod control_planes;
+mod documents;
 mod faults;
 #[path = "../../../store/tests/conformance/member.rs"]
 #[allow(dead_code, reason = "not all that a member can do is needed here")]
@@ -96,7 +97,8 @@ async fn a_bare_machine_becomes_a_control_plane_however_often_it_is_interrupted(
     assert_eq!(ailments(master)?, []);
     typed::tokens(master)?;
     typed::certificates(master).await?;
-    typed::check(master)
+    typed::check(master)?;
+    documents::backup(master).await
 }
 
 /// What a machine holds, as far as skiff may change it.
@@ -196,6 +198,8 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
     secrecy::files(worker, secrecy::Role::Worker, &done.join_command)?;
     secrecy::ports(master)?;
     secrecy::ports(worker)?;
+
+    documents::authority(master, worker).await?;
 
     disks_and_data_stay(worker)?;
     for machine in [worker, master] {

@@ -1,5 +1,6 @@
 //! `skiff server`s on loopback that share certificates and an etcd cluster, ended with the test.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -25,7 +26,8 @@ const ELECTION: [&str; 3] = [
 /// What the servers share.
 pub(crate) struct Place {
     directory: tempfile::TempDir,
-    port: u16,
+    /// Of each server.
+    ports: [u16; 2],
     authority: CertificateAuthority,
     /// How often the authority was replaced.
     generation: u32,
@@ -46,6 +48,15 @@ fn address(number: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(127, 0, 7, number))
 }
 
+/// Nobody may be reached there.
+fn advertised(number: u8) -> String {
+    format!("192.0.2.{number}")
+}
+
+fn free_port(number: u8) -> anyhow::Result<u16> {
+    Ok(TcpListener::bind((address(number), 0))?.local_addr()?.port())
+}
+
 impl Place {
     pub(crate) fn new(members: usize) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
@@ -61,15 +72,27 @@ impl Place {
         for member in &mut members {
             member.start(&cluster);
         }
-        let port = TcpListener::bind((address(1), 0))?.local_addr()?.port();
+        let port = free_port(1)?;
         Ok(Self {
             directory,
-            port,
+            ports: [port; 2],
             authority,
             generation: 0,
             members,
             more: json!({}),
         })
+    }
+
+    /// The second server gets a port of its own.
+    pub(crate) fn with_two_ports(mut self) -> anyhow::Result<Self> {
+        while self.ports[0] == self.ports[1] {
+            self.ports[1] = free_port(2)?;
+        }
+        Ok(self)
+    }
+
+    fn port(&self, number: u8) -> u16 {
+        self.ports[usize::from(number) - 1]
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -86,8 +109,7 @@ impl Place {
         let mut config = json!({
             "apiVersion": "config.skiff/v1alpha1", "kind": "ServerConfiguration",
             "dataDir": self.path().join(format!("data-{number}")), "pkiDir": self.path().join("pki"),
-            // One port for all, as endpoints have; addresses that nobody may be reached at as advertised ones.
-            "bindAddress": address(number), "advertiseAddress": format!("192.0.2.{number}"), "securePort": self.port,
+            "bindAddress": address(number), "advertiseAddress": advertised(number), "securePort": self.port(number),
             "dns": {"enabled": false}, "nodeMonitorGracePeriodSeconds": 3600,
         });
         let more = self.more.as_object().into_iter().flatten();
@@ -128,6 +150,18 @@ impl Place {
             process,
             log: log_path,
         })
+    }
+
+    /// What [`endpoints`] are while these servers live.
+    pub(crate) fn endpoints_of(&self, servers: &[u8]) -> String {
+        let mut groups: BTreeMap<u16, Vec<String>> = BTreeMap::new();
+        for number in servers {
+            groups.entry(self.port(*number)).or_default().push(advertised(*number));
+        }
+        let groups = groups
+            .iter()
+            .map(|(port, addresses)| format!("{}:{port}", addresses.join(" ")));
+        groups.collect::<Vec<_>>().join(" ")
     }
 
     /// Two servers that elect a leader, one after the other: the first leads.
@@ -176,7 +210,7 @@ impl Place {
 
     /// `HOST:PORT` of the server of that number.
     pub(crate) fn host(&self, number: u8) -> String {
-        format!("{}:{}", address(number), self.port)
+        format!("{}:{}", address(number), self.port(number))
     }
 
     fn url(&self, number: u8) -> String {
@@ -308,13 +342,15 @@ pub(crate) async fn until_bound(server: &Server, app: &str, count: usize) -> any
     bound.with_context(|| server.report())
 }
 
-/// The addresses in the endpoints of the Service `kubernetes`, and those in its slice.
+/// The endpoints of the Service `kubernetes`, and those in its slices: `ADDRESS ADDRESS:PORT`, the same for each further port.
 pub(crate) fn endpoints(server: &Server) -> anyhow::Result<(String, String)> {
-    let legacy = server
-        .kubectl
-        .field(&["endpoints", "kubernetes"], "{.subsets[*].addresses[*].ip}")?;
-    let slice = server
-        .kubectl
-        .field(&["endpointslices", "kubernetes"], "{.endpoints[*].addresses[*]}")?;
-    Ok((legacy, slice))
+    let legacy = server.kubectl.field(
+        &["endpoints", "kubernetes"],
+        "{range .subsets[*]}{.addresses[*].ip}:{.ports[0].port} {end}",
+    )?;
+    let slices = server.kubectl.field(
+        &["endpointslices", "-l", "kubernetes.io/service-name=kubernetes"],
+        "{range .items[*]}{.endpoints[*].addresses[0]}:{.ports[0].port} {end}",
+    )?;
+    Ok((legacy.trim().to_owned(), slices.trim().to_owned()))
 }

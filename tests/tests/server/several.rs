@@ -12,9 +12,6 @@ use tokio::time::Instant;
 
 use crate::servers::{LEASES, LIMIT, Place, Server, create_nodes, endpoints, until_bound};
 
-const BOTH: &str = "192.0.2.1 192.0.2.2";
-const SECOND: &str = "192.0.2.2";
-
 fn create_deployment(server: &Server, name: &str, replicas: usize) -> anyhow::Result<()> {
     let replicas = format!("--replicas={replicas}");
     let create = ["create", "deployment", name, "--image=example.local/web:1", &replicas];
@@ -45,12 +42,31 @@ fn check_scheduled_once(server: &Server, pods: &[String]) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Two servers, of which the first leads, and nodes to bind pods to.
+async fn begin(place: &Place, nodes: usize) -> anyhow::Result<[Server; 2]> {
+    let [first, second] = place.start_two().await?;
+    for server in [&first, &second] {
+        until_endpoints(server, &place.endpoints_of(&[1, 2])).await?;
+    }
+    create_nodes(&second.kubectl, nodes)?;
+    Ok([first, second])
+}
+
+/// Waits until a server leads, which must be so within that time of the other's end.
+async fn until_takes_over(server: &Server, end: Instant, limit: Duration) -> anyhow::Result<()> {
+    for lease in LEASES {
+        server.until_leads(lease).await?;
+    }
+    let took = end.elapsed();
+    println!("took over within {took:?}");
+    anyhow::ensure!(took < limit, "took over after {took:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_leads_when_the_leader_is_killed() -> anyhow::Result<()> {
     let place = Place::new(1)?;
-    let [mut first, second] = place.start_two().await?;
-    until_endpoints(&first, BOTH).await?;
-    create_nodes(&second.kubectl, 2)?;
+    let [mut first, second] = begin(&place, 2).await?;
     create_deployment(&second, "web", 10)?;
     until_bound(&second, "web", 10).await?;
     for lease in LEASES {
@@ -60,23 +76,15 @@ async fn another_leads_when_the_leader_is_killed() -> anyhow::Result<()> {
     // In the middle of work.
     create_deployment(&second, "more", 40)?;
     first.kill()?;
-    let begin = Instant::now();
-    for lease in LEASES {
-        second.until_leads(lease).await?;
-    }
+    let end = Instant::now();
     // The Lease's duration, and a little for a machine that does other things too.
-    anyhow::ensure!(
-        begin.elapsed() < Duration::from_secs(8),
-        "took over after {:?}",
-        begin.elapsed()
-    );
-    println!("took over {:?} after SIGKILL", begin.elapsed());
+    until_takes_over(&second, end, Duration::from_secs(8)).await?;
     let mut pods = until_bound(&second, "more", 40).await?;
     pods.extend(until_bound(&second, "web", 10).await?);
     check_scheduled_once(&second, &pods)?;
     second.kubectl.run(&["scale", "deployment", "web", "--replicas=14"])?;
     until_bound(&second, "web", 14).await?;
-    until_endpoints(&second, SECOND).await?;
+    until_endpoints(&second, &place.endpoints_of(&[2])).await?;
     let transitions = ["leases", "-n", "kube-system", "kube-scheduler"];
     assert_eq!(second.kubectl.field(&transitions, "{.spec.leaseTransitions}")?, "1");
     Ok(())
@@ -84,23 +92,19 @@ async fn another_leads_when_the_leader_is_killed() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_stops_hands_over_at_once() -> anyhow::Result<()> {
-    let place = Place::new(1)?;
-    let [mut first, second] = place.start_two().await?;
-    until_endpoints(&second, BOTH).await?;
-    create_nodes(&second.kubectl, 1)?;
-    let begin = Instant::now();
+    let place = Place::new(1)?.with_two_ports()?;
+    let [mut first, second] = begin(&place, 1).await?;
+    let end = Instant::now();
     let status = first.stop()?;
     anyhow::ensure!(status.success(), "{status}: {}", first.report());
-    for lease in LEASES {
-        second.until_leads(lease).await?;
-    }
-    println!("handed over {:?} after SIGTERM", begin.elapsed());
-    anyhow::ensure!(
-        begin.elapsed() < Duration::from_secs(3),
-        "handed over after {:?}",
-        begin.elapsed()
+    let (legacy, slices) = endpoints(&second)?;
+    let left = place.endpoints_of(&[2]);
+    assert_eq!(
+        (&legacy, &slices),
+        (&left, &left),
+        "it has left the endpoints by its end"
     );
-    assert_eq!(endpoints(&second)?.0, SECOND, "it has left the endpoints by its end");
+    until_takes_over(&second, end, Duration::from_secs(3)).await?;
     create_deployment(&second, "web", 3)?;
     until_bound(&second, "web", 3).await.map(drop)
 }
@@ -136,7 +140,7 @@ async fn servers_that_start_and_work_at_the_same_time_do_not_clash() -> anyhow::
     for server in &servers {
         server.ready().await?;
     }
-    until_endpoints(&servers[0], BOTH).await?;
+    until_endpoints(&servers[0], &place.endpoints_of(&[1, 2])).await?;
     for round in 0..2 {
         let mut running = Vec::new();
         for (number, server) in servers.iter().enumerate() {

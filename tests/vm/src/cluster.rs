@@ -1,6 +1,7 @@
 //! The cluster on the lab's machines, as the steps see it: commands typed on the master, and what earlier steps have learnt.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,6 +22,8 @@ pub(crate) struct Cluster {
     pub(crate) lab: Lab,
     /// What is typed on them.
     pub(crate) readme: Path,
+    /// The directory of the user's guide, whose commands are typed too.
+    documents: PathBuf,
     /// The line that `skiff init` has printed for the others.
     pub(crate) join_line: String,
     /// What each machine held before it became a node.
@@ -28,13 +31,20 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn new(lab: Lab, readme: Path) -> Self {
+    pub(crate) fn new(lab: Lab, readme: Path, documents: PathBuf) -> Self {
         Self {
             lab,
             readme,
+            documents,
             join_line: String::new(),
             before: BTreeMap::new(),
         }
+    }
+
+    /// Types a block of the user's guide on the master; returns what it printed.
+    pub(crate) fn follow(&self, document: &str, block: &str) -> anyhow::Result<String> {
+        let document = Path::read(&self.documents.join(document))?;
+        self.master().run(document.block(block)?)
     }
 
     /// The first machine.

@@ -33,7 +33,7 @@ struct Arguments {
     /// The package to install
     #[arg(long)]
     package: PathBuf,
-    /// The file with the path for three machines
+    /// The file with the path for three machines; the user's guide is in `docs` beside it
     #[arg(long, default_value = "README.md")]
     readme: PathBuf,
     /// Leave the machines running when a step fails, until the suite gets a line or the end of its input
@@ -82,7 +82,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let readme = readme::Path::read(&arguments.readme)?;
     let names: Vec<String> = (1..=workers).map(|number| format!("worker-{number}")).collect();
     let names = [&["master".to_owned()], &names[..]].concat();
-    let mut cluster = Cluster::new(Lab::start(&sources, &names)?, readme);
+    let mut cluster = Cluster::new(
+        Lab::start(&sources, &names)?,
+        readme,
+        arguments.readme.with_file_name("docs"),
+    );
     let result = steps::run(&mut cluster, arguments.form);
     if result.is_err() {
         eprintln!("{}", cluster.lab.report());

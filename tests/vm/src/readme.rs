@@ -1,13 +1,13 @@
-//! The README's path for three machines: the suite types what is written there, so that the two cannot drift apart.
+//! Blocks of the documents that suites type word for word, so that the two cannot drift apart. The end-to-end suites use it too.
 //!
-//! A comment `<!-- vm: NAME -->` before a fenced block names it.
+//! A comment `<!-- typed: NAME -->` before a fenced block names it.
 
 use std::collections::BTreeMap;
 use std::path::Path as File;
 
 use anyhow::Context as _;
 
-/// The named blocks of the README.
+/// The named blocks of a document.
 #[derive(Debug)]
 pub(crate) struct Path {
     blocks: BTreeMap<String, String>,
@@ -20,19 +20,31 @@ impl Path {
     /// When it cannot be read, or a block has no end.
     pub(crate) fn read(file: &File) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        Self::parse(&text).with_context(|| format!("{} as a path to type", file.display()))
+        Self::parse(&text).with_context(|| format!("{} as commands to type", file.display()))
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
         let mut blocks = BTreeMap::new();
-        for part in text.split("<!-- vm: ").skip(1) {
+        for part in text.split("<!-- typed: ").skip(1) {
             let (name, rest) = part.split_once(" -->").context("a comment without an end")?;
-            let block = rest
-                .trim_start()
-                .strip_prefix("```sh\n")
-                .and_then(|rest| rest.split_once("\n```"))
-                .with_context(|| format!("no block after the comment {name:?}"))?;
-            blocks.insert(name.to_owned(), block.0.to_owned());
+            let without = || format!("no block after the comment {name:?}");
+            let mut lines = rest.lines().skip_while(|line| line.trim().is_empty());
+            let fence = lines
+                .next()
+                .filter(|line| line.trim() == "```sh")
+                .with_context(without)?;
+            // In a list it is indented.
+            let indentation = &fence[..fence.len() - fence.trim_start().len()];
+            let mut commands = Vec::new();
+            loop {
+                let line = lines.next().with_context(without)?;
+                let line = line.strip_prefix(indentation).unwrap_or(line);
+                if line == "```" {
+                    break;
+                }
+                commands.push(line);
+            }
+            blocks.insert(name.to_owned(), commands.join("\n"));
         }
         Ok(Self { blocks })
     }
@@ -45,7 +57,7 @@ impl Path {
         let block = self.blocks.get(name);
         block
             .map(String::as_str)
-            .with_context(|| format!("the README has no block {name:?}"))
+            .with_context(|| format!("the document has no block {name:?}"))
     }
 }
 
@@ -78,11 +90,16 @@ mod tests {
 
     #[test]
     fn blocks_are_found_by_their_name() {
-        let path = Path::parse("a\n<!-- vm: one -->\n```sh\nfirst\nsecond\n```\ntext\n```sh\nother\n```\n<!-- vm: two -->\n```sh\nthird\n```\n").unwrap();
+        let path = Path::parse("a\n<!-- typed: one -->\n```sh\nfirst\nsecond\n```\ntext\n```sh\nother\n```\n<!-- typed: two -->\n```sh\nthird\n```\n").unwrap();
         assert_eq!(path.block("one").unwrap(), "first\nsecond");
         assert_eq!(path.block("two").unwrap(), "third");
         assert!(path.block("three").is_err());
-        assert!(Path::parse("<!-- vm: one -->\ntext").is_err());
+        let listed =
+            Path::parse("1. a\n\n   <!-- typed: one -->\n   ```sh\n   for x in y; do\n       z\n   done\n   ```\n")
+                .unwrap();
+        assert_eq!(listed.block("one").unwrap(), "for x in y; do\n    z\ndone");
+        assert!(Path::parse("<!-- typed: one -->\n```sh\nwithout end\n").is_err());
+        assert!(Path::parse("<!-- typed: one -->\ntext").is_err());
     }
 
     #[test]

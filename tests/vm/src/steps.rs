@@ -1,5 +1,6 @@
 //! The steps, in their order. Each builds on those before it.
 
+mod documents;
 mod failures;
 mod install;
 mod network;
@@ -32,6 +33,10 @@ const VOLUME_SIZE: Step = (
     "a volume's size is kept by project quotas, or told not to be",
     resources::volume_size,
 );
+const DOCUMENTS: Step = (
+    "what the user's guide tells people to type works: looking around, a backup",
+    documents::typed,
+);
 const REBOOT: Step = ("a machine restarts and takes its pods up again", failures::reboot);
 const RESET: Step = ("skiff reset leaves the machines clean", reset::clean);
 const VLAN: Step = (
@@ -51,6 +56,7 @@ const ALONE: &[Step] = &[
     MEMORY,
     POD_LIMITS,
     VOLUME_SIZE,
+    DOCUMENTS,
     REBOOT,
     RESET,
     VLAN,
@@ -78,6 +84,7 @@ const FULL: &[Step] = &[
     ("a worker loses its power, its pods move", failures::power_cut),
     POD_LIMITS,
     VOLUME_SIZE,
+    DOCUMENTS,
     RESET,
     VLAN,
 ];

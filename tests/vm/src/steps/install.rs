@@ -68,10 +68,7 @@ pub(crate) fn join(cluster: &mut Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As docs/quick-start.md tells.
 pub(crate) fn untaint(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.wait_until_ready()?;
-    cluster
-        .kubectl("taint nodes --all node-role.kubernetes.io/control-plane-")
-        .map(|_| ())
+    cluster.follow("quick-start.md", "pods on the control plane").map(drop)
 }
