@@ -131,11 +131,12 @@ impl Machine {
             "-display",
             "none",
         ]);
+        // The emulated cmpxchg16b leaves garbage in the flags (QEMU 7.2), which Debian 13's kernel does not outlive.
         command.args([
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "max,svm=off",
+            "max,svm=off,cx16=off",
             "-smp",
             "2",
             "-m",
@@ -167,6 +168,12 @@ impl Machine {
             {
                 anyhow::bail!("QEMU of {} has ended: {status}", self.name);
             }
+            let console = std::fs::read(self.console()).unwrap_or_default();
+            anyhow::ensure!(
+                !String::from_utf8_lossy(&console).contains("Kernel panic"),
+                "the kernel of {} has ended",
+                self.name
+            );
             match self.shell("systemctl is-system-running --wait", "", COMMAND) {
                 Ok(printed) if printed.stdout.trim() == "running" => return Ok(()),
                 Ok(printed) if printed.stdout.trim() == "degraded" => {
