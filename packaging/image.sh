@@ -35,7 +35,8 @@ INITRD=No debootstrap --variant=minbase --include="$(IFS=,; echo "${packages[*]}
     { tail -n 20 "$out/debootstrap.log" >&2; exit 1; }
 
 sed -i 's/^MODULES=.*/MODULES=list/' "$root/etc/initramfs-tools/initramfs.conf"
-printf '%s\n' virtio_pci virtio_blk ext4 >>"$root/etc/initramfs-tools/modules"
+# The network card, too: Debian 13's initrd waits for who has an address on the kernel's command line.
+printf '%s\n' virtio_pci virtio_blk virtio_net ext4 >>"$root/etc/initramfs-tools/modules"
 chroot "$root" update-initramfs -c -k all >>"$out/debootstrap.log" 2>&1
 
 echo debian >"$root/etc/hostname"

@@ -261,10 +261,11 @@ impl Kubeconfig {
         }
     }
 
-    /// The file's text.
+    /// The file's text. Each value is on its key's line, as kubectl writes it and as scripts look for it.
     pub fn to_yaml(&self) -> String {
         let value = serde_json::to_value(self).expect("a kubeconfig has string keys only");
-        serde_saphyr::to_string(&value).expect("JSON is always YAML")
+        let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+        serde_saphyr::to_string_with_options(&value, options).expect("JSON is always YAML")
     }
 
     /// Writes a file that only its owner may read.
@@ -385,6 +386,9 @@ mod tests {
         config.write(&path).unwrap();
 
         assert_eq!(Kubeconfig::read(&path).unwrap(), config);
+        let text = config.to_yaml();
+        let on_its_line = |line: &str| line.trim().starts_with("certificate-authority-data: LS0t");
+        assert!(text.lines().any(on_its_line), "{text}");
         let credentials = Kubeconfig::load(&path).unwrap();
         assert_eq!(credentials.server, "https://127.0.0.1:6443");
         assert_eq!(credentials.ca_pem, ca);
