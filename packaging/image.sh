@@ -11,7 +11,7 @@ size=4G
 
 # What a person's machine has before skiff comes to it.
 packages=(
-    systemd systemd-sysv udev dbus kmod mount procps iproute2 iputils-ping ca-certificates curl sudo
+    systemd systemd-sysv udev dbus kmod mount e2fsprogs procps iproute2 iputils-ping ca-certificates curl sudo
     linux-image-cloud-amd64 initramfs-tools zstd
     containerd runc iptables conntrack kubernetes-client busybox-static
 )
