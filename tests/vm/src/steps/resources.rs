@@ -99,6 +99,11 @@ pub(crate) fn pod_limits(cluster: &mut Cluster) -> anyhow::Result<()> {
         .map(drop)
 }
 
+/// The size that a pod tells, wherever among what `dd` tells on the other stream.
+fn written(log: &str) -> Option<u64> {
+    log.lines().find_map(|line| line.parse().ok())
+}
+
 /// A volume holds as much as its claim asked for where the file system counts, and the claim is told where it does not.
 pub(crate) fn volume_size(cluster: &mut Cluster) -> anyhow::Result<()> {
     let machine = last(cluster)?;
@@ -115,9 +120,9 @@ pub(crate) fn volume_size(cluster: &mut Cluster) -> anyhow::Result<()> {
             "the pod has written",
             LIMIT,
             || cluster.kubectl(&format!("logs {name}")),
-            |log| log.lines().last().is_some_and(|line| line.parse::<u64>().is_ok()),
+            |log| written(log).is_some(),
         )?;
-        let size = log.lines().last().and_then(|line| line.parse::<u64>().ok());
+        let size = written(&log);
         anyhow::ensure!(
             (size <= Some(16 << 20)) == kept && log.contains("all of it") != kept,
             "{name}: {log}"
