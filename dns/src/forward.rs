@@ -6,12 +6,12 @@ mod upstream;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, Shared};
+use futures::future::{BoxFuture, WeakShared};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
 use parking_lot::{Mutex, RwLock};
@@ -79,7 +79,14 @@ struct Group {
     turn: AtomicUsize,
 }
 
-type Waiting = Shared<BoxFuture<'static, Arc<Answer>>>;
+type Asking = BoxFuture<'static, Arc<Answer>>;
+
+/// A question that is being asked, for as long as somebody waits for its answer.
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    answer: WeakShared<Asking>,
+}
 
 /// Asks other servers.
 #[derive(Debug)]
@@ -92,6 +99,8 @@ pub(crate) struct Forwarder {
     permits: Semaphore,
     cache: Arc<Cache>,
     waiting: Mutex<HashMap<Key, Waiting>>,
+    /// How many were asked: each has a number of its own.
+    asked: AtomicU64,
     /// The names of our own loop probes on their way.
     probes: Mutex<HashMap<Name, Arc<Upstream>>>,
     metrics: Metrics,
@@ -99,15 +108,20 @@ pub(crate) struct Forwarder {
     this: Weak<Self>,
 }
 
-/// Takes a question off the list of those that are waited for, however its asking ends.
+/// Takes a question off the list of those that are waited for, however its asking ends: answered, or given up by all.
 struct Asked {
     forwarder: Arc<Forwarder>,
     key: Key,
+    number: u64,
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.forwarder.waiting.lock().remove(&self.key);
+        let mut all = self.forwarder.waiting.lock();
+        // Somebody may have asked the same anew since all gave it up.
+        if all.get(&self.key).is_some_and(|waiting| waiting.number == self.number) {
+            all.remove(&self.key);
+        }
     }
 }
 
@@ -186,6 +200,7 @@ impl Forwarder {
             permits: Semaphore::new(limits.concurrent),
             cache,
             waiting: Mutex::default(),
+            asked: AtomicU64::default(),
             probes: Mutex::default(),
             metrics,
             shutdown,
@@ -209,19 +224,24 @@ impl Forwarder {
         };
         let waiting = {
             let mut all = self.waiting.lock();
-            match all.get(&key) {
-                Some(waiting) => waiting.clone(),
+            match all.get(&key).and_then(|waiting| waiting.answer.upgrade()) {
+                Some(waiting) => waiting,
                 None => {
+                    let number = self.asked.fetch_add(1, Ordering::Relaxed);
                     let asked = Asked {
                         forwarder: this,
                         key: key.clone(),
+                        number,
                     };
                     let asking = async move {
                         let answer = asked.forwarder.ask_servers(&asked.key).await;
                         Arc::new(answer)
                     };
                     let waiting = asking.boxed().shared();
-                    all.insert(key, waiting.clone());
+                    // Nobody has polled it, so that it is not over.
+                    if let Some(answer) = waiting.downgrade() {
+                        all.insert(key, Waiting { number, answer });
+                    }
                     waiting
                 }
             }

@@ -258,8 +258,15 @@ async fn many_who_ask_the_same_are_one_question() {
     assert_eq!(server.asked(), 1);
     assert!(forwarder.waiting.lock().is_empty());
     // Who gives up leaves nothing behind.
-    drop(timeout(Duration::ZERO, ask(&forwarder, "b.test.")).await);
+    let (first, second) = (ask(&forwarder, "b.test."), ask(&forwarder, "b.test."));
+    let mut second = Box::pin(second);
+    assert!(first.now_or_never().is_none(), "no answer yet");
     assert!(forwarder.waiting.lock().is_empty());
+    // Nor does who gives up take it from those who go on.
+    assert!(futures::poll!(second.as_mut()).is_pending());
+    assert!(ask(&forwarder, "b.test.").now_or_never().is_none());
+    assert_eq!(forwarder.waiting.lock().len(), 1);
+    assert_eq!(second.await.unwrap(), "1.1.1.1");
 }
 
 #[tokio::test]
