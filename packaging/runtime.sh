@@ -11,10 +11,9 @@ key=$(cat "$0" <(echo "$suite") | sha256sum | cut -d' ' -f1)
 [ "$(cat "$out/key" 2>/dev/null)" != "$key" ] || exit 0
 [ ! -e "$out" ] || [ -e "$out/versions" ] || { echo "packaging/runtime.sh: $out holds something else" >&2; exit 1; }
 
-# The mirror that this machine uses itself.
-codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-# shellcheck disable=SC2016  # these are apt's variables
-mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | awk -v suite="$codename" '$2 == suite { print $1; exit }')
+# The mirror of Debian that this machine uses itself, as in packaging/image.sh: it has every suite.
+# shellcheck disable=SC2016  # this is apt's variable
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
 [ -n "$mirror" ] || { echo "packaging/runtime.sh: apt has no Debian mirror on this machine" >&2; exit 1; }
 
 mkdir -p "$(dirname "$out")"
