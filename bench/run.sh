@@ -3,6 +3,7 @@
 # usage: bench/run.sh [SHARED_BENCH_DIRECTORY]   (default ../shared/bench)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[ -n "${FRESH:-}" ] || exec bench/fresh.sh bench/run.sh "$@"
 scripts=${1:-../shared/bench}
 skiff=$PWD/target/release/skiff
 name=bench-$$

@@ -96,6 +96,7 @@ pub async fn run_with(
     if name.is_empty() {
         return Err(Error::NoName);
     }
+    let node_ips = agent::node_ips(&config)?;
     make_dirs(&config)?;
     let probe_metrics = skiff_daemon::Metrics::default();
     let measures = Measures::new(&daemon.metrics, &probe_metrics, &name);
@@ -113,7 +114,7 @@ pub async fn run_with(
         pressure,
         wake,
     };
-    let agent = Arc::new(agent::build(config, client, (runtime, runtime_name), voices).await?);
+    let agent = Arc::new(agent::build(config, client, (runtime, runtime_name), node_ips, voices).await?);
     let directory = Directory::default();
     register(&daemon.metrics, &agent, &directory);
     let stats = Arc::new(Stats::new(agent.clone(), directory.clone()));

@@ -172,8 +172,9 @@ run_bench() {
     for round in 1 2 3 4 5; do
         for whose in ours theirs; do
             switch_kubelet "$whose"
-            sleep 5 # the other kubelet's last status and the first full sync are not what is measured
-            kubectl wait node/node1 --for=condition=Ready --timeout=60s >/dev/null
+            # The first pod waits for the kubelet to be up and to have cleaned up after the other one.
+            nsenter --net="/run/netns/$NS" python3 "$peers/../bench/podlat.py" "$D/admin.conf" --n 1 --burst 0 >/dev/null
+            sleep 5
             echo "round $round, $whose:"
             nsenter --net="/run/netns/$NS" python3 "$peers/../bench/podlat.py" "$D/admin.conf" --n 8 --burst "${BURST:-40}"
             awk '/^VmRSS/ { printf "memory %.1f MB\n", $2 / 1024 }' "/proc/$(cat "$D/kubelet.pid")/status"

@@ -6,8 +6,8 @@
 #   UPSTREAM  upstream's binaries (default /tmp/peers/bin), built by the first run in about 8 minutes
 set -euo pipefail
 
-# Everything that upstream keeps at fixed places goes to a mount namespace of its own, and ends with it.
-[ -n "${PEERS_INSIDE:-}" ] || PEERS_INSIDE=1 exec unshare --mount --propagation private "$0" "$@"
+# Everything that upstream keeps at fixed places goes to namespaces and a file system of its own, and ends with them.
+[ -n "${FRESH:-}" ] || exec "$(dirname "$0")/../../bench/fresh.sh" "$0" "$@"
 
 what=${1:?usage: kubelet.sh test|bench SKIFF [PEERS]}
 skiff=$(realpath "${2:?usage: kubelet.sh test|bench SKIFF [PEERS]}")
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/../.."
 peers=$(realpath "${3:-../shared/peers}")
 upstream=${UPSTREAM:-/tmp/peers/bin}
 work=$(mktemp -d)
-export D=$work/up NS=peer-$$ BIN=$work/bin
+export D=$work/up NS=peer-${work##*.} BIN=$work/bin
 readonly SYSCTLS=(vm.overcommit_memory kernel.panic kernel.panic_on_oops)
 sysctls=$(sysctl "${SYSCTLS[@]}")
 
@@ -28,13 +28,11 @@ down() {
     local status=$?
     [ "$status" = 0 ] || tail -n 30 "$D"/kubelet*.log | cut -c1-300 >&2 || true
     kubectl delete pods --all --all-namespaces --timeout=60s >/dev/null 2>&1 || true
-    for shim in $(pgrep -f "containerd-shim.*-address /run/up/" || true); do kill -9 "$shim" 2>/dev/null || true; done
     bash "$peers/cluster.sh" down || true
+    # Upstream's kubelet leaves sandboxes of pods that the API no longer has. Here are no processes but this test's.
+    [ $$ != 1 ] || kill -9 -1
     cgroups | xargs -r rmdir 2>/dev/null || true
     sysctl -q -p - <<<"$sysctls" || true
-    umount -l /run /var/log /var/lib || true
-    awk -v w="$work" 'index($2, w) == 1 { print $2 }' /proc/self/mounts | sort -r | xargs -r umount -l || true
-    rm -rf --one-file-system "$work"
     exit "$status"
 }
 
@@ -83,8 +81,10 @@ switch_kubelet() {
     local old
     old=$(cat "$D/kubelet.pid")
     kill -9 "$old"
-    # Its port is free when it is gone; a zombie has no program any more.
-    while readlink "/proc/$old/exe" >/dev/null; do sleep 0.05; done
+    # The last of its threads gives its port back.
+    while [ -n "$(nsenter --net="/run/netns/$NS" ss -Htln 'sport = :10250')" ]; do sleep 0.05; done
+    # Upstream's binds its directory onto itself, and so hides what ours has mounted there.
+    while mountpoint -q "$D/kubelet"; do umount -R "$D/kubelet"; done
     echo "$1" >"$work/whose"
     nsenter --net="/run/netns/$NS" setsid "$BIN/kubelet" --config="$D/kubelet.yaml" --kubeconfig="$D/kubelet.conf" \
         --container-runtime=remote --container-runtime-endpoint=unix:///run/up/containerd.sock \

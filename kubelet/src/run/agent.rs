@@ -1,5 +1,6 @@
 //! What the workers of all pods share, put together.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use skiff_cri::Runtime;
@@ -33,13 +34,10 @@ pub(super) async fn build(
     config: Config,
     client: kube::Client,
     (runtime, runtime_name): (Arc<dyn Runtime>, String),
+    node_ips: Vec<IpAddr>,
     voices: Voices,
 ) -> Result<Agent, Error> {
     let node_name = config.node_name();
-    let mut node_ips = config.flags.node_ips.clone();
-    if node_ips.is_empty() {
-        node_ips.push(facts::default_ip().ok_or(Error::NoAddress)?);
-    }
     let root = &config.flags.root_dir;
     let facts = facts::read(root);
     let cgroups = machine::open_cgroups(&config, &facts, &runtime).await?;
@@ -71,6 +69,14 @@ pub(super) async fn build(
         cgroups,
         config,
     })
+}
+
+/// The node's addresses: those that were given, else that of the default route.
+pub(super) fn node_ips(config: &Config) -> Result<Vec<IpAddr>, Error> {
+    match config.flags.node_ips.as_slice() {
+        [] => Ok(vec![facts::default_ip().ok_or(Error::NoAddress)?]),
+        given => Ok(given.to_vec()),
+    }
 }
 
 /// Whether the runtime keeps to a pod's policy of supplemental groups. One that is too busy to answer now is taken to know as little
