@@ -54,7 +54,8 @@ peer-test: deps-test build ## Run the kubelet on upstream's control plane, built
 	@tests/peers/kubelet.sh test $(SKIFF)
 
 install: ## Install the binaries, units, man pages and completions below DESTDIR= (PROFILE=release)
-	@cargo build --profile $(PROFILE) --locked $(PACKAGES)
+	@# Nothing of this goes on to the makefiles of C libraries: jemalloc's would install there, too.
+	@env -u MAKEFLAGS -u DESTDIR cargo build --profile $(PROFILE) --locked $(PACKAGES)
 	@packaging/install.sh $(BUILT) "$(DESTDIR)"
 
 deb: deb-package ## Build the Debian package, target/debian/skiff_*.deb, and ask lintian (PROFILE=release)

@@ -7,14 +7,16 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 use skiff_api::decode::Decoded;
-use skiff_api::meta;
-use skiff_api::status::Status;
+use skiff_api::status::{Qualified, Status};
+use skiff_api::{field, meta};
 use tokio::time::Instant;
 
 use crate::body::Body;
+use crate::cache::Caches;
 use crate::errors::Result;
 use crate::filter::Filter;
 use crate::negotiate;
+use crate::query::Query;
 use crate::registry::delete::DeleteOptions;
 use crate::registry::patch::Patch;
 use crate::registry::read::{self, Freshness, ListOptions};
@@ -169,52 +171,8 @@ async fn watch(server: &Server, served: Arc<Served>, call: &Call) -> Result<Resp
     };
     let query = &call.query;
     let bookmarks = query.flag("allowWatchBookmarks");
-    let version = read::revision(query)?;
-    let matching = query.non_empty("resourceVersionMatch");
     let caches = &server.registry.caches;
-    let start = match (
-        query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents")),
-        version,
-    ) {
-        (Some(_), _) if matching != Some("NotOlderThan") => {
-            return Err(Status::invalid(
-                skiff_api::status::Qualified::new("meta.k8s.io", "ListOptions"),
-                "",
-                &[skiff_api::field::Error::forbidden(
-                    &skiff_api::field::Path::root("resourceVersionMatch"),
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                )],
-            ));
-        }
-        (None, _) if matching.is_some() => {
-            return Err(Status::invalid(
-                skiff_api::status::Qualified::new("meta.k8s.io", "ListOptions"),
-                "",
-                &[skiff_api::field::Error::forbidden(
-                    &skiff_api::field::Path::root("resourceVersionMatch"),
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                )],
-            ));
-        }
-        (Some(true), Some(version)) => {
-            caches.reach(version).await?;
-            Start::NowMarked
-        }
-        (Some(true), None) => {
-            caches.fresh().await?;
-            Start::NowMarked
-        }
-        (None, None) => {
-            caches.fresh().await?;
-            Start::Now
-        }
-        (None, Some(0)) => Start::Now,
-        (Some(false), None | Some(0)) => {
-            caches.fresh().await?;
-            Start::Behind(caches.applied())
-        }
-        (_, Some(version)) => Start::Behind(version),
-    };
+    let start = start(query, caches).await?;
     let lasts = match query
         .number("timeoutSeconds")
         .and_then(|seconds| u64::try_from(seconds).ok())
@@ -235,6 +193,43 @@ async fn watch(server: &Server, served: Arc<Served>, call: &Call) -> Result<Resp
         open: server.metrics.long_running(call.labels),
     };
     Ok(answer(StatusCode::OK, content_type, watch.start(start), &[]))
+}
+
+/// Where a watch begins, once the cache is as new as that asks.
+async fn start(query: &Query, caches: &Caches) -> Result<Start> {
+    let initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+    let matching = query.non_empty("resourceVersionMatch");
+    match (initial_events, read::revision(query)?) {
+        (Some(_), _) if matching != Some("NotOlderThan") => Err(match_refused(
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        )),
+        (None, _) if matching.is_some() => Err(match_refused(
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        )),
+        (Some(true), Some(version)) => {
+            caches.reach(version).await?;
+            Ok(Start::NowMarked)
+        }
+        (Some(true), None) => {
+            caches.fresh().await?;
+            Ok(Start::NowMarked)
+        }
+        (None, None) => {
+            caches.fresh().await?;
+            Ok(Start::Now)
+        }
+        (None, Some(0)) => Ok(Start::Now),
+        (Some(false), None | Some(0)) => {
+            caches.fresh().await?;
+            Ok(Start::Behind(caches.applied()))
+        }
+        (_, Some(version)) => Ok(Start::Behind(version)),
+    }
+}
+
+fn match_refused(why: &str) -> Status {
+    let fault = field::Error::forbidden(&field::Path::root("resourceVersionMatch"), why);
+    Status::invalid(Qualified::new("meta.k8s.io", "ListOptions"), "", &[fault])
 }
 
 /// The object that the body holds.

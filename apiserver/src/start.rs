@@ -103,62 +103,19 @@ impl ApiServer {
         let fed = daemon.health.liveness("etcd");
         tokio::spawn(Arc::clone(&caches).feed(revision, fed, daemon.shutdown.clone()));
 
-        let find = |group: &'static str, plural: &'static str| -> Result<Arc<Cache>, Error> {
-            resources
-                .any_version(group, plural)
-                .map(|served| Arc::clone(&served.cache))
-                .ok_or(Error::Incomplete(plural))
-        };
-        let tokens = Tokens::new(
-            &config.service_account_key,
-            &config.service_account_issuer,
-            Lookup {
-                service_accounts: find("", "serviceaccounts")?,
-                pods: find("", "pods")?,
-                secrets: find("", "secrets")?,
-                nodes: find("", "nodes")?,
-            },
-        )
-        .map_err(Error::ServiceAccountKey)
-        .map(Arc::new)?;
-        let authenticator = Authenticator::new(Arc::clone(&tokens), find("", "secrets")?);
-        const RBAC: &str = "rbac.authorization.k8s.io";
-        let authorizer = Arc::new(Authorizer::new(
-            NodeSources {
-                pods: find("", "pods")?,
-                volumes: find("", "persistentvolumes")?,
-            },
-            Rbac::new(Sources {
-                roles: find(RBAC, "roles")?,
-                cluster_roles: find(RBAC, "clusterroles")?,
-                role_bindings: find(RBAC, "rolebindings")?,
-                cluster_role_bindings: find(RBAC, "clusterrolebindings")?,
-            }),
-        ));
-        let mut allocator = Allocator::new(
-            config.service_cluster_ip_range,
-            config.node_port_range.clone(),
-            find("", "services")?,
-        );
-        if store.is_shared() {
-            allocator = allocator.sharing(Arc::clone(&store), Arc::clone(&caches));
-        }
+        let tokens = Arc::new(tokens(&config, &resources)?);
+        let authenticator = Authenticator::new(Arc::clone(&tokens), cache_of(&resources, "", "secrets")?);
+        let authorizer = Arc::new(authorizer(&resources)?);
         let admission = Admission::builtin(&resources, Arc::clone(&authorizer), &config.enable_admission_plugins)
             .map_err(|name| Error::AdmissionPlugin { name })?;
         let registry = Arc::new(Registry {
+            allocator: allocator(&config, &resources, &store, &caches)?,
             store,
             caches,
             admission,
-            allocator,
             resources,
         });
-        let kubelet_ca = config.kubelet_ca_pem.as_ref().unwrap_or(&config.client_ca_pem);
-        let kubelets = config
-            .kubelet_client
-            .as_ref()
-            .map(|identity| Kubelets::new(identity, kubelet_ca))
-            .transpose()
-            .map_err(Error::Tls)?;
+        let kubelets = kubelets(&config)?;
         // Without a way to the kubelets there are no figures.
         let more: &[_] = if kubelets.is_some() {
             &metrics_server::RESOURCES
@@ -184,11 +141,7 @@ impl ApiServer {
         let servers = Arc::new(Servers::new(Arc::clone(&server.registry), &config));
         servers.join().await?;
         ready.pass();
-        let shutdown = &server.daemon.shutdown;
-        tokio::spawn(crate::expiry::run(Arc::clone(&server.registry), shutdown.clone()));
-        tokio::spawn(server.registry.allocator.sweep(shutdown.clone()));
-        let (keeper, until) = (Arc::clone(&servers), shutdown.clone());
-        tokio::spawn(async move { keeper.keep(until).await });
+        spawn_keepers(&server, &servers);
         Ok(Self {
             server,
             servers,
@@ -255,4 +208,71 @@ impl ApiServer {
         }
         Ok(())
     }
+}
+
+/// What goes on for as long as the server lives: objects end, addresses of the gone come free, the server's own is kept published.
+fn spawn_keepers(server: &Server, servers: &Arc<Servers>) {
+    let shutdown = server.shutdown();
+    tokio::spawn(crate::expiry::run(Arc::clone(&server.registry), shutdown.clone()));
+    tokio::spawn(server.registry.allocator.sweep(shutdown.clone()));
+    let (keeper, until) = (Arc::clone(servers), shutdown.clone());
+    tokio::spawn(async move { keeper.keep(until).await });
+}
+
+/// The objects of a built-in resource.
+fn cache_of(resources: &Resources, group: &str, plural: &'static str) -> Result<Arc<Cache>, Error> {
+    let served = resources.any_version(group, plural).ok_or(Error::Incomplete(plural))?;
+    Ok(Arc::clone(&served.cache))
+}
+
+fn tokens(config: &Config, resources: &Resources) -> Result<Tokens, Error> {
+    let lookup = Lookup {
+        service_accounts: cache_of(resources, "", "serviceaccounts")?,
+        pods: cache_of(resources, "", "pods")?,
+        secrets: cache_of(resources, "", "secrets")?,
+        nodes: cache_of(resources, "", "nodes")?,
+    };
+    Tokens::new(&config.service_account_key, &config.service_account_issuer, lookup).map_err(Error::ServiceAccountKey)
+}
+
+fn authorizer(resources: &Resources) -> Result<Authorizer, Error> {
+    let nodes = NodeSources {
+        pods: cache_of(resources, "", "pods")?,
+        volumes: cache_of(resources, "", "persistentvolumes")?,
+    };
+    let rbac = |plural| cache_of(resources, "rbac.authorization.k8s.io", plural);
+    let rbac = Rbac::new(Sources {
+        roles: rbac("roles")?,
+        cluster_roles: rbac("clusterroles")?,
+        role_bindings: rbac("rolebindings")?,
+        cluster_role_bindings: rbac("clusterrolebindings")?,
+    });
+    Ok(Authorizer::new(nodes, rbac))
+}
+
+fn allocator(
+    config: &Config,
+    resources: &Resources,
+    store: &Arc<dyn Store>,
+    caches: &Arc<Caches>,
+) -> Result<Allocator, Error> {
+    let services = cache_of(resources, "", "services")?;
+    let own = Allocator::new(
+        config.service_cluster_ip_range,
+        config.node_port_range.clone(),
+        services,
+    );
+    Ok(match store.is_shared() {
+        true => own.sharing(Arc::clone(store), Arc::clone(caches)),
+        false => own,
+    })
+}
+
+/// The way to the kubelets, for a server that has a certificate for it.
+fn kubelets(config: &Config) -> Result<Option<Kubelets>, Error> {
+    let authority = config.kubelet_ca_pem.as_ref().unwrap_or(&config.client_ca_pem);
+    let own = config.kubelet_client.as_ref();
+    own.map(|identity| Kubelets::new(identity, authority))
+        .transpose()
+        .map_err(Error::Tls)
 }

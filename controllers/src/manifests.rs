@@ -196,29 +196,9 @@ impl Keeper {
         let all = held.union(&kinds).cloned().collect();
         let parent = self.write_set(parent, &all, namespaces()).await?;
 
-        let mut finished = true;
         let mut troubles = std::mem::take(&mut desired.troubles);
-        // Namespaces and definitions first: others need them.
-        let mut ordered: Vec<(&Id, &Wanted)> = desired.objects.iter().collect();
-        ordered.sort_by_key(|((kind, ..), _)| !kind.is_needed_by_others());
-        for ((kind, namespace, name), wanted) in ordered {
-            let why = match self.apply(wanted).await {
-                Ok(Applied::Done) => continue,
-                Ok(Applied::Elsewhere) => {
-                    finished = false;
-                    continue;
-                }
-                Err(why) => why,
-            };
-            let place = if namespace.is_empty() {
-                String::new()
-            } else {
-                format!("{namespace}/")
-            };
-            let told = troubles.entry(wanted.file.clone()).or_default();
-            told.push(format!("{} {place}{name}: {why}", kind.kind));
-        }
-        finished &= troubles.is_empty();
+        let all_there = self.apply_all(&desired, &mut troubles).await;
+        let mut finished = all_there && troubles.is_empty();
 
         let superfluous = self.superfluous(&all, &served, &desired).await?;
         if !superfluous.is_empty() {
@@ -245,6 +225,32 @@ impl Keeper {
             self.tell(Some(&parent), &file.name, file.digest, troubles);
         }
         Ok(if finished { Outcome::Done } else { Outcome::Unfinished })
+    }
+
+    /// Makes all objects what their files say, and notes why one cannot be; whether none has to wait for somebody else.
+    async fn apply_all(&self, desired: &Desired, troubles: &mut Troubles) -> bool {
+        let mut all_there = true;
+        // Namespaces and definitions first: others need them.
+        let mut ordered: Vec<(&Id, &Wanted)> = desired.objects.iter().collect();
+        ordered.sort_by_key(|((kind, ..), _)| !kind.is_needed_by_others());
+        for ((kind, namespace, name), wanted) in ordered {
+            let why = match self.apply(wanted).await {
+                Ok(Applied::Done) => continue,
+                Ok(Applied::Elsewhere) => {
+                    all_there = false;
+                    continue;
+                }
+                Err(why) => why,
+            };
+            let place = if namespace.is_empty() {
+                String::new()
+            } else {
+                format!("{namespace}/")
+            };
+            let told = troubles.entry(wanted.file.clone()).or_default();
+            told.push(format!("{} {place}{name}: {why}", kind.kind));
+        }
+        all_there
     }
 
     /// Makes an object what its file says; the error is for people.

@@ -60,6 +60,16 @@ enum Finding {
     Unknown(String),
 }
 
+/// What the results so far add up to.
+struct Verdict {
+    success_threshold: i32,
+    failure_threshold: i32,
+    /// The latest results that were alike: which, and how many.
+    streak: (bool, i32),
+    /// What was reported last.
+    last: Option<bool>,
+}
+
 struct Prober {
     agent: Arc<Agent>,
     pod: Arc<Pod>,
@@ -87,6 +97,53 @@ impl Kind {
             Self::Readiness => container.readiness_probe.as_ref(),
             Self::Liveness => container.liveness_probe.as_ref(),
         }
+    }
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// As `prober_probe_total` has it.
+    fn result(&self) -> &'static str {
+        match self {
+            Self::Success | Self::Warning(_) => "successful",
+            Self::Failure(_) => "failed",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    fn new(kind: Kind, probe: &Probe, initially_ready: bool) -> Self {
+        let threshold = |value: Option<i32>, default: i32| value.unwrap_or(default).max(1);
+        Self {
+            success_threshold: threshold(probe.success_threshold, 1),
+            failure_threshold: threshold(probe.failure_threshold, 3),
+            streak: (true, 0),
+            last: match kind {
+                Kind::Liveness => Some(true),
+                Kind::Readiness => Some(initially_ready),
+                Kind::Startup => None,
+            },
+        }
+    }
+
+    /// Whether one more result, after those before it, makes another verdict.
+    fn changes(&mut self, success: bool) -> bool {
+        let before = if self.streak.0 == success { self.streak.1 } else { 0 };
+        self.streak = (success, before.saturating_add(1));
+        let threshold = if success {
+            self.success_threshold
+        } else {
+            self.failure_threshold
+        };
+        let changes = self.streak.1 >= threshold && self.last != Some(success);
+        if changes {
+            self.last = Some(success);
+        }
+        changes
     }
 }
 
@@ -190,63 +247,24 @@ impl Prober {
             // Taken over from an earlier kubelet: not all probes of a node at once.
             tokio::time::sleep(spread(&self.id, period)).await;
         }
-        let threshold = |value: Option<i32>, default: i32| value.unwrap_or(default).max(1);
-        let success_threshold = threshold(self.probe.success_threshold, 1);
-        let failure_threshold = threshold(self.probe.failure_threshold, 3);
-        let mut verdict = match self.kind {
-            Kind::Liveness => Some(true),
-            Kind::Readiness => Some(initially_ready),
-            Kind::Startup => None,
-        };
-        let mut streak = (true, 0);
+        let mut verdict = Verdict::new(self.kind, &self.probe, initially_ready);
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let finding = self.probe_once(timeout).await;
-            let result = match finding {
-                Finding::Success | Finding::Warning(_) => "successful",
-                Finding::Failure(_) => "failed",
-                Finding::Unknown(_) => "unknown",
-            };
             let measures = &self.agent.measures;
-            measures.probed(&self.pod, &self.container.name, self.kind.word(), result);
-            let success = match finding {
-                Finding::Success => true,
-                Finding::Warning(output) => {
-                    let text = format!("{} probe warning: {output}", self.kind.word());
-                    self.tell("ProbeWarning", text);
-                    true
-                }
-                Finding::Failure(output) => {
-                    self.warn(format!("{} probe failed: {output}", self.kind.word()));
-                    false
-                }
-                Finding::Unknown(error) => {
-                    self.warn(format!(
-                        "{} probe errored and resulted in unknown state: {error}",
-                        self.kind.word()
-                    ));
-                    continue;
-                }
-            };
-            streak = if streak.0 == success {
-                (success, streak.1 + 1)
-            } else {
-                (success, 1)
-            };
-            let reached = streak.1 >= if success { success_threshold } else { failure_threshold };
-            if !reached || verdict == Some(success) {
+            measures.probed(&self.pod, &self.container.name, self.kind.word(), finding.result());
+            let Some(success) = self.judge(finding) else { continue };
+            if !verdict.changes(success) {
                 continue;
             }
-            verdict = Some(success);
-            let grace = self.probe.termination_grace_period_seconds;
             let report = Report {
                 id: self.id.clone(),
                 name: self.container.name.clone(),
                 kind: self.kind,
                 success,
-                grace,
+                grace: self.probe.termination_grace_period_seconds,
             };
             if self.reports.send(report).is_err() {
                 return;
@@ -254,8 +272,25 @@ impl Prober {
         }
     }
 
-    fn warn(&self, message: String) {
-        self.tell("Unhealthy", message);
+    /// Tells what was found where somebody should look; whether it counts as success, `None` when it counts neither way.
+    fn judge(&self, finding: Finding) -> Option<bool> {
+        let word = self.kind.word();
+        match finding {
+            Finding::Success => Some(true),
+            Finding::Warning(output) => {
+                self.tell("ProbeWarning", format!("{word} probe warning: {output}"));
+                Some(true)
+            }
+            Finding::Failure(output) => {
+                self.tell("Unhealthy", format!("{word} probe failed: {output}"));
+                Some(false)
+            }
+            Finding::Unknown(error) => {
+                let text = format!("{word} probe errored and resulted in unknown state: {error}");
+                self.tell("Unhealthy", text);
+                None
+            }
+        }
     }
 
     fn tell(&self, reason: &'static str, message: String) {
@@ -404,6 +439,33 @@ mod tests {
         ];
         for (given, found) in cases {
             assert_eq!(port(&given, &container).ok(), found, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_changes_when_the_threshold_is_reached_in_a_row() {
+        // Success is `+`, failure `-`; what is expected is the results after which a report goes out.
+        let cases = [
+            (Kind::Startup, false, "+", "+"),
+            (Kind::Startup, false, "----", "..-."),
+            (Kind::Readiness, false, "+-++", "...+"),
+            (Kind::Readiness, true, "++--+---", ".......-"),
+            (Kind::Readiness, true, "---+++", "..-.+."),
+            (Kind::Liveness, true, "+--+---", "......-"),
+        ];
+        for (kind, ready, results, expected) in cases {
+            let success = if kind == Kind::Readiness { 2 } else { 1 };
+            let probe = Probe {
+                success_threshold: Some(success),
+                failure_threshold: Some(3),
+                ..Probe::default()
+            };
+            let mut verdict = Verdict::new(kind, &probe, ready);
+            let told: String = results
+                .chars()
+                .map(|result| if verdict.changes(result == '+') { result } else { '.' })
+                .collect();
+            assert_eq!(told, expected, "{kind:?}, ready {ready}: {results}");
         }
     }
 

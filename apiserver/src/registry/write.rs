@@ -10,6 +10,7 @@ use skiff_store::{Entry, Revision, Write};
 
 use super::{Options, Registry, Scope, Written, encode};
 use crate::admission::{Operation, Review};
+use crate::allocate::Allocation;
 use crate::cache::with_revision;
 use crate::errors::{self, Result};
 use crate::strategy::Context;
@@ -187,22 +188,11 @@ impl Registry {
     }
 
     /// Changes an object.
-    pub async fn update(&self, scope: Scope<'_>, update: Update<'_>, options: Options) -> Result<Written> {
+    pub async fn update(&self, scope: Scope<'_>, mut update: Update<'_>, options: Options) -> Result<Written> {
         let resource = scope.served.resource;
         let mut current = self.current(scope, update.name).await?;
         for _ in 0..ATTEMPTS {
-            match self
-                .update_once(
-                    scope,
-                    &update.subresource,
-                    update.name,
-                    &current,
-                    &mut *update.change,
-                    update.whole,
-                    options,
-                )
-                .await?
-            {
+            match self.update_once(scope, &mut update, &current, options).await? {
                 Attempt::Done(written) => return Ok(written),
                 Attempt::Again(newer) => current = newer,
                 Attempt::Gone => return Err(Status::not_found(resource.qualified(), update.name)),
@@ -211,95 +201,98 @@ impl Registry {
         Err(Status::stale(resource.qualified(), update.name))
     }
 
-    #[allow(clippy::too_many_arguments)] // one attempt of `update`, with what does not change between attempts
-    async fn update_once(
+    /// The wanted object, made whole and found good.
+    async fn change(
         &self,
         scope: Scope<'_>,
-        subresource: &Option<&str>,
-        name: &str,
+        update: &mut Update<'_>,
         current: &Current,
-        change: &mut (dyn FnMut(&Value) -> Result<Value> + Send),
-        whole: bool,
         options: Options,
-    ) -> Result<Attempt> {
-        let subresource = *subresource;
+    ) -> Result<Change<'_>> {
         let served = scope.served;
         let resource = served.resource;
         let mut old = current.value()?;
         if let Some(conversion) = &served.conversion {
             (conversion.serve)(&mut old);
         }
-        let mut new = change(&old)?;
-        check_identity(scope, name, &new, &old, whole, current.revision)?;
+        let mut new = (update.change)(&old)?;
+        check_identity(scope, update, &new, &old, current.revision)?;
         settle_namespace(&mut new, scope.namespace)?;
         defaults::apply(resource.group, resource.version, resource.kind, &mut new);
         keep_server_fields(&mut new, &old);
         let review = Review {
             operation: Operation::Update,
             scope,
-            subresource,
+            subresource: update.subresource,
             old: Some(&old),
             dry_run: options.dry_run,
         };
         self.admission.mutate(&review, &mut new)?;
-        served.strategy.prepare_update(&mut new, &old, subresource);
+        served.strategy.prepare_update(&mut new, &old, update.subresource);
         let assigned = self.allocator.assign(served, &mut new, Some(&old), options.dry_run);
-        let mut allocation = assigned.await?;
+        let allocation = assigned.await?;
         served.strategy.canonicalize(&mut new);
-        let faults = served.strategy.validate_update(&new, &old, subresource);
+        let faults = served.strategy.validate_update(&new, &old, update.subresource);
         if !faults.is_empty() {
-            return Err(Status::invalid(resource.qualified_kind(), name, &faults));
+            return Err(Status::invalid(resource.qualified_kind(), update.name, &faults));
         }
         self.admission.validate(&review, &new)?;
         let warnings = served.strategy.warnings(&new);
         meta::remove(&mut new, "resourceVersion");
         meta::remove(&mut old, "resourceVersion");
-        let key: Arc<str> = Arc::from(served.cache.key(scope.namespace, name));
-        let expected = Revision(current.revision);
+        Ok(Change {
+            old,
+            new,
+            warnings,
+            allocation,
+        })
+    }
+
+    async fn update_once(
+        &self,
+        scope: Scope<'_>,
+        update: &mut Update<'_>,
+        current: &Current,
+        options: Options,
+    ) -> Result<Attempt> {
+        let Change {
+            old,
+            new,
+            warnings,
+            mut allocation,
+        } = self.change(scope, update, current, options).await?;
+        let served = scope.served;
         let done = |bytes| {
-            Ok(Attempt::Done(Written {
+            Attempt::Done(Written {
                 bytes,
                 created: false,
-                warnings: warnings.clone(),
-            }))
+                warnings,
+            })
         };
-        if is_deletion_complete(&new, &old, served.strategy.has_own_finalizers(&new)) {
-            let value = encode(&stored(served, new));
-            if options.dry_run {
-                return done(with_revision(&value, current.revision));
-            }
-            let deleted = self
-                .store
-                .write(Write::Delete {
-                    key,
-                    expected: Some(expected),
-                })
-                .await;
-            return match deleted {
-                Ok(revision) => done(with_revision(&value, revision.0)),
-                Err(error) => again(error),
-            };
-        }
-        if new == old {
-            return done(current.bytes.clone());
+        let ends = is_deletion_complete(&new, &old, served.strategy.has_own_finalizers(&new));
+        if !ends && new == old {
+            return Ok(done(current.bytes.clone()));
         }
         let value = encode(&stored(served, new));
         if options.dry_run {
-            return done(with_revision(&value, current.revision));
+            return Ok(done(with_revision(&value, current.revision)));
         }
-        allocation.writing();
-        match self
-            .store
-            .write(Write::Update {
-                key,
-                value: value.clone(),
-                expected,
-            })
-            .await
-        {
+        let key: Arc<str> = Arc::from(served.cache.key(scope.namespace, update.name));
+        let expected = Revision(current.revision);
+        let write = if ends {
+            let expected = Some(expected);
+            Write::Delete { key, expected }
+        } else {
+            allocation.writing();
+            let value = value.clone();
+            Write::Update { key, value, expected }
+        };
+        match self.store.write(write).await {
             Ok(Revision(revision)) => {
-                allocation.keep(revision);
-                done(with_revision(&value, revision))
+                if !ends {
+                    allocation.keep(revision);
+                }
+                Ok(done(with_revision(&value, revision)))
             }
             Err(error) => {
                 if matches!(error, skiff_store::Error::Conflict { .. }) {
@@ -309,6 +302,14 @@ impl Registry {
             }
         }
     }
+}
+
+/// An update before it is written.
+struct Change<'a> {
+    old: Value,
+    new: Value,
+    warnings: Vec<String>,
+    allocation: Allocation<'a>,
 }
 
 enum Attempt {
@@ -362,8 +363,9 @@ fn settle_namespace(object: &mut Value, namespace: &str) -> Result<()> {
 }
 
 /// Refuses an update that means another object, or another version of it.
-fn check_identity(scope: Scope<'_>, name: &str, new: &Value, old: &Value, whole: bool, revision: u64) -> Result<()> {
+fn check_identity(scope: Scope<'_>, update: &Update<'_>, new: &Value, old: &Value, revision: u64) -> Result<()> {
     let resource = scope.served.resource;
+    let Update { name, whole, .. } = *update;
     match meta::name(new) {
         "" if whole => {
             return Err(Status::bad_request(

@@ -44,33 +44,10 @@ pub(super) async fn request(
         .get(scope, &info.name, Freshness::Consistent)
         .await?
         .value();
-    let seconds = wanted
-        .pointer("/spec/expirationSeconds")
-        .and_then(Value::as_i64)
-        .unwrap_or(DEFAULT);
-    let path = field::Path::root("spec.expirationSeconds");
-    let fault = if seconds < SHORTEST {
-        Some(field::Error::invalid(
-            &path,
-            seconds,
-            "may not specify a duration less than 10 minutes",
-        ))
-    } else if seconds > LONGEST {
-        Some(field::Error::invalid(
-            &path,
-            seconds,
-            "may not specify a duration larger than 2^32 seconds",
-        ))
-    } else {
-        None
-    };
-    if let Some(fault) = fault {
-        return Err(Status::invalid(
-            Qualified::new(subresource.group, subresource.kind),
-            &info.name,
-            &[fault],
-        ));
-    }
+    let seconds = lifetime(&wanted).map_err(|fault| {
+        let kind = Qualified::new(subresource.group, subresource.kind);
+        Status::invalid(kind, &info.name, &[fault])
+    })?;
     let review = Review {
         operation: Operation::Create,
         scope,
@@ -85,13 +62,7 @@ pub(super) async fn request(
             name: info.name.clone(),
             uid: meta::uid(&account).to_owned(),
         },
-        audiences: wanted
-            .pointer("/spec/audiences")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(|audience| audience.as_str().map(str::to_owned))
-            .collect(),
+        audiences: audiences(&wanted),
         seconds,
         ..Issued::default()
     };
@@ -115,6 +86,25 @@ pub(super) async fn request(
     wanted["spec"]["expirationSeconds"] = seconds.into();
     wanted["status"] = json!({"token": token, "expirationTimestamp": meta::time(expires)});
     Ok(json_answer(StatusCode::CREATED, &wanted, &warnings))
+}
+
+/// How many seconds the token is to live.
+fn lifetime(wanted: &Value) -> std::result::Result<i64, field::Error> {
+    let seconds = wanted.pointer("/spec/expirationSeconds").and_then(Value::as_i64);
+    let seconds = seconds.unwrap_or(DEFAULT);
+    let why = match seconds {
+        ..SHORTEST => "may not specify a duration less than 10 minutes",
+        SHORTEST..=LONGEST => return Ok(seconds),
+        _ => "may not specify a duration larger than 2^32 seconds",
+    };
+    let path = field::Path::root("spec.expirationSeconds");
+    Err(field::Error::invalid(&path, seconds, why))
+}
+
+fn audiences(wanted: &Value) -> Vec<String> {
+    let audiences = wanted.pointer("/spec/audiences").and_then(Value::as_array);
+    let named = audiences.into_iter().flatten().filter_map(Value::as_str);
+    named.map(str::to_owned).collect()
 }
 
 /// Binds the token to an object, which must exist and be the one that is meant.
