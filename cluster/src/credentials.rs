@@ -85,11 +85,6 @@ struct Credentials<'a> {
 
 impl Credentials<'_> {
     fn issue(&self, name: &str, request: &Request) -> Result<Identity> {
-        let files = ["crt", "key"].map(|ending| self.pki.join(format!("{name}.{ending}")));
-        if files.iter().filter(|file| file.exists()).count() == 1 {
-            // A crash between the two. Nobody has used it yet, and the authority can issue another.
-            files.iter().for_each(|file| drop(std::fs::remove_file(file)));
-        }
         Ok(self.authority.load_or_issue(self.pki, name, request)?)
     }
 

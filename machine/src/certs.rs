@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use skiff_pki::{CertificateAuthority, Identity, Kubeconfig, Validity};
+use skiff_pki::{CertificateAuthority, Kubeconfig, Validity};
 
 use crate::{Error, Layout};
 
@@ -74,7 +74,8 @@ struct Found {
     name: String,
     authority: &'static str,
     place: Place,
-    identity: Identity,
+    /// Without its key: a pair whose renewal was interrupted is told of and renewed like any other.
+    certificate_pem: String,
 }
 
 /// All certificates, then the authorities.
@@ -88,7 +89,7 @@ pub fn check_expiration(layout: &Layout, now: Timestamp) -> Result<(Vec<Certific
         let external = !pki.join(format!("{}.key", found.authority)).exists();
         certificates.push(describe(
             found.name,
-            found.identity.validity()?,
+            Validity::of_pem(&found.certificate_pem)?,
             now,
             found.authority,
             external,
@@ -143,7 +144,7 @@ fn renew_one(layout: &Layout, found: &Found) -> Result<(), Error> {
         .into());
     }
     let authority = CertificateAuthority::load(&pki, found.authority)?;
-    let identity = authority.renew(&found.identity)?;
+    let identity = authority.renew(&found.certificate_pem)?;
     match &found.place {
         Place::Pair => identity.save(&pki, &found.name)?,
         Place::Kubeconfig(path) => {
@@ -171,17 +172,18 @@ fn find(layout: &Layout) -> Result<Vec<Found>, Error> {
                 name: format!("{name}.conf"),
                 authority: "ca",
                 place: Place::Kubeconfig(path),
-                identity,
+                certificate_pem: identity.certificate_pem().to_owned(),
             });
         }
     }
     for (name, authority) in LEAVES {
-        if let Some(identity) = Identity::load_if_there(&pki, name)? {
+        let path = pki.join(format!("{name}.crt"));
+        if path.exists() {
             all.push(Found {
                 name: name.to_owned(),
                 authority,
                 place: Place::Pair,
-                identity,
+                certificate_pem: skiff_pki::files::read(&path)?,
             });
         }
     }
@@ -217,7 +219,7 @@ impl Certificate {
 
 #[cfg(test)]
 mod tests {
-    use skiff_pki::Request;
+    use skiff_pki::{Identity, Request};
 
     use super::*;
 
@@ -275,6 +277,29 @@ mod tests {
         let ca = std::fs::read_to_string(layout.ca_certificate()).unwrap();
         assert_eq!(admin.ca_pem, ca);
         assert!(admin.identity.unwrap().validity().unwrap().remaining(later) > Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn a_renewal_that_was_interrupted_is_made_good() {
+        let (_root, layout) = control_plane();
+        let (pki, names) = (layout.pki(), ["apiserver".to_owned()]);
+        let former = Identity::load(&pki, "apiserver").unwrap().names().unwrap();
+        let key = pki.join("apiserver.key");
+        // The key is written first.
+        let other = CertificateAuthority::generate("x").unwrap();
+        let other = other.issue(&Request::client("x", &[])).unwrap();
+        for spoil in [&|| std::fs::write(&key, other.key_pem()).unwrap(), &|| {
+            std::fs::remove_file(&key).unwrap()
+        }] as [&dyn Fn(); 2]
+        {
+            spoil();
+            Identity::load(&pki, "apiserver").unwrap_err();
+            let (told, _) = check_expiration(&layout, Timestamp::now()).unwrap();
+            assert!(told.iter().any(|told| told.name == "apiserver"), "{told:?}");
+            assert_eq!(renew(&layout, &names).unwrap(), names);
+            let renewed = Identity::load(&pki, "apiserver").unwrap();
+            assert_eq!(renewed.names().unwrap(), former);
+        }
     }
 
     #[test]

@@ -115,10 +115,10 @@ impl CertificateAuthority {
         Identity::from_pem(certificate.pem(), key.serialize_pem())
     }
 
-    /// Reads `<name>.crt` and `<name>.key` in `directory`, or issues and writes them: when they are missing, near their
-    /// end, or do not say what `request` asks for (a node got another address, the authority was replaced).
+    /// Reads `<name>.crt` and `<name>.key` in `directory`, or issues and writes them: when one is missing, they do not belong
+    /// together, are near their end, or do not say what `request` asks for (a node got another address, the authority was replaced).
     pub fn load_or_issue(&self, directory: &Path, name: &str, request: &Request) -> Result<Identity, Error> {
-        if let Some(identity) = Identity::load_if_there(directory, name)?
+        if let Some(identity) = Identity::load_if_whole(directory, name)?
             && self.still_serves(&identity, request)?
         {
             return Ok(identity);
@@ -219,6 +219,27 @@ mod tests {
             CertificateAuthority::load(directory.path(), "ca"),
             Err(Error::KeyMismatch { .. })
         ));
+    }
+
+    #[test]
+    fn a_pair_that_was_half_written_is_issued_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = CertificateAuthority::generate("kubernetes").unwrap();
+        let request = Request::client("u", &[]);
+        let (certificate, key) = paths(directory.path(), "leaf");
+        let other = authority.issue(&request).unwrap();
+        let spoil: [&dyn Fn(); 3] = [
+            &|| files::write_private(&key, other.key_pem().as_bytes()).unwrap(),
+            &|| std::fs::remove_file(&key).unwrap(),
+            &|| std::fs::remove_file(&certificate).unwrap(),
+        ];
+        for spoil in spoil {
+            let former = authority.load_or_issue(directory.path(), "leaf", &request).unwrap();
+            spoil();
+            let anew = authority.load_or_issue(directory.path(), "leaf", &request).unwrap();
+            assert_ne!(former, anew);
+            assert_eq!(Identity::load(directory.path(), "leaf").unwrap(), anew);
+        }
     }
 
     #[test]

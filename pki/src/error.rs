@@ -43,14 +43,14 @@ pub enum PkiError {
     },
     /// A certificate and a key that should belong together do not.
     #[error(
-        "the certificate {name} does not belong to the private key beside it: restore the pair, or remove both to have new ones made"
+        "the certificate {name} does not belong to the private key beside it: restore the pair; `skiff certs renew` makes another, where it is no authority's"
     )]
     KeyMismatch {
         /// Which pair.
         name: String,
     },
     /// Only one half of a pair of files is there.
-    #[error("{} is missing, but its other half is there: restore it, or remove both to have new ones made", path.display())]
+    #[error("{} is missing, but its other half is there: restore it; `skiff certs renew` makes another pair, where it is no authority's", path.display())]
     HalfMissing {
         /// The missing file.
         path: PathBuf,

@@ -184,6 +184,15 @@ impl Identity {
         }
     }
 
+    /// Like [`Identity::load_if_there`]; `None` also when the two files do not belong together, or one is missing: whoever wrote
+    /// them was interrupted, and whoever can issue another pair need not mind.
+    pub fn load_if_whole(directory: &Path, name: &str) -> Result<Option<Self>, Error> {
+        match Self::load_if_there(directory, name) {
+            Err(Error::KeyMismatch { .. } | Error::HalfMissing { .. }) => Ok(None),
+            found => found,
+        }
+    }
+
     /// Writes `<name>.key` (private) and `<name>.crt` in `directory`, which is made when missing.
     pub fn save(&self, directory: &Path, name: &str) -> Result<(), Error> {
         let (certificate, key) = paths(directory, name);

@@ -2,7 +2,6 @@
 //! serves.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
@@ -204,12 +203,7 @@ pub(crate) fn issue(
     name: &str,
     request: &Request,
 ) -> Result<Identity, Error> {
-    let files = ["crt", "key"].map(|ending| pki.join(format!("{name}.{ending}")));
-    if let [Some(half), None] | [None, Some(half)] = files.each_ref().map(|file| file.exists().then_some(file)) {
-        // A run was interrupted between the two. The authority can issue another.
-        fs::remove_file(half).map_err(Error::file("remove", half))?;
-    }
-    let former = Identity::load_if_there(pki, name)?;
+    let former = Identity::load_if_whole(pki, name)?;
     let identity = authority.load_or_issue(pki, name, request)?;
     let text = match former {
         None => format!("Generating {name:?} certificate and key"),
