@@ -194,12 +194,14 @@ impl ApiServer {
     /// Serves connections on the listeners until shutdown, then drains them.
     pub async fn serve(&self, listeners: Vec<TcpListener>) -> Result<(), Error> {
         let shutdown: &Shutdown = self.server.shutdown();
+        let strangers = Arc::new(http::Strangers::default());
         let mut tasks = tokio::task::JoinSet::new();
         for listener in listeners {
             tasks.spawn(http::serve(
                 Arc::clone(&self.server),
                 listener,
                 Arc::clone(&self.tls),
+                Arc::clone(&strangers),
                 shutdown.clone(),
             ));
         }
