@@ -38,6 +38,10 @@ pub fn store(error: &skiff_store::Error) -> Status {
         skiff_store::Error::Compacted { .. } => Status::expired(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
         ),
+        skiff_store::Error::TooLarge { size, .. } => Status::request_entity_too_large(format_args!(
+            "the object would have {size} bytes, limit is {}",
+            skiff_store::MAX_SIZE
+        )),
         skiff_store::Error::DiskFull { .. } => {
             tracing::error!(error = skiff_daemon::error_chain(error), "the store has no room");
             Status::internal(

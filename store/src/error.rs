@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{Entry, Revision};
+use crate::{Entry, MAX_SIZE, Revision};
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,14 @@ pub enum StoreError {
     InvalidKey {
         /// The text.
         key: String,
+    },
+    /// An entry is larger than [`MAX_SIZE`].
+    #[error("{key} has {size} bytes, and a store takes {MAX_SIZE}: take something out of it, or divide it")]
+    TooLarge {
+        /// Its key.
+        key: String,
+        /// Bytes of key and value.
+        size: usize,
     },
     /// The store's file or its journal cannot grow.
     #[error("no space left for {}: free some on its disk (or raise its size limit); nothing acknowledged is lost, and writes go on by themselves", path.display())]

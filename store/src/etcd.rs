@@ -287,7 +287,7 @@ impl Store for EtcdStore {
     }
 
     async fn write(&self, write: Write) -> Result<Revision, Error> {
-        write.check_key()?;
+        write.check()?;
         let request: TxnRequest = convert::transaction(write, self.client.scale);
         let answer = once(self.client.kv().txn(request)).await;
         let answer = answer.map_err(|status| explain("write a key", &status))?;

@@ -5,6 +5,7 @@
 //! - A write is durable when [`Store::write`] returns, and visible to every read that begins after.
 //! - A [`Watch`] delivers each change once, in order, from any revision that is not compacted, or fails with
 //!   [`Error::Compacted`]. A slow watcher costs no one else anything: it falls back on history and catches up.
+//! - A key and its value have at most [`MAX_SIZE`] bytes.
 //! - A prefix means a directory: `/registry/core/pods` never reaches `/registry/core/podsx/…`.
 
 mod error;
@@ -21,7 +22,7 @@ pub use error::Error;
 pub use etcd::EtcdStore;
 pub use prefix::Prefix;
 pub use sqlite::SqliteStore;
-pub use types::{Entry, Event, Page, Revision, Watch, Write};
+pub use types::{Entry, Event, MAX_SIZE, Page, Revision, Watch, Write};
 
 /// A revisioned key-value store. Keys are paths (`/registry/apps/deployments/default/web`), values are opaque bytes.
 #[async_trait]

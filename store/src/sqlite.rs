@@ -159,7 +159,7 @@ impl Store for SqliteStore {
     }
 
     async fn write(&self, write: Write) -> Result<Revision, Error> {
-        write.check_key()?;
+        write.check()?;
         self.command(|reply| Command::Write { write, reply }).await?
     }
 

@@ -10,6 +10,10 @@ use futures::stream::{BoxStream, Stream};
 
 use crate::Error;
 
+/// The most bytes that a key and its value may have together, in either backend: what etcd takes by default for a whole request
+/// (1.5 MiB), less what a transaction adds. So whatever is in a store can be restored into any other.
+pub const MAX_SIZE: usize = (3 << 19) - (16 << 10);
+
 /// A point in the history of the whole store. Zero comes before everything.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Revision(pub u64);
@@ -102,13 +106,13 @@ impl Write {
         }
     }
 
-    /// Refuses a key that is none.
-    pub(crate) fn check_key(&self) -> Result<(), Error> {
+    /// Refuses a key that is none, and what is too large.
+    pub(crate) fn check(&self) -> Result<(), Error> {
         let key = self.key();
         if !key.starts_with('/') || key.ends_with('/') {
             return Err(Error::InvalidKey { key: key.to_string() });
         }
-        Ok(())
+        check_size(key, self.size())
     }
 
     /// The bytes that it stores.
@@ -119,6 +123,17 @@ impl Write {
         };
         self.key().len() + value
     }
+}
+
+/// Refuses an entry of so many bytes when they are too many.
+pub(crate) fn check_size(key: &str, size: usize) -> Result<(), Error> {
+    if size > MAX_SIZE {
+        return Err(Error::TooLarge {
+            key: key.to_owned(),
+            size,
+        });
+    }
+    Ok(())
 }
 
 // === impl Event ===

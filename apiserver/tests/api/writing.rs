@@ -27,6 +27,7 @@ async fn send(client: &Client, method: &str, path: &str, media: &str, body: Valu
 }
 
 const JSON: &str = "application/json";
+const JSON_PATCH: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -119,6 +120,32 @@ async fn bodies_are_checked() {
     assert_eq!(object["metadata"]["name"].as_str().unwrap().len(), 7);
     let (code, status) = send(&client, "POST", MAPS, JSON, Value::String("x".repeat(3 << 20))).await;
     assert_eq!((code, &status["reason"]), (413, &json!("RequestEntityTooLarge")));
+    // Neither at once nor by and by.
+    const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles";
+    let path = format!("{ROLES}/big");
+    let big = |letter: &str| json!({"apiGroups": [""], "resources": [letter.repeat(1 << 20)], "verbs": ["get"]});
+    let role = |rules: Value| json!({"metadata": {"name": "big"}, "rules": rules});
+    let operation = |op: &str, path: &str, value| json!([{"op": op, "path": path, "value": value}]);
+    for (method, path, kind, body, wanted) in [
+        ("POST", ROLES, JSON, role(json!([big("a"), big("b")])), 413),
+        ("POST", ROLES, JSON, role(json!([big("a")])), 201),
+        ("PATCH", &path, JSON_PATCH, operation("add", "/rules/-", big("b")), 413),
+        (
+            "PATCH",
+            &path,
+            JSON_PATCH,
+            operation("replace", "/rules/0", big("b")),
+            200,
+        ),
+    ] {
+        let (code, status) = send(&client, method, path, kind, body).await;
+        assert_eq!(code, wanted, "{method}: {}", status["message"]);
+        assert!(
+            code < 300 || status["reason"] == "RequestEntityTooLarge",
+            "{}",
+            status["reason"]
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,6 +32,9 @@ fn remedy(message: &str, passing: bool) -> &'static str {
         () if message.contains("database space exceeded") => {
             ": compact and defragment it (or raise its --quota-backend-bytes), then disarm its alarm"
         }
+        () if message.contains("request is too large") => {
+            ": its --max-request-bytes is below etcd's default, 1.5 MiB; raise it"
+        }
         () if message.contains("invalid peer certificate") => {
             ": the member's certificate must be of the authority in --etcd-cafile, valid now, and for the host in --etcd-servers"
         }
@@ -79,6 +82,7 @@ mod tests {
     fn remedies() {
         for (message, passing, expected) in [
             ("etcdserver: mvcc: database space exceeded", false, "defragment"),
+            ("etcdserver: request is too large", false, "--max-request-bytes"),
             ("h:1: invalid peer certificate: UnknownIssuer", true, "--etcd-cafile"),
             (
                 "h:1: received fatal alert: ProtocolVersion",

@@ -20,6 +20,7 @@ use super::protocol::etcdserverpb::request_op::Request;
 use super::protocol::etcdserverpb::{Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
 use super::{Client, EtcdStore, Options, channel, once};
 use crate::backup::{REVISION_GAP, Reader, Sum};
+use crate::types::check_size;
 use crate::{Error, Page, Prefix, Revision};
 
 /// Under which all keys are; upstream's `--etcd-prefix`.
@@ -127,6 +128,11 @@ pub(crate) async fn replace(
     force: bool,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Revision, Error> {
+    // Before anything is removed: a store of an older skiff may hold what etcd does not take.
+    backup.each(None, |key, value| {
+        check_size(key, key.len() + value.len())?;
+        Ok(true)
+    })?;
     // Without a scale: revisions here are etcd's own.
     let client = Client {
         channel: channel::connect(options)?,

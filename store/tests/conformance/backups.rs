@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use skiff_store::backup::{self, Place, Summary};
 use skiff_store::etcd::{self, Options};
-use skiff_store::{Error, Revision, Store, Write, sqlite};
+use skiff_store::{Error, MAX_SIZE, Revision, Store, Write, sqlite};
 
 use super::member::Member;
 use super::suite::{create, put};
@@ -247,6 +247,32 @@ async fn what_is_no_whole_backup_is_not_restored() {
     // A store is not overwritten by its own backup, nor anything else by one.
     let over = backup::save(&site.place, database, false, |_| {}).await;
     assert!(matches!(over, Err(Error::File { .. })), "{over:?}");
+}
+
+/// An older skiff's SQLite took what etcd does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_etcd_does_not_take_is_refused_before_anything_is_removed() {
+    let site = Site::sqlite();
+    let key = format!("{ROOT}/core/configmaps/default/big");
+    create(&*site.open().await, &key, "small").await;
+    let Place::Sqlite(database) = &site.place else {
+        unreachable!()
+    };
+    let grow = format!("UPDATE log SET value = zeroblob({MAX_SIZE}) WHERE key = '{key}'");
+    rusqlite::Connection::open(database)
+        .unwrap()
+        .execute(&grow, [])
+        .unwrap();
+    save(&site, &site.file()).await;
+    let etcd = Site::etcd();
+    let kept = format!("{ROOT}/core/kept");
+    create(&*etcd.open().await, &kept, "kept").await;
+    let refused = restore(&site.file(), &etcd, true).await;
+    assert!(
+        matches!(&refused, Err(Error::TooLarge { key: of, .. }) if *of == key),
+        "{refused:?}"
+    );
+    assert_eq!(etcd.open().await.get(&kept).await.unwrap().unwrap().value, "kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,6 +67,7 @@ macro_rules! backends {
             create_get_update_delete,
             conditions_that_do_not_hold,
             keys_that_are_none,
+            values_that_are_too_large,
             prefixes_are_directories,
             pages_stay_consistent,
             the_past_can_be_listed,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use rand::RngExt as _;
-use skiff_store::{Entry, Error, Event, Revision, Store, Watch, Write};
+use skiff_store::{Entry, Error, Event, MAX_SIZE, Revision, Store, Watch, Write};
 
 /// Makes stores of one backend. Each value is one place; opening it again finds what was left there.
 pub(crate) trait Factory: Sized {
@@ -140,6 +140,27 @@ pub(crate) async fn keys_that_are_none<F: Factory>(place: F) {
         let result = write_create(store, key, "v").await;
         assert!(matches!(result, Err(Error::InvalidKey { .. })), "{key:?}: {result:?}");
     }
+}
+
+pub(crate) async fn values_that_are_too_large<F: Factory>(place: F) {
+    let store = &*place.open().await;
+    let key = format!("/a/{}", "k".repeat(1000));
+    let largest = "v".repeat(MAX_SIZE - key.len());
+    let larger = format!("{largest}v");
+    let refused = write_create(store, &key, &larger).await;
+    assert!(
+        matches!(&refused, Err(Error::TooLarge { size, .. }) if *size == MAX_SIZE + 1),
+        "{refused:?}"
+    );
+    assert_eq!(store.get(&key).await.unwrap(), None);
+    let created = create(store, &key, &largest).await;
+    let refused = update(store, &key, &larger, created).await;
+    assert!(
+        matches!(&refused, Err(Error::TooLarge { key: of, .. }) if *of == key),
+        "{refused:?}"
+    );
+    let updated = update(store, &key, &largest.replace('v', "w"), created).await.unwrap();
+    assert_eq!(store.get(&key).await.unwrap().unwrap().mod_revision, updated);
 }
 
 pub(crate) async fn prefixes_are_directories<F: Factory>(place: F) {
