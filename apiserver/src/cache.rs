@@ -18,6 +18,7 @@ pub use window::{Cache, Listing};
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -33,6 +34,10 @@ pub const ROOT: &str = "/registry/";
 
 /// How long a read waits for the cache to catch up; upstream's number.
 const CATCH_UP: Duration = Duration::from_secs(3);
+
+/// How often a shared store is asked whether it is there, and how long it may take to say so; upstream's number.
+const PROBE: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Why the cache cannot answer.
 #[derive(Debug, thiserror::Error)]
@@ -140,21 +145,25 @@ impl Caches {
         Ok(page.revision)
     }
 
-    /// Applies the store's changes from `revision` on until `shutdown`; after a failure it reads everything anew.
+    /// Applies the store's changes from `revision` on until `shutdown`; after a failure it reads everything anew. `check` passes for as
+    /// long as changes arrive and the store answers.
     pub async fn feed(
         self: Arc<Self>,
         mut revision: Revision,
         check: skiff_daemon::Check,
         shutdown: skiff_daemon::Shutdown,
     ) {
+        let arriving = AtomicBool::new(true);
         let follow = async {
             loop {
                 self.follow(&mut revision).await;
+                arriving.store(false, Ordering::Relaxed);
                 check.fail("the store's changes do not arrive");
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 match self.load().await {
                     Ok(loaded) => {
                         revision = loaded;
+                        arriving.store(true, Ordering::Relaxed);
                         check.pass();
                     }
                     Err(error) => tracing::error!(error = skiff_daemon::error_chain(&error), "cannot reload the cache"),
@@ -163,7 +172,34 @@ impl Caches {
         };
         tokio::select! {
             () = follow => {}
+            () = self.probe(&arriving, &check) => {}
             () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Asks a store of other processes time and again whether it is there: a watch waits for it in silence.
+    async fn probe(&self, arriving: &AtomicBool, check: &skiff_daemon::Check) {
+        if !self.store.is_shared() {
+            return std::future::pending().await;
+        }
+        let mut answers = true;
+        loop {
+            tokio::time::sleep(PROBE).await;
+            let answered = tokio::time::timeout(ANSWER, self.store.revision()).await;
+            let answered = matches!(answered, Ok(Ok(_)));
+            match answered {
+                true if arriving.load(Ordering::Relaxed) => check.pass(),
+                true => {}
+                false => check.fail("the store does not answer"),
+            }
+            match (answers, answered) {
+                (true, false) => {
+                    tracing::warn!("the store does not answer: nothing can be read or written until it does")
+                }
+                (false, true) => tracing::info!("the store answers again"),
+                _ => {}
+            }
+            answers = answered;
         }
     }
 

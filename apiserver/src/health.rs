@@ -19,7 +19,7 @@ pub(crate) fn answer(health: &Health, path: &str, query: &Query) -> Option<Respo
     }
     let (ok, text) = match check {
         Some(check) => {
-            let report = health.one(check)?;
+            let report = health.one(endpoint, check)?;
             (report.ok, report.text)
         }
         None => {

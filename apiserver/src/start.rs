@@ -1,6 +1,7 @@
 //! Puts the server together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use skiff_daemon::{Check, Context, Shutdown};
@@ -25,6 +26,9 @@ use crate::resources::Resources;
 use crate::server::{Limits, Server};
 use crate::servers::Servers;
 use crate::{bootstrap, http};
+
+/// How long the store may be away before the process counts as dead: what helps is not a restart, but the store.
+const WITHOUT_STORE: Duration = Duration::from_secs(60);
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +104,7 @@ impl ApiServer {
         let caches = Arc::new(Caches::new(Arc::clone(&store)));
         let resources = Arc::new(Resources::builtin(&caches));
         let revision = caches.load().await.map_err(Error::Load)?;
-        let fed = daemon.health.liveness("etcd");
+        let fed = daemon.health.patient_liveness("etcd", WITHOUT_STORE);
         tokio::spawn(Arc::clone(&caches).feed(revision, fed, daemon.shutdown.clone()));
 
         let tokens = Arc::new(tokens(&config, &resources)?);

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, RawQuery, State};
@@ -13,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use parking_lot::RwLock;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use crate::{Metrics, Shutdown, metrics};
 
@@ -24,8 +26,15 @@ pub struct Health {
 
 #[derive(Clone, Debug)]
 struct CheckState {
-    failure: Option<String>,
-    liveness: bool,
+    failure: Option<Failure>,
+    /// How long it may fail before it counts for liveness, if it ever does.
+    liveness: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+struct Failure {
+    reason: String,
+    since: Instant,
 }
 
 /// One component's entry in [`Health`]; starts as failing with "not started", and leaves when it is dropped.
@@ -47,15 +56,24 @@ pub struct Report {
 impl Health {
     /// Adds a readiness check, failing until [`Check::pass`].
     pub fn readiness(&self, name: &str) -> Check {
-        self.add(name, Some("not started".to_owned()), false)
+        let not_started = Failure {
+            reason: "not started".to_owned(),
+            since: Instant::now(),
+        };
+        self.add(name, Some(not_started), None)
     }
 
     /// Adds a check that counts for liveness too, passing until [`Check::fail`].
     pub fn liveness(&self, name: &str) -> Check {
-        self.add(name, None, true)
+        self.patient_liveness(name, Duration::ZERO)
     }
 
-    fn add(&self, name: &str, failure: Option<String>, liveness: bool) -> Check {
+    /// As [`Health::liveness`], but `livez` looks over a failure for as long as `patience`: of what a restart seldom mends.
+    pub fn patient_liveness(&self, name: &str, patience: Duration) -> Check {
+        self.add(name, None, Some(patience))
+    }
+
+    fn add(&self, name: &str, failure: Option<Failure>, liveness: Option<Duration>) -> Check {
         self.checks
             .write()
             .insert(name.to_owned(), CheckState { failure, liveness });
@@ -75,10 +93,10 @@ impl Health {
         let mut text = "[+]ping ok\n".to_owned();
         let mut ok = true;
         for (name, state) in self.checks.read().iter() {
-            if (endpoint == "livez" && !state.liveness) || exclude.contains(name) {
+            if (endpoint == "livez" && state.liveness.is_none()) || exclude.contains(name) {
                 continue;
             }
-            let line = match &state.failure {
+            let line = match state.failure_at(endpoint) {
                 None => writeln!(text, "[+]{name} ok"),
                 Some(reason) => {
                     ok = false;
@@ -91,8 +109,8 @@ impl Health {
         Report { ok, text }
     }
 
-    /// One check by name; `None` when there is no such check.
-    pub fn one(&self, name: &str) -> Option<Report> {
+    /// One check by name, as `endpoint` sees it; `None` when there is no such check.
+    pub fn one(&self, endpoint: &str, name: &str) -> Option<Report> {
         if name == "ping" {
             return Some(Report {
                 ok: true,
@@ -101,7 +119,7 @@ impl Health {
         }
         let checks = self.checks.read();
         let state = checks.get(name)?;
-        Some(match &state.failure {
+        Some(match state.failure_at(endpoint) {
             None => Report {
                 ok: true,
                 text: "ok".to_owned(),
@@ -111,6 +129,16 @@ impl Health {
                 text: format!("{name} failed: {reason}\n"),
             },
         })
+    }
+}
+
+impl CheckState {
+    /// Why it fails, in the eyes of `endpoint`.
+    fn failure_at(&self, endpoint: &str) -> Option<&str> {
+        let patience = self.liveness.filter(|_| endpoint == "livez").unwrap_or_default();
+        let failure = self.failure.as_ref();
+        let failure = failure.filter(|failure| failure.since.elapsed() >= patience);
+        failure.map(|failure| failure.reason.as_str())
     }
 }
 
@@ -127,7 +155,10 @@ impl Check {
 
     fn set(&self, failure: Option<String>) {
         if let Some(state) = self.health.checks.write().get_mut(&self.name) {
-            state.failure = failure;
+            state.failure = failure.map(|reason| Failure {
+                reason,
+                since: (state.failure.as_ref()).map_or_else(Instant::now, |failure| failure.since),
+            });
         }
     }
 }
@@ -160,9 +191,9 @@ pub fn router(health: Health, metrics: Metrics) -> Router {
         .route("/livez", get(|state, query| all("livez", state, query)))
         .route("/readyz", get(|state, query| all("readyz", state, query)))
         .route("/healthz", get(|state, query| all("healthz", state, query)))
-        .route("/livez/{name}", get(one))
-        .route("/readyz/{name}", get(one))
-        .route("/healthz/{name}", get(one))
+        .route("/livez/{name}", get(|state, name| one("livez", state, name)))
+        .route("/readyz/{name}", get(|state, name| one("readyz", state, name)))
+        .route("/healthz/{name}", get(|state, name| one("healthz", state, name)))
         .route("/metrics", get(scrape))
         .with_state(Endpoints { health, metrics })
 }
@@ -180,8 +211,8 @@ async fn all(endpoint: &'static str, State(state): State<Endpoints>, RawQuery(qu
     respond(state.health.report(endpoint, &exclude), verbose)
 }
 
-async fn one(State(state): State<Endpoints>, Path(name): Path<String>) -> Response {
-    match state.health.one(&name) {
+async fn one(endpoint: &'static str, State(state): State<Endpoints>, Path(name): Path<String>) -> Response {
+    match state.health.one(endpoint, &name) {
         Some(report) => respond(report, true),
         None => (StatusCode::NOT_FOUND, "404 page not found\n").into_response(),
     }
@@ -215,7 +246,7 @@ async fn scrape(State(state): State<Endpoints>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::Health;
+    use super::*;
 
     #[test]
     fn a_check_fails_until_it_passes_and_leaves_with_its_guard() {
@@ -246,7 +277,30 @@ mod tests {
                 .report("readyz", &["loop".to_owned(), "informer-sync".to_owned()])
                 .ok
         );
-        assert_eq!(health.one("loop").map(|report| report.ok), Some(false));
-        assert_eq!(health.one("absent"), None);
+        assert_eq!(health.one("livez", "loop").map(|report| report.ok), Some(false));
+        assert_eq!(health.one("livez", "absent"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_that_may_pass_counts_for_readiness_at_once_and_for_liveness_when_it_lasts() {
+        let health = Health::default();
+        let check = health.patient_liveness("etcd", Duration::from_secs(60));
+        let seen = || {
+            let all = ["livez", "readyz"].map(|endpoint| health.report(endpoint, &[]).ok);
+            let one = ["livez", "readyz"].map(|endpoint| health.one(endpoint, "etcd").is_some_and(|report| report.ok));
+            assert_eq!(all, one);
+            all
+        };
+        assert_eq!(seen(), [true, true]);
+        check.fail("no answer");
+        assert_eq!(seen(), [true, false]);
+        tokio::time::advance(Duration::from_secs(59)).await;
+        check.fail("still none");
+        assert_eq!(seen(), [true, false]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(seen(), [false, false]);
+        check.pass();
+        check.fail("again");
+        assert_eq!(seen(), [true, false]);
     }
 }

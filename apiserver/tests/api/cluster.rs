@@ -9,8 +9,8 @@ use serde_json::json;
 use skiff_apiserver::{ApiServer, Config};
 use skiff_daemon::Context;
 use skiff_pki::{CertificateAuthority, Identity, Request, ServiceAccountKey};
-use skiff_store::SqliteStore;
 use skiff_store::sqlite::Options;
+use skiff_store::{SqliteStore, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -36,23 +36,28 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let place = directory.path().to_owned();
-        Self::launch(directory, &place, &[]).await
+        let store = open(&directory.path().join("state.db")).await;
+        Self::launch(directory, Arc::new(store), &[]).await
+    }
+
+    /// A server over a store of another kind.
+    pub(crate) async fn over(store: impl Store) -> Self {
+        Self::launch(tempfile::tempdir().unwrap(), Arc::new(store), &[]).await
     }
 
     /// A server with admission plugins that are off by default.
     pub(crate) async fn with_plugins(plugins: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let place = directory.path().to_owned();
-        Self::launch(directory, &place, plugins).await
+        let store = open(&directory.path().join("state.db")).await;
+        Self::launch(directory, Arc::new(store), plugins).await
     }
 
     /// A server over the store in `place`, which may have been another's before.
     pub(crate) async fn start_in(place: &Path) -> Self {
-        Self::launch(tempfile::tempdir().unwrap(), place, &[]).await
+        Self::over(open(&place.join("state.db")).await).await
     }
 
-    async fn launch(directory: tempfile::TempDir, place: &Path, plugins: &[&str]) -> Self {
+    async fn launch(directory: tempfile::TempDir, store: Arc<dyn Store>, plugins: &[&str]) -> Self {
         skiff_daemon::install_crypto();
         let authority = CertificateAuthority::generate("kubernetes").unwrap();
         let loopback: std::net::IpAddr = [127, 0, 0, 1].into();
@@ -64,7 +69,6 @@ impl Cluster {
             .unwrap();
         let listener = TcpListener::bind((loopback, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let store = open(&place.join("state.db")).await;
         let service_account_key = ServiceAccountKey::generate().unwrap();
         let tokens_pem = service_account_key.private_pem();
         let advertise = ("198.51.100.1".parse().unwrap(), port);
@@ -74,9 +78,7 @@ impl Cluster {
             ..Config::new(identity, authority.certificate_pem(), service_account_key, advertise)
         };
         let context = Context::default();
-        let server = ApiServer::start(config, Arc::new(store), context.clone())
-            .await
-            .unwrap();
+        let server = ApiServer::start(config, store, context.clone()).await.unwrap();
         let serving = server.clone();
         tokio::spawn(async move { serving.serve(vec![listener]).await });
         let cluster = Self {

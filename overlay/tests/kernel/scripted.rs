@@ -117,7 +117,10 @@ impl Overlay {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.context.health.one("overlay").is_some_and(|report| report.ok)
+        self.context
+            .health
+            .one("readyz", "overlay")
+            .is_some_and(|report| report.ok)
     }
 
     pub(crate) fn conflist(&self) -> Option<String> {
