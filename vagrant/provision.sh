@@ -9,8 +9,9 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get install -y -qq --no-install-recommends /tmp/skiff.deb kubernetes-client >/dev/null ||
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends /tmp/skiff.deb kubernetes-client >/dev/null; }
 
-if [ "$role" = master ] && [ ! -e /etc/kubernetes/admin.conf ]; then
-    skiff init --apiserver-advertise-address "$address"
+if [ "$role" = master ]; then
+    # One that was interrupted is typed again; one that was completed is not.
+    grep -qs '"completed": "' /var/lib/skiff/machine.json || skiff init --apiserver-advertise-address "$address"
     install -d -o vagrant -g vagrant -m 700 /home/vagrant/.kube
     install -o vagrant -g vagrant -m 600 /etc/kubernetes/admin.conf /home/vagrant/.kube/config
 fi

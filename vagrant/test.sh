@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 if [ -z "${SKIFF_IN_NAMESPACE:-}" ]; then
     packaging/deps.sh vagrant
-    [ -e target/debian ] || make --no-print-directory deb-package PROFILE="${PROFILE:-release}"
+    make --no-print-directory deb-package PROFILE="${PROFILE:-release}"
     vagrant/box/build.sh
     # Network and mounts are the test's own and end with it; so do the daemons' sockets and state, which go into tmpfs below.
     exec env SKIFF_IN_NAMESPACE=yes unshare --net --mount --pid --fork --kill-child --mount-proc -- "$0"
@@ -25,17 +25,9 @@ export HOME=$home VAGRANT_HOME=$home/.vagrant.d VAGRANT_DOTFILE_PATH=$home/dot
 export VAGRANT_DEFAULT_PROVIDER=libvirt SKIFF_LIBVIRT_DRIVER=qemu VAGRANT_CHECKPOINT_DISABLE=1
 cd vagrant
 vagrant box add --name skiff/debian-12 ../target/vm/box/skiff-debian-12.box
-timeout 1700 vagrant up --no-parallel
-machines=$((${SKIFF_WORKERS:-2} + 1))
-for _ in $(seq 60); do
-    # Asked again when it fails; the last failure is shown.
-    nodes=$(vagrant ssh master -c 'kubectl get nodes --no-headers' 2>"$home/errors") || nodes=
-    [ "$(grep -cw Ready <<<"$nodes")" != "$machines" ] || break
-    sleep 2
-done
-cat "$home/errors" >&2
-echo "$nodes"
-[ "$(grep -cw Ready <<<"$nodes")" = "$machines" ]
+timeout 1700 vagrant up
+vagrant ssh master -c 'kubectl wait node --all --for=condition=Ready --timeout=120s && kubectl get nodes --no-headers' | tee "$home/nodes"
+[ "$(grep -cw Ready "$home/nodes")" = "$((${SKIFF_WORKERS:-2} + 1))" ]
 KUBECONFIG=kubeconfig kubectl get nodes
 vagrant destroy --force
 rm -f join kubeconfig

@@ -25,7 +25,7 @@ pub use files::Files;
 pub use health::{Check, Health};
 pub use logging::{LogFormat, LogOptions};
 pub use metrics::Metrics;
-pub use runtime::{install_crypto, run};
+pub use runtime::{install_crypto, run, run_command};
 pub use tasks::Tasks;
 
 /// Cancelled once, when the process has been asked to stop; every loop selects on it.

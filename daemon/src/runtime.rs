@@ -10,6 +10,9 @@ use crate::{LogOptions, Shutdown, error_chain, memory, notify};
 /// After this a process does what it does all its life.
 const STARTUP: Duration = Duration::from_secs(3);
 
+/// Of a process that SIGINT has ended, as a shell has it.
+const INTERRUPTED: i32 = 130;
+
 /// Runs a process: starts logging, the async runtime and the TLS provider, then `main` until it returns.
 ///
 /// SIGTERM and SIGINT cancel the [`Shutdown`] given to `main`; a second one ends the process at once.
@@ -18,6 +21,23 @@ pub fn run<F>(name: &'static str, logs: LogOptions, main: impl FnOnce(Shutdown) 
 where
     F: Future<Output = anyhow::Result<()>>,
 {
+    block_on(name, logs, async {
+        let shutdown = Shutdown::new();
+        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        tokio::spawn(async {
+            tokio::time::sleep(STARTUP).await;
+            memory::give_back_startup();
+        });
+        main(shutdown).await
+    })
+}
+
+/// Runs a command that a person waits for, as [`run`] does a process, but that SIGINT and SIGTERM simply end.
+pub fn run_command(name: &'static str, logs: LogOptions, main: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    block_on(name, logs, main)
+}
+
+fn block_on(name: &'static str, logs: LogOptions, main: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     logs.init();
     install_crypto();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -31,15 +51,7 @@ where
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(async {
-        let shutdown = Shutdown::new();
-        tokio::spawn(cancel_on_signal(shutdown.clone()));
-        tokio::spawn(async {
-            tokio::time::sleep(STARTUP).await;
-            memory::give_back_startup();
-        });
-        main(shutdown).await
-    });
+    let result = runtime.block_on(main);
     // Blocking threads (a log being followed, a file being read) must not hold the process back.
     runtime.shutdown_background();
     match result {
@@ -75,5 +87,6 @@ async fn cancel_on_signal(shutdown: Shutdown) {
     shutdown.cancel();
     next().await;
     tracing::warn!("asked to stop again: leaving at once");
-    std::process::abort();
+    #[allow(clippy::exit)] // whoever asks twice does not want to wait for tasks
+    std::process::exit(INTERRUPTED);
 }

@@ -3,6 +3,10 @@
 # usage: tests/images/build.sh SKIFF DIRECTORY
 set -euo pipefail
 skiff=$1 out=$2
+if [ ! -x /bin/busybox ] || ldd /bin/busybox >/dev/null 2>&1; then
+    echo "$0: /bin/busybox is not there, or needs libraries that an image would not have: apt-get install busybox-static" >&2
+    exit 1
+fi
 mkdir -p "$out"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,9 +1,11 @@
 //! `skiff up` and its companions, as a person types them.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
+use serde_json::json;
 use skiff_tests::home::Home;
 use skiff_tests::{Kubectl, binary, build_images};
 
@@ -307,5 +309,32 @@ fn a_name_that_cannot_be_one_is_refused() -> anyhow::Result<()> {
     assert!(told.contains("is not a cluster name"), "{told}");
     let told = home.refused(&["kubeconfig", "--name", "nobody"])?;
     assert!(told.contains("there is no cluster nobody"), "{told}");
+    Ok(())
+}
+
+/// A command has nothing to drain: Ctrl-C ends it wherever it waits, here for a server that does not answer.
+#[test]
+fn a_command_that_waits_is_ended_by_its_interruption() -> anyhow::Result<()> {
+    let home = Home::new(&[])?;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let kubeconfig = home.path().join("kubeconfig");
+    let server = json!({"server": format!("https://{}", silent.local_addr()?), "insecure-skip-tls-verify": true});
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": server}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    });
+    std::fs::write(&kubeconfig, config.to_string())?;
+    let mut command = Command::new(binary()?)
+        .args(["token", "list", "--kubeconfig"])
+        .arg(&kubeconfig)
+        .spawn()?;
+    // It waits for an answer from now on.
+    let connection = silent.accept()?;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(command.id())?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+    assert_eq!(command.wait()?.signal(), Some(2));
+    drop(connection);
     Ok(())
 }

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 
 use crate::cluster::Cluster;
-use crate::machine::COMMAND;
+use crate::machine::{COMMAND, Machine};
 use crate::readme::has_shape;
 use crate::steps::reset;
 
@@ -65,6 +65,19 @@ pub(crate) fn join(cluster: &mut Cluster) -> anyhow::Result<()> {
         .filter(|line| line.split_whitespace().nth(1) == Some("Ready"))
         .count();
     anyhow::ensure!(ready == cluster.lab.machines.len(), "kubectl get nodes shows:\n{shown}");
+    keys_are_hidden(cluster.master())
+}
+
+/// Who speaks with the world outside does not see the cluster's keys, root or not.
+fn keys_are_hidden(master: &Machine) -> anyhow::Result<()> {
+    for unit in ["skiff-ingress", "skiff-proxy"] {
+        let inside = format!("nsenter --mount --target $(systemctl show --property MainPID --value {unit})");
+        for file in ["pki/ca.key", "pki/sa.key", "admin.conf", "super-admin.conf"] {
+            let seen = master.shell(&format!("{inside} head --bytes 1 /etc/kubernetes/{file}"), "", COMMAND)?;
+            let hidden = seen.code != 0 || seen.stdout.is_empty();
+            anyhow::ensure!(hidden, "{unit} can read /etc/kubernetes/{file}");
+        }
+    }
     Ok(())
 }
 

@@ -47,8 +47,21 @@ pub(crate) fn exec_and_logs(cluster: &mut Cluster) -> anyhow::Result<()> {
     let typed = cluster.master().run("echo typed | kubectl exec -i client -- cat")?;
     anyhow::ensure!(typed == "typed", "exec with an input printed {typed:?}");
     let refused = cluster.master().run("kubectl exec client -- sh -c 'exit 7'; echo $?")?;
-    anyhow::ensure!(refused.ends_with('7'), "exec hides the exit code: {refused:?}");
-    Ok(())
+    anyhow::ensure!(
+        refused.lines().last() == Some("7"),
+        "exec hides the exit code: {refused:?}"
+    );
+    let logs = cluster.kubectl("logs deployment/hello")?;
+    let served = cluster.kubectl("exec deployment/hello -- sh -c 'echo to the log >/proc/1/fd/1'")?;
+    anyhow::ensure!(served.is_empty(), "exec printed {served:?}");
+    let more = |now: &String| now.strip_prefix(&logs).is_some_and(|more| more.trim() == "to the log");
+    until(
+        "the line in the log",
+        LIMIT,
+        || cluster.kubectl("logs deployment/hello"),
+        more,
+    )
+    .map(drop)
 }
 
 pub(crate) fn memory_limit(cluster: &mut Cluster) -> anyhow::Result<()> {
