@@ -19,7 +19,12 @@ pub(crate) use file::{Reader, Sum};
 pub(crate) const REVISION_GAP: u64 = 1_000_000_000;
 
 /// What servers say to each other: of no use once they are gone.
-const BETWEEN_SERVERS: [&str; 3] = ["/registry/masterleases/", "/registry/ranges/", etcd::RESTORE_STATE];
+const BETWEEN_SERVERS: [&str; 4] = [
+    "/registry/masterleases/",
+    "/registry/ranges/",
+    "/registry/ages/",
+    etcd::RESTORE_STATE,
+];
 /// They go after an hour in any case.
 const EVENTS: &str = "/registry/core/events/";
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // support code of tests fails by panicking, too
 
 mod access;
+mod ages;
 mod certificates;
 mod cluster;
 mod ingresses;
