@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::{BodyExt as _, Full};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use skiff_api::status::{Qualified, Status};
 
 use crate::admission::{Operation, Review};
@@ -43,8 +44,25 @@ pub(crate) async fn handle(server: &Server, served: &Served, call: Call) -> Resu
         .get(scope, &info.name, Freshness::Consistent)
         .await?
         .value();
-    let (node, path) = match (served.resource.plural, info.subresource.as_str()) {
-        ("pods", "log") => (pod::node(&object)?, pod::log(&object, &call.query)?),
+    let (node, path) = destination(server, scope, &object, &call)?;
+    let nodes = server.registry.resources.any_version("", "nodes");
+    let node = nodes
+        .and_then(|nodes| nodes.cache.get("", &node))
+        .ok_or_else(|| Status::not_found(Qualified::new("", "nodes"), &node))?
+        .value();
+    let address = pod::address(&node)?;
+    if matches!(info.subresource.as_str(), "exec" | "attach" | "portforward") {
+        upgrade(kubelets, &address, &path, call).await
+    } else {
+        forward(kubelets, &address, &path, call).await
+    }
+}
+
+/// The node whose kubelet is asked, and the path there, for what may be done to `object`.
+fn destination(server: &Server, scope: Scope<'_>, object: &Value, call: &Call) -> Result<(String, String)> {
+    let info = &call.info;
+    match (scope.served.resource.plural, info.subresource.as_str()) {
+        ("pods", "log") => Ok((pod::node(object)?, pod::log(object, &call.query)?)),
         ("pods", kind @ ("exec" | "attach" | "portforward")) => {
             // A GET upgrades as well as a POST does, and must not need less.
             if info.verb == "get" {
@@ -54,44 +72,25 @@ pub(crate) async fn handle(server: &Server, served: &Served, call: Call) -> Resu
                 };
                 server.authorizer.authorize(&call.user, &attributes)?;
             }
-            server.registry.admission.validate(
-                &Review {
-                    operation: Operation::Connect,
-                    scope,
-                    subresource: Some(kind),
-                    old: None,
-                    dry_run: false,
-                },
-                &object,
-            )?;
-            (pod::node(&object)?, pod::stream(kind, &object, &call.query)?)
+            let review = Review {
+                operation: Operation::Connect,
+                scope,
+                subresource: Some(kind),
+                old: None,
+                dry_run: false,
+            };
+            server.registry.admission.validate(&review, object)?;
+            Ok((pod::node(object)?, pod::stream(kind, object, &call.query)?))
         }
         ("nodes", "proxy") => {
-            let query = call
-                .parts
-                .uri
-                .query()
-                .map(|query| format!("?{query}"))
-                .unwrap_or_default();
+            let query = call.parts.uri.query();
+            let query = query.map(|query| format!("?{query}")).unwrap_or_default();
             // As the client wrote it: what is decoded here could mean something else there.
             let raw = call.parts.uri.path();
             let rest = raw.split_once("/proxy").map_or("", |(_, rest)| rest);
-            (info.name.clone(), format!("/{}{query}", rest.trim_start_matches('/')))
+            Ok((info.name.clone(), format!("/{}{query}", rest.trim_start_matches('/'))))
         }
-        _ => return Err(Status::unknown_path()),
-    };
-    let node = server
-        .registry
-        .resources
-        .any_version("", "nodes")
-        .and_then(|nodes| nodes.cache.get("", &node))
-        .ok_or_else(|| Status::not_found(Qualified::new("", "nodes"), &node))?
-        .value();
-    let address = pod::address(&node)?;
-    if matches!(info.subresource.as_str(), "exec" | "attach" | "portforward") {
-        upgrade(kubelets, &address, &path, call).await
-    } else {
-        forward(kubelets, &address, &path, call).await
+        _ => Err(Status::unknown_path()),
     }
 }
 

@@ -8,7 +8,7 @@ use http::{HeaderMap, Request, Response, header, request::Parts};
 use parking_lot::Mutex;
 use skiff_api::status::Status;
 use skiff_daemon::{Context, Shutdown};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::authentication::{Authenticator, Peer, Tokens, User};
@@ -152,29 +152,29 @@ impl Server {
         if long {
             return work.await;
         }
-        let limit = if read_only {
-            &self.limits.reading
-        } else {
-            &self.limits.writing
-        };
-        let _permit = match limit.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => match tokio::time::timeout(PATIENCE, limit.acquire()).await {
-                Ok(Ok(permit)) => permit,
-                _ => {
-                    self.metrics.rejected.inc();
-                    return Err(Status::too_many_requests(
-                        "Too many requests, please try again later.",
-                        1,
-                    ));
-                }
-            },
-        };
+        let _place = self.place(read_only).await?;
         let _open = self.metrics.in_flight(!read_only);
         match tokio::time::timeout(TIMEOUT, work).await {
             Ok(answer) => answer,
             Err(_) => Err(Status::timeout("request did not complete within the allotted timeout")),
         }
+    }
+
+    /// A place among the requests being worked on; it is waited for, but not for ever.
+    async fn place(&self, read_only: bool) -> Result<SemaphorePermit<'_>> {
+        let limit = match read_only {
+            true => &self.limits.reading,
+            false => &self.limits.writing,
+        };
+        if let Ok(place) = limit.try_acquire() {
+            return Ok(place);
+        }
+        if let Ok(Ok(place)) = tokio::time::timeout(PATIENCE, limit.acquire()).await {
+            return Ok(place);
+        }
+        self.metrics.rejected.inc();
+        let message = "Too many requests, please try again later.";
+        Err(Status::too_many_requests(message, 1))
     }
 
     /// Paths that are no resources.

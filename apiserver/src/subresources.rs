@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 use serde_json::Value;
-use skiff_api::meta;
 use skiff_api::resource::Subresource;
 use skiff_api::schema::{Type, schema};
-use skiff_api::status::Status;
+use skiff_api::status::{Qualified, Status};
+use skiff_api::{field, meta};
 
 use crate::body::Body;
 use crate::errors::Result;
@@ -102,7 +102,7 @@ fn json_answer(code: StatusCode, value: &Value, warnings: &[String]) -> Response
 }
 
 /// Makes the wanted scale of the current one.
-type Change<'a> = Box<dyn FnMut(&Value) -> Result<Value> + Send + 'a>;
+type Change = Box<dyn FnMut(&Value) -> Result<Value> + Send>;
 
 /// `scale`: the number of replicas alone.
 async fn scale(
@@ -110,9 +110,8 @@ async fn scale(
     served: &Served,
     subresource: &Subresource,
     scale: &'static Scale,
-    mut call: Call,
+    call: Call,
 ) -> Result<Response<Body>> {
-    let verb = call.info.verb;
     let name = call.info.name.clone();
     let user = Arc::clone(&call.user);
     let namespace = call.info.namespace.clone();
@@ -121,46 +120,18 @@ async fn scale(
         namespace: &namespace,
         user: &user,
     };
-    if verb == "get" {
+    if call.info.verb == "get" {
         let object = server.registry.get(scope, &name, Freshness::Consistent).await?;
         return Ok(json_answer(StatusCode::OK, &scale.read(&object.value()), &[]));
     }
     let options = Options::parse(&call.query)?;
-    let kind = kind_of(subresource)?;
-    let about = (served.resource.qualified_kind(), name.as_str());
-    let mut change: Change<'_> = if verb == "patch" {
-        let body = call.read_body().await?;
-        let patch = Patch::parse(negotiate::media_type(call.headers()), &body)?;
-        Box::new(move |current| {
-            patch
-                .apply(current, kind, about, options.validation)
-                .map(|(value, _)| value)
-        })
-    } else {
-        let (wanted, _) = read_body(call, subresource).await?;
-        if meta::name(&wanted) != name {
-            return Err(Status::bad_request(format!(
-                "the name of the object ({}) does not match the name on the URL ({name})",
-                meta::name(&wanted)
-            )));
-        }
-        Box::new(move |_| Ok(wanted.clone()))
-    };
+    let mut change = scale_change(served, subresource, options, call).await?;
     let update = Update {
         name: &name,
         subresource: Some("scale"),
         change: &mut |current| {
             let wanted = change(&scale.read(current))?;
-            let replicas = wanted.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
-            if replicas < 0 {
-                let path = skiff_api::field::Path::root("spec.replicas");
-                let fault = skiff_api::field::Error::invalid(&path, replicas, "must be greater than or equal to 0");
-                return Err(Status::invalid(
-                    skiff_api::status::Qualified::new("autoscaling", "Scale"),
-                    &name,
-                    &[fault],
-                ));
-            }
+            check_replicas(&name, &wanted)?;
             let mut object = current.clone();
             scale.write(&mut object, &wanted);
             Ok(object)
@@ -170,4 +141,37 @@ async fn scale(
     let written = server.registry.update(scope, update, options).await?;
     let object: Value = serde_json::from_slice(&written.bytes).unwrap_or_default();
     Ok(json_answer(StatusCode::OK, &scale.read(&object), &written.warnings))
+}
+
+/// What a PATCH or a PUT makes of a scale.
+async fn scale_change(served: &Served, subresource: &Subresource, options: Options, mut call: Call) -> Result<Change> {
+    let name = call.info.name.clone();
+    if call.info.verb == "patch" {
+        let kind = kind_of(subresource)?;
+        let qualified = served.resource.qualified_kind();
+        let body = call.read_body().await?;
+        let patch = Patch::parse(negotiate::media_type(call.headers()), &body)?;
+        return Ok(Box::new(move |current| {
+            let patched = patch.apply(current, kind, (qualified, &name), options.validation);
+            patched.map(|(value, _)| value)
+        }));
+    }
+    let (wanted, _) = read_body(call, subresource).await?;
+    if meta::name(&wanted) != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({name})",
+            meta::name(&wanted)
+        )));
+    }
+    Ok(Box::new(move |_| Ok(wanted.clone())))
+}
+
+fn check_replicas(name: &str, scale: &Value) -> Result<()> {
+    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if replicas >= 0 {
+        return Ok(());
+    }
+    let path = field::Path::root("spec.replicas");
+    let fault = field::Error::invalid(&path, replicas, "must be greater than or equal to 0");
+    Err(Status::invalid(Qualified::new("autoscaling", "Scale"), name, &[fault]))
 }

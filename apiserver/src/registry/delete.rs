@@ -182,60 +182,35 @@ impl Registry {
         plan: Plan,
         dry_run: bool,
     ) -> Result<std::result::Result<Deleted, Current>> {
-        let uid = meta::uid(old).to_owned();
         let key: Arc<str> = Arc::from(scope.served.cache.key(scope.namespace, name));
         let expected = Revision(current.revision);
-        let outcome = match plan {
-            Plan::Nothing => {
-                return Ok(Ok(Deleted {
-                    bytes: current.bytes.clone(),
-                    uid,
-                    gone: false,
-                }));
-            }
+        let deleted = |bytes, gone| Deleted {
+            bytes,
+            uid: meta::uid(old).to_owned(),
+            gone,
+        };
+        let (write, stored) = match plan {
+            Plan::Nothing => return Ok(Ok(deleted(current.bytes.clone(), false))),
             Plan::Mark(mut marked) => {
                 meta::remove(&mut marked, "resourceVersion");
-                let value = encode(&marked);
-                if dry_run {
-                    return Ok(Ok(Deleted {
-                        bytes: with_revision(&value, current.revision),
-                        uid,
-                        gone: false,
-                    }));
-                }
-                self.store
-                    .write(Write::Update {
-                        key,
-                        value: value.clone(),
-                        expected,
-                    })
-                    .await
-                    .map(|revision| Deleted {
-                        bytes: with_revision(&value, revision.0),
-                        uid,
-                        gone: false,
-                    })
+                let stored = encode(&marked);
+                let value = stored.clone();
+                (Write::Update { key, value, expected }, Some(stored))
             }
             Plan::Remove => {
-                let deleted = Deleted {
-                    bytes: current.bytes.clone(),
-                    uid,
-                    gone: true,
-                };
-                if dry_run {
-                    return Ok(Ok(deleted));
-                }
-                self.store
-                    .write(Write::Delete {
-                        key,
-                        expected: Some(expected),
-                    })
-                    .await
-                    .map(|_| deleted)
+                let expected = Some(expected);
+                (Write::Delete { key, expected }, None)
             }
         };
-        match outcome {
-            Ok(deleted) => Ok(Ok(deleted)),
+        let written = match dry_run {
+            true => Ok(expected),
+            false => self.store.write(write).await,
+        };
+        match written {
+            Ok(Revision(revision)) => Ok(Ok(match stored {
+                Some(value) => deleted(with_revision(&value, revision), false),
+                None => deleted(current.bytes.clone(), true),
+            })),
             Err(skiff_store::Error::Conflict { current: Some(entry) }) => Ok(Err(Current::of(&entry))),
             Err(skiff_store::Error::Conflict { current: None }) => {
                 Err(Status::not_found(scope.served.resource.qualified(), name))

@@ -1,6 +1,6 @@
 //! The file: a SQLite database of another kind than a store's, without history.
 //!
-//! `entries` holds keys and values in the order of the keys; `backup` says what they are, with a checksum over them. Both are written
+//! `entries` holds keys and values in the order of the keys, numbered from one; `backup` says what they are, with a checksum over them. Both are written
 //! under another name that is given up in the end, so a file under the right name is whole.
 
 use std::fs;
@@ -230,7 +230,7 @@ impl Reader {
             summary,
         };
         let mut sum = Sum::default();
-        reader.each(None, |key, value| {
+        reader.each(0, |key, value| {
             sum.add(key, value);
             Ok(true)
         })?;
@@ -245,20 +245,25 @@ impl Reader {
         &self.summary
     }
 
-    /// Its entries in the order of their keys, behind `after`, for as long as `take` wants more.
+    /// How many entries there are up to `key`, and with it; none when it is not there.
+    pub(crate) fn up_to(&self, key: &str) -> Result<u64, Error> {
+        const SQL: &str = "SELECT number FROM entries WHERE key = ?1";
+        let number = self.connection.query_row(SQL, [key], |row| row.get::<_, i64>(0));
+        let number = number.optional().map_err(|_| self.unreadable())?;
+        Ok(number.and_then(|number| u64::try_from(number).ok()).unwrap_or_default())
+    }
+
+    /// Its entries in the order of their keys, but for the first `skip`, for as long as `take` wants more.
     pub(crate) fn each(
         &self,
-        after: Option<&str>,
+        skip: u64,
         mut take: impl FnMut(&str, &[u8]) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        let failed = |_| Error::Backup {
-            path: self.path.clone(),
-            why: "it cannot be read",
-        };
-        const SQL: &str = "SELECT key, value FROM entries
-            WHERE number > coalesce((SELECT number FROM entries WHERE key = ?1), 0) ORDER BY number";
+        let failed = |_| self.unreadable();
+        const SQL: &str = "SELECT key, value FROM entries WHERE number > ?1 ORDER BY number";
+        let skip = i64::try_from(skip).unwrap_or(i64::MAX);
         let mut statement = self.connection.prepare_cached(SQL).map_err(failed)?;
-        let mut rows = statement.query([after]).map_err(failed)?;
+        let mut rows = statement.query([skip]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
             let key = row.get_ref(0).and_then(|key| Ok(key.as_str()?)).map_err(failed)?;
             let value = row.get_ref(1).and_then(|value| Ok(value.as_blob()?)).map_err(failed)?;
@@ -267,5 +272,11 @@ impl Reader {
             }
         }
         Ok(())
+    }
+    fn unreadable(&self) -> Error {
+        Error::Backup {
+            path: self.path.clone(),
+            why: "it cannot be read",
+        }
     }
 }

@@ -129,7 +129,7 @@ pub(crate) async fn replace(
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Revision, Error> {
     // Before anything is removed: a store of an older skiff may hold what etcd does not take.
-    backup.each(None, |key, value| {
+    backup.each(0, |key, value| {
         check_size(key, key.len() + value.len())?;
         Ok(true)
     })?;
@@ -147,14 +147,10 @@ pub(crate) async fn replace(
         Some(noted) => noted.clone(),
         None => begin(&client, &backup, noted, force, options).await?,
     };
-    let mut written = 0;
-    backup.each(noted.0.after.as_deref(), |_, _| {
-        written += 1;
-        Ok(true)
-    })?;
-    written = backup.summary().objects - written;
+    let after = noted.0.after.as_deref();
+    let mut written = after.map(|key| backup.up_to(key)).transpose()?.unwrap_or_default();
     loop {
-        let entries = batch(&backup, noted.0.after.as_deref())?;
+        let entries = batch(&backup, written)?;
         let Some((last, _)) = entries.last() else { break };
         written += entries.len() as u64;
         noted.0.after = Some(last.clone());
@@ -212,10 +208,10 @@ async fn begin(
 }
 
 /// The next entries.
-fn batch(backup: &Reader, after: Option<&str>) -> Result<Vec<(String, Bytes)>, Error> {
+fn batch(backup: &Reader, written: u64) -> Result<Vec<(String, Bytes)>, Error> {
     let mut entries: Vec<(String, Bytes)> = Vec::new();
     let mut bytes = 0;
-    backup.each(after, |key, value| {
+    backup.each(written, |key, value| {
         bytes += key.len() + value.len();
         if !entries.is_empty() && (entries.len() == BATCH_ENTRIES || bytes > BATCH_BYTES) {
             return Ok(false);

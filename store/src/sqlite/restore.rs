@@ -102,7 +102,7 @@ fn fill(path: &Path, backup: &Reader, base: Revision, progress: &mut dyn FnMut(u
     let failed = |error| explain(path, "write the restored store", error);
     let transaction = opened.connection.unchecked_transaction().map_err(failed)?;
     let mut revision = base;
-    backup.each(None, |key, value| {
+    backup.each(0, |key, value| {
         // A revision of its own: nobody may take it for a version that they know.
         revision = Revision(revision.0 + 1);
         let insert = || -> rusqlite::Result<()> {
