@@ -50,6 +50,9 @@ pub(crate) async fn run(args: ResetArgs) -> anyhow::Result<()> {
             kept.display()
         );
     }
+    for other in &report.others {
+        eprintln!("kept, since skiff did not make it: {}", other.display());
+    }
     anyhow::ensure!(
         report.left.is_empty(),
         "not everything could be undone; mend this, then run `skiff reset` again:\n  {}",

@@ -136,6 +136,11 @@ impl Layout {
         self.at("etc/cni/net.d")
     }
 
+    /// The file there that skiff's proxy writes.
+    pub fn cni_config_file(&self) -> PathBuf {
+        self.cni_config().join("10-skiff.conflist")
+    }
+
     /// The container runtime's socket, where nothing else is said, as a URL.
     pub fn runtime_endpoint(&self) -> String {
         format!("unix://{}", self.at("run/containerd/containerd.sock").display())

@@ -37,6 +37,8 @@ pub struct Wish {
 pub struct Report {
     /// People's data that was left where it is.
     pub kept: Vec<PathBuf>,
+    /// What others have put into directories that skiff uses, too, since it came: theirs, and left where it is.
+    pub others: Vec<PathBuf>,
     /// What should have gone and is there still, with the reason.
     pub left: Vec<String>,
 }
@@ -66,7 +68,8 @@ pub async fn reset(machine: &Machine<'_>, wish: Wish) -> Result<Report, Error> {
     kernel::restore(machine, &before, &mut report);
     files::remove(machine, record.as_ref(), wish, &mut report);
     put_back(machine, record.as_ref(), &mut report).await;
-    kernel::compare(&before, &Host::observe(&machine.layout), record.is_some(), &mut report);
+    let now = Host::observe(&machine.layout);
+    kernel::compare(&machine.layout, &before, &now, record.is_some(), &mut report);
     if report.left.is_empty() {
         files::forget(machine, &before)?;
         machine.say(

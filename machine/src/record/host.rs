@@ -74,6 +74,14 @@ impl Host {
             layout.cni_data(),
         ]
     }
+
+    /// Directories that skiff puts files into, and others too.
+    pub(crate) fn shared_directories(layout: &Layout) -> Vec<PathBuf> {
+        let mut directories = Self::watched_directories(layout);
+        directories.push(layout.cni_config());
+        directories.extend(layout.cni_plugins());
+        directories
+    }
 }
 
 /// Where skiff mounts something.
@@ -128,9 +136,7 @@ fn routes() -> BTreeSet<String> {
 /// Files, but not those in people's volumes.
 fn files(layout: &Layout) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
-    let mut directories = Host::watched_directories(layout);
-    directories.push(layout.cni_config());
-    directories.extend(layout.cni_plugins());
+    let mut directories = Host::shared_directories(layout);
     while let Some(directory) = directories.pop() {
         if directory == layout.local_volumes() {
             continue;

@@ -38,6 +38,7 @@ fn plan(layout: &Layout, purge_data: bool) -> Plan {
     gone.extend([
         layout.server_data(),
         layout.images().join("pause.tar"),
+        layout.images().join(".pause.tar.new"),
         layout.kubelet(),
         layout.cni_data().join("skiff"),
         layout.pod_logs(),
@@ -49,6 +50,46 @@ fn plan(layout: &Layout, purge_data: bool) -> Plan {
         BTreeSet::from([layout.local_volumes()])
     };
     Plan { gone, kept }
+}
+
+/// Whether skiff made what lies there, and not somebody who uses the same directory. Links to plugins are told where they go.
+pub(super) fn is_ours(layout: &Layout, path: &Path) -> bool {
+    let Plan { gone, kept } = plan(layout, false);
+    let below = |tree: &PathBuf| path.starts_with(tree);
+    let goes = written_as(path).is_some_and(|plain| gone.contains(&plain)) || gone.iter().any(below);
+    let elsewhere = path == layout.cni_config_file() || below(&layout.enabled_units());
+    (goes || elsewhere) && !kept.iter().any(below)
+}
+
+/// The file that somebody was about to write, of a draft that a kill has left: `.admin.conf.7-0.tmp` is that of `admin.conf`.
+fn written_as(draft: &Path) -> Option<PathBuf> {
+    let name = draft.file_name()?.to_str()?;
+    let (name, _) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+    Some(draft.with_file_name(name))
+}
+
+/// Drafts of files that go: there may be keys in them.
+fn drafts(gone: &[PathBuf]) -> Vec<PathBuf> {
+    let directories: BTreeSet<_> = gone.iter().filter_map(|path| path.parent()).collect();
+    let entries = directories.into_iter().flat_map(fs::read_dir).flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .filter(|path| written_as(path).is_some_and(|plain| gone.contains(&plain)))
+        .collect()
+}
+
+/// Files by what of them lies in a shared directory itself: one line for a directory full of manifests.
+pub(super) fn folded<'a>(layout: &Layout, files: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
+    let shared = Host::shared_directories(layout);
+    let fold = |file: &'a PathBuf| {
+        let mut above = file.ancestors();
+        above.find(|path| {
+            path.parent()
+                .is_some_and(|parent| shared.iter().any(|one| one == parent))
+        })
+    };
+    let folded: BTreeSet<_> = files.into_iter().filter_map(fold).collect();
+    folded.into_iter().map(Path::to_owned).collect()
 }
 
 /// What would be removed of what is there.
@@ -86,7 +127,7 @@ pub(super) fn remove(machine: &Machine<'_>, record: Option<&Record>, wish: Wish,
             layout.root().display().to_string()
         ),
     );
-    for path in &gone {
+    for path in gone.iter().chain(&drafts(&gone)) {
         let removed = remove_tree(path, &kept);
         report.left.extend(removed.failed);
         report.left.extend(removed.mounts.iter().map(|path| {
@@ -97,14 +138,16 @@ pub(super) fn remove(machine: &Machine<'_>, record: Option<&Record>, wish: Wish,
         }));
         report.kept.extend(removed.kept);
     }
-    for path in record.iter().flat_map(|record| &record.made) {
-        if let Err(error) = remove_made(path, machine) {
+    let made = record.iter().flat_map(|record| &record.made);
+    // A kill may have left the draft of a link.
+    for path in made.flat_map(|path| [path.clone(), path.with_extension("new")]) {
+        if let Err(error) = remove_made(&path, machine) {
             report.left.push(format!("{}: {error}", path.display()));
         }
     }
 }
 
-/// A link that `init` made goes only while it is still that link.
+/// A link that `init` made goes only while it is still that link: a package may have put its own plugin there.
 fn remove_made(path: &Path, machine: &Machine<'_>) -> std::io::Result<()> {
     match fs::read_link(path) {
         Ok(target) if target == machine.plugin_program => fs::remove_file(path),
@@ -142,6 +185,21 @@ mod tests {
         assert!(usual.gone.contains(&"/var/lib/kubelet".into()) && usual.gone.contains(&"/etc/kubernetes/pki".into()));
         assert_eq!(usual.kept, BTreeSet::from(["/var/lib/kubelet/local-path".into()]));
         assert!(plan(&layout, true).kept.is_empty());
+    }
+
+    #[test]
+    fn drafts_go_with_what_they_were_to_become() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        for name in [
+            ".admin.conf.7-0.tmp",
+            ".mine.conf.7-0.tmp",
+            "admin.conf.7-0.tmp",
+            ".tmp",
+        ] {
+            fs::write(place(name), "key").unwrap();
+        }
+        assert_eq!(drafts(&[place("admin.conf")]), [place(".admin.conf.7-0.tmp")]);
     }
 
     #[test]

@@ -10,9 +10,9 @@ use skiff_net::iptables::{Family, Iptables, Restore, Saved};
 use skiff_net::netlink::Netlink;
 use skiff_net::sysctl;
 
-use super::{PHASE, Report};
-use crate::Machine;
+use super::{PHASE, Report, files};
 use crate::record::Host;
+use crate::{Layout, Machine};
 
 const TABLES: [&str; 4] = ["filter", "mangle", "nat", "raw"];
 /// The chains that skiff's processes and plugins make begin so.
@@ -158,8 +158,8 @@ fn is_our_rule(rule: &str) -> bool {
             .any(|word| is_our_chain(word) || LINKS.contains(&word))
 }
 
-/// Tells what is there now that was not before, of what skiff makes. Without a record of before, all of it counts.
-pub(super) fn compare(before: &Host, now: &Host, recorded: bool, report: &mut Report) {
+/// Tells what is there now that was not before, of what skiff makes; others' files apart. Without a record of before, all of it counts.
+pub(super) fn compare(layout: &Layout, before: &Host, now: &Host, recorded: bool, report: &mut Report) {
     let fresh = |now: &BTreeSet<String>, before: &BTreeSet<String>, ours: fn(&str) -> bool| -> Vec<String> {
         now.difference(before).filter(|name| ours(name)).cloned().collect()
     };
@@ -180,11 +180,17 @@ pub(super) fn compare(before: &Host, now: &Host, recorded: bool, report: &mut Re
             .extend(names.into_iter().map(|name| format!("{what} {name}")));
     }
     // Without a record, nobody knows what was there before.
-    let mounts = now.mounts.difference(&before.mounts).filter(|_| recorded);
-    let mut left: Vec<_> = mounts.map(|mount| format!("mount {}", mount.display())).collect();
-    let files = now.files.difference(&before.files).filter(|_| recorded);
-    left.extend(files.map(|file| format!("file {}", file.display())));
-    report.left.extend(left);
+    if recorded {
+        let mounts = now.mounts.difference(&before.mounts);
+        let mounts = mounts.filter(|mount| files::is_ours(layout, mount));
+        report
+            .left
+            .extend(mounts.map(|mount| format!("mount {}", mount.display())));
+        let (ours, others): (Vec<_>, Vec<_>) =
+            (now.files.difference(&before.files)).partition(|file| files::is_ours(layout, file));
+        (report.left).extend(ours.into_iter().map(|file| format!("file {}", file.display())));
+        report.others = files::folded(layout, others);
+    }
     let settings = before.sysctls.iter().filter_map(|(name, value)| {
         let found = now.sysctls.get(name)?;
         (found != value).then(|| format!("setting {name} is {found}, was {value}"))
@@ -213,6 +219,8 @@ mod tests {
     #[test]
     fn what_is_left_is_told_and_what_others_made_is_not() {
         let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<BTreeSet<_>>();
+        let layout = Layout::default();
         let before = Host {
             links: set(&["lo", "eth0"]),
             sysctls: [("net.ipv4.ip_forward".to_owned(), "0".to_owned())].into(),
@@ -228,14 +236,30 @@ mod tests {
                 "filter FORWARD -j DOCKER",
             ]),
             routes: set(&["10.244.1.0/24"]),
-            files: [PathBuf::from("/etc/kubernetes/admin.conf")].into(),
+            files: paths(&[
+                "/etc/kubernetes/admin.conf",
+                "/etc/kubernetes/.admin.conf.7-0.tmp",
+                "/etc/kubernetes/mine.conf",
+                "/etc/cni/net.d/10-skiff.conflist",
+                "/etc/cni/net.d/87-podman.conflist",
+                "/etc/systemd/system/multi-user.target.wants/skiff-kubelet.service",
+                "/usr/lib/cni/bridge",
+                "/var/lib/skiff/images/app.tar",
+                "/var/lib/skiff/images/pause.tar",
+                "/var/lib/skiff/manifests/app/one.yaml",
+                "/var/lib/skiff/manifests/two.yaml",
+            ]),
             namespaces: set(&["cni-1", "mine"]),
-            mounts: [PathBuf::from("/var/lib/kubelet/pods/x")].into(),
+            mounts: paths(&[
+                "/var/lib/kubelet/pods/x",
+                "/var/lib/kubelet/local-path/disk",
+                "/var/lib/skiff/images",
+            ]),
             sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
             ..Host::default()
         };
         let mut report = Report::default();
-        compare(&before, &now, true, &mut report);
+        compare(&layout, &before, &now, true, &mut report);
         let wanted = [
             "chain nat/KUBE-SERVICES",
             "link cni0",
@@ -244,12 +268,24 @@ mod tests {
             "rule nat PREROUTING -j KUBE-SERVICES",
             "route 10.244.1.0/24",
             "mount /var/lib/kubelet/pods/x",
+            "file /etc/cni/net.d/10-skiff.conflist",
+            "file /etc/kubernetes/.admin.conf.7-0.tmp",
             "file /etc/kubernetes/admin.conf",
+            "file /etc/systemd/system/multi-user.target.wants/skiff-kubelet.service",
+            "file /var/lib/skiff/images/pause.tar",
             "setting net.ipv4.ip_forward is 1, was 0",
         ];
         assert_eq!(report.left, wanted);
+        let others = [
+            "/etc/cni/net.d/87-podman.conflist",
+            "/etc/kubernetes/mine.conf",
+            "/usr/lib/cni/bridge",
+            "/var/lib/skiff/images/app.tar",
+            "/var/lib/skiff/manifests",
+        ];
+        assert_eq!(report.others, others.map(PathBuf::from));
         let mut same = Report::default();
-        compare(&now, &now, true, &mut same);
-        assert!(same.left.is_empty());
+        compare(&layout, &now, &now, true, &mut same);
+        assert!(same.left.is_empty() && same.others.is_empty());
     }
 }

@@ -201,10 +201,23 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
 
     documents::authority(master, worker).await?;
 
+    // As the documents say, and as a package does that brings plugins of its own.
+    let [manifest, plugin] = [
+        master.layout.manifests().join("app.yaml"),
+        master.layout.cni_plugins()[1].join("macvlan"),
+    ];
+    for file in [&manifest, &plugin] {
+        std::fs::create_dir_all(file.parent().context("a directory")?)?;
+        std::fs::write(file, "")?;
+    }
     disks_and_data_stay(worker)?;
     for machine in [worker, master] {
         let report = machine.reset()?;
         assert!(report.left.is_empty(), "{:?}\n{}", report.left, machine.report());
+        if machine.node.name == master.node.name {
+            assert_eq!(report.others, [plugin.clone(), master.layout.manifests()]);
+            assert!(manifest.exists() && plugin.exists());
+        }
         let layout = &machine.layout;
         for path in [layout.pki(), layout.config(), layout.kubelet(), layout.record()] {
             assert!(!path.exists(), "{}", path.display());
