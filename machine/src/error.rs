@@ -28,6 +28,9 @@ pub enum Error {
         /// Those that there are.
         phases: String,
     },
+    /// Who runs the command may not change the machine; kubeadm's words.
+    #[error("user is not running as root; run the command with sudo")]
+    NotRoot,
     /// Another command is at work.
     #[error("another `skiff init`, `join` or `reset` is at work on this machine; wait until it has ended")]
     Busy,

@@ -47,6 +47,10 @@ impl Machine<'_> {
 
     /// Held while the machine is changed; the kernel lets it go with the process.
     pub(crate) fn lock(&self) -> Result<File, Error> {
+        // Told here, too: `reset` looks for nothing before, and preflight may be left out.
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::NotRoot);
+        }
         let path = self.layout.lock();
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(Error::file("create", directory))?;

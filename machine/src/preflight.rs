@@ -142,10 +142,7 @@ impl fmt::Display for Failed {
 pub fn judge(facts: &Facts, ignore: &BTreeSet<String>) -> Vec<Finding> {
     let mut findings = Findings::default();
     if !facts.root {
-        findings.error(
-            "IsPrivilegedUser",
-            "user is not running as root; run the command with sudo",
-        );
+        findings.error("IsPrivilegedUser", crate::Error::NotRoot.to_string());
     }
     judge_software(facts, &mut findings);
     judge_kernel(facts, &mut findings);

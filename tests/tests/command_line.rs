@@ -10,6 +10,26 @@ use skiff_tests::home::Home;
 use skiff_tests::{Kubectl, binary, build_images};
 
 #[test]
+fn who_is_not_root_is_told_to_use_sudo() -> anyhow::Result<()> {
+    let pin = format!("sha256:{}", "0".repeat(64));
+    let join = "join 192.0.2.1:6443 --token abcdef.0123456789abcdef --discovery-token-ca-cert-hash";
+    let mut join: Vec<&str> = join.split(' ').collect();
+    join.push(&pin);
+    for typed in [vec!["init"], join, vec!["reset", "--force"]] {
+        // Another user, wherever the program lies: a namespace in which nobody is anybody.
+        let output = Command::new("unshare")
+            .arg("--user")
+            .arg(binary()?)
+            .args(&typed)
+            .output()?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        let wanted = "user is not running as root; run the command with sudo";
+        assert!(!output.status.success() && told.contains(wanted), "{typed:?}: {told}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_cluster_comes_up_stays_and_goes() -> anyhow::Result<()> {
     let home = Home::new(&["one", "two"])?;
     let [one, two] = [home.names[0].as_str(), home.names[1].as_str()];
