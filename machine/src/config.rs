@@ -423,7 +423,10 @@ impl NodeWish {
         Ok(Self {
             name,
             ip: flags.ip,
-            runtime_endpoint: flags.runtime_endpoint.or(file.cri_socket),
+            runtime_endpoint: (flags.runtime_endpoint.or(file.cri_socket))
+                .filter(|text| !text.is_empty())
+                .map(|text| socket_url(&text).map_err(invalid("--cri-socket")))
+                .transpose()?,
             taints: file.taints,
             kubelet_args: file.kubelet_extra_args,
             ignore: flags
@@ -434,6 +437,22 @@ impl NodeWish {
                 .collect(),
         })
     }
+}
+
+/// A runtime's socket in its one form, by which containerd's own is known: people also give the path alone, and kubeadm has the place that
+/// `/run` had before.
+fn socket_url(text: &str) -> Result<String, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if !path.starts_with('/') {
+        return Err(format!(
+            "{text:?} is not a socket of a container runtime: it has the form unix:///run/containerd/containerd.sock"
+        ));
+    }
+    let path = path
+        .strip_prefix("/var")
+        .filter(|path| path.starts_with("/run/"))
+        .unwrap_or(path);
+    Ok(format!("unix://{path}"))
 }
 
 fn invalid(what: &'static str) -> impl FnOnce(String) -> Error {
@@ -548,6 +567,41 @@ maxPods: 20
             let error = init(&file).unwrap_err();
             assert!(error.contains(wanted), "{file}: {error}");
         }
+    }
+
+    #[test]
+    fn a_runtimes_socket_has_one_form() {
+        let containerd = Ok("unix:///run/containerd/containerd.sock");
+        let cases = [
+            ("unix:///run/containerd/containerd.sock", containerd),
+            ("unix:///var/run/containerd/containerd.sock", containerd),
+            ("/run/containerd/containerd.sock", containerd),
+            ("/var/run/containerd/containerd.sock", containerd),
+            ("unix:///var/runtime/own.sock", Ok("unix:///var/runtime/own.sock")),
+            ("containerd.sock", Err(())),
+            ("unix://", Err(())),
+            ("tcp://10.0.0.1:80", Err(())),
+        ];
+        for (text, wanted) in cases {
+            let flags = NodeFlags {
+                runtime_endpoint: Some(text.to_owned()),
+                ..NodeFlags::default()
+            };
+            let found = NodeWish::new(flags, kubeadm::NodeRegistration::default());
+            let found = found.map(|node| node.runtime_endpoint.unwrap_or_default());
+            match found {
+                Err(error) => {
+                    assert!(
+                        wanted.is_err() && error.to_string().contains("unix:///run/containerd"),
+                        "{text}: {error}"
+                    );
+                }
+                Ok(found) => assert_eq!(Ok(found.as_str()), wanted, "{text}"),
+            }
+        }
+        let file = "apiVersion: kubeadm.k8s.io/v1beta4\nkind: InitConfiguration\nnodeRegistration: {criSocket: /run/crio/crio.sock}\n";
+        let node = init(file).unwrap().node;
+        assert_eq!(node.runtime_endpoint.as_deref(), Some("unix:///run/crio/crio.sock"));
     }
 
     #[test]
