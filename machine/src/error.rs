@@ -261,6 +261,12 @@ pub enum Error {
         /// The parser's words.
         reason: String,
     },
+    /// Another program's node, or what somebody has prepared.
+    #[error("nothing was changed: no record of `skiff init` or `skiff join` is here, and {} is not of their making; what made it takes it away (kubeadm reset, k3s-uninstall.sh), or remove it yourself", path.display())]
+    NotOurs {
+        /// What was found.
+        path: PathBuf,
+    },
     /// Not a node.
     #[error("this machine is no node of a cluster; begin one with `skiff init`, or join one with `skiff join`")]
     NoNode,

@@ -23,7 +23,7 @@ use crate::certificate_key::CertificateKey;
 use crate::config::{Argument, Cluster, Endpoint, Init, NodeWish};
 use crate::files::Wanted;
 use crate::preflight::{self, Level};
-use crate::record::{Host, Record, Role};
+use crate::record::{self, Host, Record, Role};
 use crate::services::Service;
 use crate::token::{self, Token, Wish};
 use crate::{Error, Machine, address};
@@ -398,6 +398,7 @@ pub(crate) fn begin(
         made: BTreeSet::new(),
         replaced: BTreeMap::new(),
         before: Host::observe(&machine.layout),
+        sysctls_after: None,
     });
     node.clone_into(&mut record.node);
     endpoint.clone_into(&mut record.runtime_endpoint);
@@ -407,6 +408,7 @@ pub(crate) fn begin(
 
 pub(crate) fn complete(machine: &Machine<'_>, mut record: Record) -> Result<(), Error> {
     record.completed = Some((machine.now)().to_string());
+    record.sysctls_after = Some(record::host::sysctls());
     record.write(&machine.layout)
 }
 
@@ -467,16 +469,7 @@ mod tests {
     use super::*;
 
     fn record(role: Role, completed: bool) -> Record {
-        Record {
-            role,
-            node: "n".to_owned(),
-            begun: "2026-01-01T00:00:00Z".to_owned(),
-            completed: completed.then(|| "2026-01-01T00:01:00Z".to_owned()),
-            runtime_endpoint: String::new(),
-            made: BTreeSet::new(),
-            replaced: BTreeMap::new(),
-            before: Host::default(),
-        }
+        Record::for_test(role, completed.then_some("2026-01-01T00:01:00Z"))
     }
 
     #[test]

@@ -151,6 +151,18 @@ impl Layout {
         self.at("etc/containerd/config.toml")
     }
 
+    /// What says that another program made this machine a node: kubeadm, k3s and RKE2, k0s, MicroK8s.
+    pub fn others_nodes(&self) -> [PathBuf; 5] {
+        [
+            "var/lib/kubelet/kubeadm-flags.env",
+            "var/lib/rancher/k3s",
+            "var/lib/rancher/rke2",
+            "var/lib/k0s",
+            "var/snap/microk8s",
+        ]
+        .map(|path| self.at(path))
+    }
+
     /// Where an enabled unit is linked.
     pub fn enabled_units(&self) -> PathBuf {
         self.at("etc/systemd/system/multi-user.target.wants")

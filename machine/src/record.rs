@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-mod host;
+pub(crate) mod host;
 
 use crate::{Error, Layout};
 
@@ -53,6 +53,18 @@ pub struct Record {
     pub replaced: BTreeMap<PathBuf, Replaced>,
     /// What the machine was like before.
     pub before: Host,
+    /// Kernel settings when it ended well: who changes them afterwards is somebody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sysctls_after: Option<BTreeMap<String, String>>,
+}
+
+/// What becomes of a kernel setting that is not as it was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Setting<'a> {
+    /// It goes back to this.
+    Restore(&'a str),
+    /// Somebody has changed it since: it is theirs.
+    Theirs,
 }
 
 /// A file of others that was changed.
@@ -114,6 +126,28 @@ impl Record {
         Ok(skiff_pki::files::write_private(&layout.record(), text.as_bytes())?)
     }
 
+    /// The kernel settings that are not as they were, of those that there are `now`.
+    pub(crate) fn settings<'a>(&'a self, now: &BTreeMap<String, String>) -> Vec<(&'a str, Setting<'a>)> {
+        let mut differing = Vec::new();
+        for (name, before) in &self.before.sysctls {
+            let Some(found) = now.get(name).filter(|found| *found != before) else {
+                continue;
+            };
+            // An interrupted run has not noted what it had set.
+            let left_by_skiff = self
+                .sysctls_after
+                .as_ref()
+                .is_none_or(|after| after.get(name) == Some(found));
+            let becomes = if left_by_skiff {
+                Setting::Restore(before)
+            } else {
+                Setting::Theirs
+            };
+            differing.push((name.as_str(), becomes));
+        }
+        differing
+    }
+
     /// Notes a file or link that is about to be made outside of skiff's own directories.
     pub(crate) fn note(&mut self, path: &Path, layout: &Layout) -> Result<(), Error> {
         if self.made.insert(path.to_owned()) {
@@ -127,21 +161,53 @@ impl Record {
 mod tests {
     use super::*;
 
+    impl Record {
+        pub(crate) fn for_test(role: Role, completed: Option<&str>) -> Self {
+            Self {
+                role,
+                node: "n".to_owned(),
+                begun: "2026-01-01T00:00:00Z".to_owned(),
+                completed: completed.map(str::to_owned),
+                runtime_endpoint: "unix:///x".to_owned(),
+                made: BTreeSet::new(),
+                replaced: BTreeMap::new(),
+                before: Host::default(),
+                sysctls_after: None,
+            }
+        }
+    }
+
+    #[test]
+    fn settings_go_back_while_they_are_as_skiff_left_them() {
+        let one = |value: &str| BTreeMap::from([("a".to_owned(), value.to_owned())]);
+        let cases = [
+            (None, "0", None),
+            (None, "1", Some(Setting::Restore("0"))),
+            (Some("1"), "1", Some(Setting::Restore("0"))),
+            (Some("1"), "0", None),
+            // Somebody has set it since, whether skiff had or not.
+            (Some("1"), "2", Some(Setting::Theirs)),
+            (Some("0"), "2", Some(Setting::Theirs)),
+        ];
+        for (after, now, wanted) in cases {
+            let mut record = Record::for_test(Role::Worker, None);
+            record.before.sysctls = one("0");
+            record.sysctls_after = after.map(one);
+            let wanted: Vec<_> = wanted.into_iter().map(|setting| ("a", setting)).collect();
+            assert_eq!(record.settings(&one(now)), wanted, "{after:?} {now}");
+        }
+        // The module that had it is gone.
+        let mut record = Record::for_test(Role::Worker, None);
+        record.before.sysctls = one("0");
+        assert_eq!(record.settings(&BTreeMap::new()), []);
+    }
+
     #[test]
     fn a_record_survives_the_disk() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path());
         assert_eq!(Record::read(&layout).unwrap(), None);
-        let mut record = Record {
-            role: Role::Worker,
-            node: "n".to_owned(),
-            begun: "2026-01-01T00:00:00Z".to_owned(),
-            completed: None,
-            runtime_endpoint: "unix:///x".to_owned(),
-            made: BTreeSet::new(),
-            replaced: BTreeMap::new(),
-            before: Host::default(),
-        };
+        let mut record = Record::for_test(Role::Worker, None);
         record.note(Path::new("/opt/cni/bin/bridge"), &layout).unwrap();
         assert_eq!(Record::read(&layout).unwrap(), Some(record));
         std::fs::write(layout.record(), "{").unwrap();

@@ -14,7 +14,7 @@ use serde::Serialize;
 use skiff_cri::{Client, Runtime as _, SandboxFilter};
 
 use crate::init::containerd;
-use crate::record::{Host, Record};
+use crate::record::{Host, Record, Setting, host};
 use crate::services::Service;
 use crate::{Error, Machine};
 
@@ -46,10 +46,12 @@ pub struct Report {
 /// Undoes what was done to this machine. One that is no node is no error.
 ///
 /// # Errors
-/// When services cannot be stopped: then nothing else was touched. What cannot be removed is in the report.
+/// When the machine is another program's node, or services cannot be stopped: then nothing else was touched. What cannot be removed is
+/// in the report.
 pub async fn reset(machine: &Machine<'_>, wish: Wish) -> Result<Report, Error> {
     let _lock = machine.lock()?;
     let record = match Record::read(&machine.layout) {
+        Ok(None) if !files::is_node(&machine.layout)? => return Ok(files::bare(machine, wish)),
         Ok(record) => record,
         Err(error) => {
             // A garbled record must not keep anybody from starting anew.
@@ -64,14 +66,13 @@ pub async fn reset(machine: &Machine<'_>, wish: Wish) -> Result<Report, Error> {
     let mut report = Report::default();
     remove_sandboxes(machine, record.as_ref(), &mut report).await;
     remove_rules(machine, &mut report);
-    let before = record.as_ref().map(|record| record.before.clone()).unwrap_or_default();
-    kernel::restore(machine, &before, &mut report);
+    kernel::restore(machine, record.as_ref(), &mut report);
     files::remove(machine, record.as_ref(), wish, &mut report);
     put_back(machine, record.as_ref(), &mut report).await;
     let now = Host::observe(&machine.layout);
-    kernel::compare(&machine.layout, &before, &now, record.is_some(), &mut report);
+    kernel::compare(&machine.layout, record.as_ref(), &now, &mut report);
     if report.left.is_empty() {
-        files::forget(machine, &before)?;
+        files::forget(machine, record.as_ref())?;
         machine.say(
             PHASE,
             "The machine is as it was: rules, routes, links, namespaces, mounts, settings, enabled units and files were compared",
@@ -83,14 +84,22 @@ pub async fn reset(machine: &Machine<'_>, wish: Wish) -> Result<Report, Error> {
 /// What `reset` would do, told and not done.
 ///
 /// # Errors
-/// When the record cannot be read.
+/// When the record cannot be read, or the machine is another program's node.
 pub fn dry_run(machine: &Machine<'_>, wish: Wish) -> Result<Vec<String>, Error> {
     let record = Record::read(&machine.layout)?;
+    if record.is_none() && !files::is_node(&machine.layout)? {
+        machine.say("dryrun", files::BARE);
+        return Ok(Vec::new());
+    }
     let mut steps: Vec<_> = STOP_ORDER.iter().map(|service| format!("stop {service}")).collect();
     steps.push("end all pods of this node, remove their networks, mounts and cgroups".to_owned());
     steps.push("remove the rules of Services and the routes to other nodes".to_owned());
-    let settings = record.iter().flat_map(|record| &record.before.sysctls);
-    steps.extend(settings.map(|(name, value)| format!("set {name} = {value}")));
+    let now = host::sysctls();
+    for (name, setting) in record.iter().flat_map(|record| record.settings(&now)) {
+        if let Setting::Restore(value) = setting {
+            steps.push(format!("set {name} = {value}"));
+        }
+    }
     steps.extend(files::there(machine, record.as_ref(), wish));
     for step in &steps {
         machine.say("dryrun", format!("Would {step}"));
@@ -138,6 +147,15 @@ async fn remove_sandboxes(machine: &Machine<'_>, record: Option<&Record>, report
     });
     let failed = match removed.await {
         Ok(Ok(())) => return,
+        // It may be gone for good; what a pod has left in the kernel is compared.
+        Ok(Err(error @ skiff_cri::Error::Unreachable { .. })) if !kernel::pods_run(machine) => {
+            let told = skiff_daemon::error_chain(&error);
+            machine.say(
+                PHASE,
+                format!("WARNING: {told}; no process of a pod runs, so that none has to be ended"),
+            );
+            return;
+        }
         Ok(Err(error)) => skiff_daemon::error_chain(&error),
         Err(_) => format!(
             "the container runtime does not answer within {} s",

@@ -51,7 +51,7 @@ pub(crate) async fn mend(machine: &Machine<'_>, endpoint: &str, record: &mut Rec
         PHASE,
         format!("Setting SystemdCgroup = true in {:?}", path.display().to_string()),
     );
-    let change = Replaced { before, after };
+    let change = change(record.replaced.get(&path), before, after);
     record.replaced.insert(path.clone(), change.clone());
     record.write(&machine.layout)?;
     write(&path, &change.after)?;
@@ -67,6 +67,15 @@ pub(crate) async fn mend(machine: &Machine<'_>, endpoint: &str, record: &mut Rec
     record.write(&machine.layout)?;
     restart(machine, endpoint).await;
     Ok(())
+}
+
+/// What goes back one day: where a former run has written what is there now, that is what it found.
+fn change(former: Option<&Replaced>, found: Option<String>, after: String) -> Replaced {
+    let before = match former {
+        Some(former) if found.as_ref() == Some(&former.after) => former.before.clone(),
+        _ => found,
+    };
+    Replaced { before, after }
 }
 
 /// Undoes what [`mend`] did, while the file is what it wrote. Returns whether it was undone.
@@ -279,6 +288,33 @@ mod tests {
         // It tells that by CRI.
         assert_eq!(image(&TRIXIE.programs(), &older), None);
         assert_eq!(pinned_sandbox_image("no TOML"), None);
+    }
+
+    #[test]
+    fn a_second_run_knows_what_the_first_one_found() {
+        let text = |text: &str| Some(text.to_owned());
+        let former = |before| Replaced {
+            before,
+            after: "edited".to_owned(),
+        };
+        let cases = [
+            (None, None, None),
+            (None, text("theirs"), text("theirs")),
+            // Killed after it wrote, before the runtime was started anew.
+            (Some(former(text("theirs"))), text("edited"), text("theirs")),
+            (Some(former(None)), text("edited"), None),
+            // Killed before it wrote; or somebody has changed it since.
+            (Some(former(text("theirs"))), text("theirs"), text("theirs")),
+            (Some(former(text("theirs"))), text("newer"), text("newer")),
+        ];
+        for (former, found, wanted) in cases {
+            let change = change(former.as_ref(), found.clone(), "edited".to_owned());
+            assert_eq!(
+                (change.before, change.after.as_str()),
+                (wanted, "edited"),
+                "{former:?} {found:?}"
+            );
+        }
     }
 
     #[test]

@@ -11,22 +11,18 @@ use skiff_net::sysctl;
 use super::Host;
 use crate::Layout;
 
-/// What skiff's processes set: `mend`, the overlay, the proxy and the kubelet.
-const SYSCTLS: [&str; 14] = [
-    "kernel.keys.root_maxbytes",
-    "kernel.keys.root_maxkeys",
-    "kernel.panic",
-    "kernel.panic_on_oops",
+/// What `mend`, the overlay and the proxy set.
+const SYSCTLS: [&str; 10] = [
     "net.bridge.bridge-nf-call-ip6tables",
     "net.bridge.bridge-nf-call-iptables",
     "net.ipv4.conf.all.route_localnet",
     "net.ipv4.ip_forward",
-    "net.ipv4.vs.conntrack",
     "net.netfilter.nf_conntrack_max",
+    "net.netfilter.nf_conntrack_tcp_be_liberal",
     "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
     "net.netfilter.nf_conntrack_tcp_timeout_established",
-    "vm.overcommit_memory",
-    "vm.panic_on_oom",
+    "net.netfilter.nf_conntrack_udp_timeout",
+    "net.netfilter.nf_conntrack_udp_timeout_stream",
 ];
 
 /// Whose the routes to other nodes' pods are.
@@ -50,10 +46,7 @@ impl Host {
                 &fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
                 &roots(layout),
             ),
-            sysctls: SYSCTLS
-                .into_iter()
-                .filter_map(|name| Some((name.to_owned(), sysctl::get(name).ok()?)))
-                .collect::<BTreeMap<_, _>>(),
+            sysctls: sysctls(),
             directories: Self::watched_directories(layout)
                 .into_iter()
                 .filter(|path| path.is_dir())
@@ -90,6 +83,12 @@ fn roots(layout: &Layout) -> Vec<PathBuf> {
         .into_iter()
         .filter_map(|path| fs::canonicalize(path).ok())
         .collect()
+}
+
+/// Those settings, as far as the kernel has them.
+pub(crate) fn sysctls() -> BTreeMap<String, String> {
+    let of = |name: &str| Some((name.to_owned(), sysctl::get(name).ok()?));
+    SYSCTLS.into_iter().filter_map(of).collect()
 }
 
 fn links() -> BTreeSet<String> {

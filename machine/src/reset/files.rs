@@ -128,15 +128,7 @@ pub(super) fn remove(machine: &Machine<'_>, record: Option<&Record>, wish: Wish,
         ),
     );
     for path in gone.iter().chain(&drafts(&gone)) {
-        let removed = remove_tree(path, &kept);
-        report.left.extend(removed.failed);
-        report.left.extend(removed.mounts.iter().map(|path| {
-            format!(
-                "{}: something is mounted there; unmount it if it may go",
-                path.display()
-            )
-        }));
-        report.kept.extend(removed.kept);
+        take(path, &kept, report);
     }
     let made = record.iter().flat_map(|record| &record.made);
     // A kill may have left the draft of a link.
@@ -145,6 +137,64 @@ pub(super) fn remove(machine: &Machine<'_>, record: Option<&Record>, wish: Wish,
             report.left.push(format!("{}: {error}", path.display()));
         }
     }
+}
+
+/// Removes a tree, and tells what of it is there still.
+fn take(path: &Path, kept: &BTreeSet<PathBuf>, report: &mut Report) {
+    let removed = remove_tree(path, kept);
+    report.left.extend(removed.failed);
+    report.left.extend(removed.mounts.iter().map(|path| {
+        format!(
+            "{}: something is mounted there; unmount it if it may go",
+            path.display()
+        )
+    }));
+    report.kept.extend(removed.kept);
+}
+
+/// Whether a machine without a record is a node of skiff's nevertheless: its configuration is there.
+///
+/// # Errors
+/// When it is another program's node, whose files have the same names.
+pub(super) fn is_node(layout: &Layout) -> Result<bool, Error> {
+    let configured = Service::ALL
+        .iter()
+        .any(|service| layout.config_file(service.name()).exists());
+    let volumes = layout.local_volumes();
+    let mut others: Vec<PathBuf> = layout.others_nodes().into();
+    if !configured {
+        others.extend(plan(layout, false).gone);
+    }
+    match others.into_iter().find(|path| holds_more_than(path, &volumes)) {
+        Some(path) => Err(Error::NotOurs { path }),
+        None => Ok(configured),
+    }
+}
+
+/// Whether a file is there, or a directory with anything in it but that.
+fn holds_more_than(path: &Path, one: &Path) -> bool {
+    match fs::read_dir(path) {
+        Ok(entries) => entries.flatten().any(|entry| entry.path() != one),
+        Err(_) => path.symlink_metadata().is_ok(),
+    }
+}
+
+/// What is said of a machine that nothing was done to.
+pub(super) const BARE: &str = "This machine is no node: there is nothing to undo";
+
+/// Volumes may be there still, that a former `reset` has left.
+pub(super) fn bare(machine: &Machine<'_>, wish: Wish) -> Report {
+    let mut report = Report::default();
+    let volumes = machine.layout.local_volumes();
+    machine.say(PHASE, BARE);
+    if wish.purge_data {
+        take(&volumes, &BTreeSet::new(), &mut report);
+        // It holds nothing else, or this is another's machine.
+        fs::remove_dir(machine.layout.kubelet()).ok();
+    } else if volumes.exists() {
+        report.kept.push(volumes);
+    }
+    report
 }
 
 /// A link that `init` made goes only while it is still that link: a package may have put its own plugin there.
@@ -159,14 +209,15 @@ fn remove_made(path: &Path, machine: &Machine<'_>) -> std::io::Result<()> {
 }
 
 /// The record goes last, and directories that were not there before, where nothing is in them.
-pub(super) fn forget(machine: &Machine<'_>, before: &Host) -> Result<(), Error> {
-    let record = machine.layout.record();
-    match fs::remove_file(&record) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::file("remove", record)(error)),
+pub(super) fn forget(machine: &Machine<'_>, record: Option<&Record>) -> Result<(), Error> {
+    let path = machine.layout.record();
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::file("remove", path)(error)),
         _ => {}
     }
+    let was_there = |directory: &PathBuf| record.is_some_and(|record| record.before.directories.contains(directory));
     for directory in Host::watched_directories(&machine.layout).iter().rev() {
-        if !before.directories.contains(directory) {
+        if !was_there(directory) {
             // One that holds something stays.
             fs::remove_dir(directory).ok();
         }
@@ -185,6 +236,41 @@ mod tests {
         assert!(usual.gone.contains(&"/var/lib/kubelet".into()) && usual.gone.contains(&"/etc/kubernetes/pki".into()));
         assert_eq!(usual.kept, BTreeSet::from(["/var/lib/kubelet/local-path".into()]));
         assert!(plan(&layout, true).kept.is_empty());
+    }
+
+    #[test]
+    fn without_a_record_only_skiffs_own_node_is_reset() {
+        let cases: [(&[&str], Result<bool, &str>); 8] = [
+            (&[], Ok(false)),
+            (&["etc/skiff/kubelet.yaml", "var/lib/kubelet/pki/x"], Ok(true)),
+            // A former `reset` has left it.
+            (&["var/lib/kubelet/local-path/v1/data"], Ok(false)),
+            (
+                &["etc/kubernetes/mine.conf", "var/lib/skiff/manifests/app.yaml"],
+                Ok(false),
+            ),
+            // kubeadm's, beside a package that nobody has used, and one whose init has got far.
+            (&["etc/kubernetes/pki/ca.key"], Err("etc/kubernetes/pki")),
+            (&["var/lib/kubelet/config.yaml"], Err("var/lib/kubelet")),
+            (
+                &["etc/skiff/kubelet.yaml", "var/lib/kubelet/kubeadm-flags.env"],
+                Err("var/lib/kubelet/kubeadm-flags.env"),
+            ),
+            (&["var/lib/rancher/k3s/server/token"], Err("var/lib/rancher/k3s")),
+        ];
+        for (files, wanted) in cases {
+            let root = tempfile::tempdir().unwrap();
+            for file in files {
+                let path = root.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, "x").unwrap();
+            }
+            match (is_node(&Layout::new(root.path())), wanted) {
+                (Ok(found), Ok(wanted)) => assert_eq!(found, wanted, "{files:?}"),
+                (Err(Error::NotOurs { path }), Err(wanted)) => assert_eq!(path, root.path().join(wanted)),
+                (found, _) => panic!("{files:?}: {found:?}"),
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use skiff_net::netlink::Netlink;
 use skiff_net::sysctl;
 
 use super::{PHASE, Report, files};
-use crate::record::Host;
+use crate::record::{Host, Record, Setting, host};
 use crate::{Layout, Machine};
 
 const TABLES: [&str; 4] = ["filter", "mangle", "nat", "raw"];
@@ -22,7 +22,9 @@ const LINKS: [&str; 2] = ["cni0", "skiff.vxlan"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Takes away what only the kernel holds, and sets settings as they were.
-pub(super) fn restore(machine: &Machine<'_>, before: &Host, report: &mut Report) {
+pub(super) fn restore(machine: &Machine<'_>, record: Option<&Record>, report: &mut Report) {
+    let nothing = Host::default();
+    let before = record.map_or(&nothing, |record| &record.before);
     for (what, removed) in [
         ("chains of iptables", remove_chains(before)),
         ("links", remove_links(before)),
@@ -33,11 +35,17 @@ pub(super) fn restore(machine: &Machine<'_>, before: &Host, report: &mut Report)
             report.left.push(format!("{what}: {error}"));
         }
     }
-    for (name, value) in &before.sysctls {
+    let now = host::sysctls();
+    for (name, setting) in record.iter().flat_map(|record| record.settings(&now)) {
+        let Setting::Restore(value) = setting else {
+            let told = format!("WARNING: the setting {name} was changed by somebody since: it stays as it is");
+            machine.say(PHASE, told);
+            continue;
+        };
         match sysctl::set(name, value) {
-            Ok(true) => machine.say(PHASE, format!("Setting {name} = {value} again")),
+            Ok(_) => machine.say(PHASE, format!("Setting {name} = {value} again")),
             // The module that had it is gone, and the setting with it.
-            Ok(false) | Err(sysctl::Error::Absent { .. }) => {}
+            Err(sysctl::Error::Absent { .. }) => {}
             Err(error) => report
                 .left
                 .push(format!("setting {name}: {}", skiff_daemon::error_chain(&error))),
@@ -105,13 +113,26 @@ fn unmount(pods: &Path) -> Result<(), String> {
 
 /// The pods' cgroups, empty now, in every hierarchy.
 fn remove_cgroups(machine: &Machine<'_>) -> Result<(), String> {
+    cgroups(machine).iter().try_for_each(|cgroup| remove_cgroup(cgroup))
+}
+
+/// Whether a process of a pod runs.
+pub(super) fn pods_run(machine: &Machine<'_>) -> bool {
+    cgroups(machine).iter().any(|cgroup| has_processes(cgroup))
+}
+
+fn has_processes(cgroup: &Path) -> bool {
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    !processes.is_empty() || children(cgroup).any(|child| has_processes(&child))
+}
+
+/// Where pods' cgroups are, in every hierarchy.
+fn cgroups(machine: &Machine<'_>) -> Vec<PathBuf> {
     let below = cgroup_root(machine);
-    for slice in ["kubepods", "kubepods.slice"] {
-        for root in hierarchies() {
-            remove_cgroup(&root.join(below.trim_start_matches('/')).join(slice))?;
-        }
-    }
-    Ok(())
+    let of = |root: PathBuf| {
+        ["kubepods", "kubepods.slice"].map(|slice| root.join(below.trim_start_matches('/')).join(slice))
+    };
+    hierarchies().into_iter().flat_map(of).collect()
 }
 
 /// Where the kubelet was told to make them.
@@ -125,21 +146,19 @@ fn cgroup_root(machine: &Machine<'_>) -> String {
 
 fn hierarchies() -> Vec<PathBuf> {
     let mut roots = vec![PathBuf::from(CGROUPS)];
-    let entries = fs::read_dir(CGROUPS)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path()));
     // Under version 2 these are cgroups like any other, and hold none of ours.
-    roots.extend(entries.filter(|path| path.is_dir()));
+    roots.extend(children(Path::new(CGROUPS)));
     roots
 }
 
+fn children(cgroup: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten();
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter(|path| path.is_dir())
+}
+
 fn remove_cgroup(cgroup: &Path) -> Result<(), String> {
-    let children = fs::read_dir(cgroup)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path()));
-    for child in children.filter(|path| path.is_dir()) {
+    for child in children(cgroup) {
         remove_cgroup(&child)?;
     }
     match fs::remove_dir(cgroup) {
@@ -159,7 +178,9 @@ fn is_our_rule(rule: &str) -> bool {
 }
 
 /// Tells what is there now that was not before, of what skiff makes; others' files apart. Without a record of before, all of it counts.
-pub(super) fn compare(layout: &Layout, before: &Host, now: &Host, recorded: bool, report: &mut Report) {
+pub(super) fn compare(layout: &Layout, record: Option<&Record>, now: &Host, report: &mut Report) {
+    let nothing = Host::default();
+    let before = record.map_or(&nothing, |record| &record.before);
     let fresh = |now: &BTreeSet<String>, before: &BTreeSet<String>, ours: fn(&str) -> bool| -> Vec<String> {
         now.difference(before).filter(|name| ours(name)).cloned().collect()
     };
@@ -180,7 +201,7 @@ pub(super) fn compare(layout: &Layout, before: &Host, now: &Host, recorded: bool
             .extend(names.into_iter().map(|name| format!("{what} {name}")));
     }
     // Without a record, nobody knows what was there before.
-    if recorded {
+    if record.is_some() {
         let mounts = now.mounts.difference(&before.mounts);
         let mounts = mounts.filter(|mount| files::is_ours(layout, mount));
         report
@@ -191,16 +212,30 @@ pub(super) fn compare(layout: &Layout, before: &Host, now: &Host, recorded: bool
         (report.left).extend(ours.into_iter().map(|file| format!("file {}", file.display())));
         report.others = files::folded(layout, others);
     }
-    let settings = before.sysctls.iter().filter_map(|(name, value)| {
-        let found = now.sysctls.get(name)?;
-        (found != value).then(|| format!("setting {name} is {found}, was {value}"))
-    });
-    report.left.extend(settings);
+    for (name, setting) in record.iter().flat_map(|record| record.settings(&now.sysctls)) {
+        if let Setting::Restore(value) = setting {
+            let found = &now.sysctls[name];
+            report.left.push(format!("setting {name} is {found}, was {value}"));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Role;
+
+    #[test]
+    fn processes_are_seen_however_deep() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = root.path().join("burstable/pod1");
+        fs::create_dir_all(&pod).unwrap();
+        fs::write(root.path().join("cgroup.procs"), "").unwrap();
+        assert!(!has_processes(root.path()));
+        fs::write(pod.join("cgroup.procs"), "7\n").unwrap();
+        assert!(has_processes(root.path()));
+        assert!(!has_processes(&root.path().join("nowhere")));
+    }
 
     #[test]
     fn our_chains_go_and_others_stay() {
@@ -259,7 +294,9 @@ mod tests {
             ..Host::default()
         };
         let mut report = Report::default();
-        compare(&layout, &before, &now, true, &mut report);
+        let mut record = Record::for_test(Role::Worker, None);
+        record.before = before;
+        compare(&layout, Some(&record), &now, &mut report);
         let wanted = [
             "chain nat/KUBE-SERVICES",
             "link cni0",
@@ -285,7 +322,8 @@ mod tests {
         ];
         assert_eq!(report.others, others.map(PathBuf::from));
         let mut same = Report::default();
-        compare(&layout, &now, &now, true, &mut same);
+        record.before = now.clone();
+        compare(&layout, Some(&record), &now, &mut same);
         assert!(same.left.is_empty() && same.others.is_empty());
     }
 }
