@@ -177,7 +177,7 @@ impl Cache {
         }
     }
 
-    /// The changes behind `revision`, at most `limit` of them.
+    /// The changes behind `revision`, `limit` of them, and those of the last one's revision.
     pub fn since(&self, revision: u64, limit: usize) -> Result<Vec<Arc<Change>>, Error> {
         let state = self.state.read();
         if revision < state.oldest {
@@ -187,7 +187,15 @@ impl Cache {
             });
         }
         let start = state.changes.partition_point(|change| change.revision <= revision);
-        Ok(state.changes.range(start..).take(limit).cloned().collect())
+        let mut changes: Vec<Arc<Change>> = Vec::new();
+        for change in state.changes.range(start..) {
+            // The rest of a revision would be behind the cursor of whoever reads on.
+            if changes.len() >= limit && changes.last().is_none_or(|last| last.revision < change.revision) {
+                break;
+            }
+            changes.push(Arc::clone(change));
+        }
+        Ok(changes)
     }
 
     /// Replaces everything; watches of older revisions end.
@@ -204,7 +212,7 @@ impl Cache {
         self.changed.send_replace(revision);
     }
 
-    /// Applies changes of this resource, in their order.
+    /// Applies changes of this resource, in their order. A revision is in one batch, whole: etcd can delete many keys in one.
     pub(super) fn apply(&self, events: Vec<Event>) {
         let parsed: Vec<_> = events
             .iter()
@@ -218,8 +226,9 @@ impl Cache {
             })
             .collect();
         let mut state = self.state.write();
+        let applied = state.revision;
         for (revision, key, current) in parsed {
-            if revision <= state.revision && state.revision != 0 {
+            if revision <= applied && applied != 0 {
                 continue;
             }
             let previous = match &current {
@@ -253,5 +262,61 @@ impl State {
             self.weight -= first.weight();
             self.changes.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use skiff_store::Revision;
+
+    use super::*;
+
+    fn entry(name: &str, revision: u64) -> Entry {
+        Entry {
+            key: format!("/registry/core/configmaps/default/{name}").into(),
+            value: Bytes::from_static(br#"{"metadata":{}}"#),
+            create_revision: Revision(revision),
+            mod_revision: Revision(revision),
+        }
+    }
+
+    /// As `etcdctl del --prefix` does it.
+    #[test]
+    fn what_happens_at_one_revision_stays_together() {
+        let strategy = crate::strategy::lookup("", "configmaps");
+        let cache = Cache::new("/registry/core/configmaps/".to_owned(), strategy);
+        let put = |(name, revision)| Event::Put {
+            entry: entry(name, revision),
+            previous: None,
+        };
+        let delete = |(name, revision)| Event::Delete {
+            revision: Revision(5),
+            previous: entry(name, revision),
+        };
+        let names = || {
+            cache
+                .all("")
+                .iter()
+                .map(|object| object.name().to_owned())
+                .collect::<Vec<_>>()
+        };
+        cache.apply([("a", 2), ("b", 3), ("c", 4)].map(put).into());
+        cache.apply([("a", 2), ("b", 3)].map(delete).into());
+        assert_eq!(names(), ["c"]);
+        for (behind, limit, wanted) in [
+            (1, 2, &[2, 3][..]),
+            (3, 1, &[4]),
+            (3, 2, &[4, 5, 5]),
+            (4, 1, &[5, 5]),
+            (5, 1, &[]),
+        ] {
+            let changes = cache.since(behind, limit).unwrap();
+            let revisions: Vec<u64> = changes.iter().map(|change| change.revision).collect();
+            assert_eq!(revisions, wanted, "{limit} behind {behind}");
+        }
+        // What comes again changes nothing.
+        cache.apply(vec![delete(("c", 4))]);
+        assert_eq!(names(), ["c"]);
     }
 }
