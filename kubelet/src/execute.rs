@@ -27,8 +27,6 @@ pub(crate) struct Context {
     pub(crate) observed: Arc<Observed>,
     /// Whether containers of the pod ran that the runtime has forgotten.
     pub(crate) ran_before: bool,
-    /// Whether the preStop hook of the container to be killed is still to run.
-    pub(crate) hook: bool,
     /// Cancelled when a start is no longer wanted; each step looks at it.
     pub(crate) cancel: CancellationToken,
 }
@@ -79,12 +77,18 @@ pub(crate) async fn execute(context: &Context, action: &Action) -> Outcome {
         Action::CreateSandbox { attempt } => sandbox::create(context, *attempt).await,
         Action::StopSandbox { id } => sandbox::stop(context, id).await,
         Action::StartContainer { name, attempt, .. } => container::start(context, name, *attempt).await,
+        Action::PreStop {
+            id,
+            name,
+            grace,
+            message,
+        } => end::pre_stop(context, (id, name), *grace, message).await,
         Action::KillContainer {
             id,
             name,
             grace,
             message,
-        } => end::kill(context, id, name, *grace, message).await,
+        } => end::kill(context, (id, name), *grace, message.as_deref()).await,
         Action::Prune { containers, sandboxes } => end::prune(context, containers, sandboxes).await,
         Action::Release => end::release(context).await,
         Action::Cleanup => end::cleanup(context).await,

@@ -33,8 +33,8 @@ pub(crate) struct Memory {
     pub(crate) doomed: BTreeMap<String, Doom>,
     /// What the probes say, by container id.
     pub(crate) health: BTreeMap<String, Health>,
-    /// Containers whose preStop hook has run, by id.
-    pub(crate) stopped_once: BTreeSet<String>,
+    /// When containers were told to end, by id: their preStop hooks run once, and their grace periods begin.
+    pub(crate) told_to_end: BTreeMap<String, Timestamp>,
     /// Why the pod failed as a whole, where the kubelet decided so.
     pub(crate) verdict: Option<Finish>,
     /// Whether a finished pod's volumes, network and cgroup are given back.
@@ -118,7 +118,8 @@ impl Memory {
     /// Moves every time along with the wall clock, which somebody has set.
     pub(crate) fn shift(&mut self, step: SignedDuration) {
         let move_failure = |failure: &mut Failure| failure.since = clock::moved(failure.since, step);
-        for at in self.seen.iter_mut().chain(self.ends.values_mut()) {
+        let told = self.told_to_end.values_mut();
+        for at in self.seen.iter_mut().chain(self.ends.values_mut()).chain(told) {
             *at = clock::moved(*at, step);
         }
         for backoff in self.restarts.values_mut() {

@@ -38,10 +38,8 @@ pub(crate) enum Goal {
     Run,
     /// End and leave nothing behind.
     Stop {
-        /// Seconds that its processes get from `since` on.
+        /// Seconds that its processes get.
         grace: i64,
-        /// When it was told so.
-        since: Timestamp,
     },
 }
 
@@ -64,7 +62,18 @@ pub(crate) enum Action {
         /// When the run before ended, if there was one: the restart back-off grows.
         ended: Option<Timestamp>,
     },
-    /// Run the preStop hook and stop a container.
+    /// Tell of a container's end and run its preStop hook; its grace period begins.
+    PreStop {
+        /// The runtime's id.
+        id: String,
+        /// Name.
+        name: String,
+        /// Seconds that the hook gets at most.
+        grace: i64,
+        /// Text for the event.
+        message: String,
+    },
+    /// Stop a container.
     KillContainer {
         /// The runtime's id.
         id: String,
@@ -72,8 +81,8 @@ pub(crate) enum Action {
         name: String,
         /// Seconds it gets.
         grace: i64,
-        /// Text for the event.
-        message: String,
+        /// Text for the event, unless its end was told before.
+        message: Option<String>,
     },
     /// Stop a sandbox, with its network.
     StopSandbox {
@@ -125,7 +134,7 @@ pub(crate) struct Plan {
 pub(crate) fn plan(input: &Input<'_>) -> Plan {
     let mut plan = Plan::default();
     match input.goal {
-        Goal::Stop { grace, since } => stop::plan(input, &mut plan, grace, since),
+        Goal::Stop { grace } => stop::plan(input, &mut plan, grace),
         Goal::Run => match run::verdict(input, &mut plan) {
             Some(finish) => stop::finish(input, &mut plan, finish),
             None => run::plan(input, &mut plan),
@@ -140,10 +149,17 @@ impl Action {
         match self {
             Self::PrepareVolumes => Task::Volumes,
             Self::CreateSandbox { .. } | Self::StopSandbox { .. } => Task::Sandbox,
-            Self::StartContainer { name, .. } | Self::KillContainer { name, .. } => Task::Container(name.clone()),
+            Self::StartContainer { name, .. } | Self::PreStop { name, .. } | Self::KillContainer { name, .. } => {
+                Task::Container(name.clone())
+            }
             Self::Prune { .. } => Task::Prune,
             Self::Release | Self::Cleanup => Task::Cleanup,
         }
+    }
+
+    /// Whether the action ends a container.
+    pub(crate) fn ends_container(&self) -> bool {
+        matches!(self, Self::PreStop { .. } | Self::KillContainer { .. })
     }
 }
 
@@ -163,7 +179,9 @@ impl Input<'_> {
 
 impl Plan {
     fn act(&mut self, input: &Input<'_>, action: Action) {
-        if !input.is_busy(&action.task()) {
+        let task = action.task();
+        let planned = self.actions.iter().any(|other| other.task() == task);
+        if !planned && !input.is_busy(&task) {
             self.actions.push(action);
         }
     }

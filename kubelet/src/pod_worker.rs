@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{self, Refusal};
 use crate::agent::Agent;
 use crate::backoff::Backoff;
-use crate::clock::{self, Clock};
+use crate::clock::Clock;
 use crate::events::Severity;
 use crate::execute::{self, Outcome};
 use crate::hop::hop;
@@ -54,7 +54,8 @@ struct Worker {
     observed: Arc<Observed>,
     view: watch::Sender<Arc<Observed>>,
     memory: Memory,
-    stop: Option<(i64, Timestamp)>,
+    /// Once the pod must go: the seconds that its containers get.
+    stop: Option<i64>,
     busy: HashMap<Task, Busy>,
     running: JoinSet<(Action, Outcome)>,
     probes: Probes,
@@ -200,9 +201,6 @@ impl Worker {
             return;
         };
         self.memory.shift(step);
-        if let Some((_, since)) = &mut self.stop {
-            *since = clock::moved(*since, step);
-        }
     }
 
     /// What a round is for, as upstream's metric calls it.
@@ -240,10 +238,13 @@ impl Worker {
             return;
         }
         let grace = pod::grace_period(&self.pod);
-        let (before, since) = self.stop.unwrap_or((i64::MAX, Timestamp::now()));
-        if grace < before {
-            let shortened = self.stop.is_some();
-            self.stop = Some((grace, since));
+        if self.stop.is_none_or(|before| grace < before) {
+            let shortened = self.stop.replace(grace).is_some();
+            if shortened {
+                // The shorter period begins now, as upstream's does.
+                let now = Timestamp::now();
+                self.memory.told_to_end.values_mut().for_each(|since| *since = now);
+            }
             for (task, busy) in &self.busy {
                 // What is being started is given up; what is being stopped slowly is stopped anew, faster.
                 if matches!(task, Task::Container(_) | Task::Sandbox) && (shortened || !busy.killing) {
@@ -256,9 +257,7 @@ impl Worker {
     fn plan(&self) -> Plan {
         let now = Timestamp::now();
         let busy: BTreeSet<Task> = self.busy.keys().cloned().collect();
-        let goal = self
-            .stop
-            .map_or(Goal::Run, |(grace, since)| Goal::Stop { grace, since });
+        let goal = self.stop.map_or(Goal::Run, |grace| Goal::Stop { grace });
         let input = plan::Input {
             pod: &self.pod,
             goal,
@@ -272,7 +271,6 @@ impl Worker {
 
     fn act(&mut self, action: Action) {
         let now = Timestamp::now();
-        let mut hook = false;
         match &action {
             Action::StartContainer {
                 name,
@@ -282,11 +280,13 @@ impl Worker {
                 let next = Backoff::next(self.memory.restarts.get(name).copied(), *ended, now);
                 self.memory.restarts.insert(name.clone(), next);
             }
-            Action::KillContainer { id, .. } => hook = self.memory.stopped_once.insert(id.clone()),
+            Action::PreStop { id, .. } | Action::KillContainer { id, .. } => {
+                self.memory.told_to_end.entry(id.clone()).or_insert(now);
+            }
             _ => {}
         }
         let cancel = CancellationToken::new();
-        let killing = matches!(action, Action::KillContainer { .. });
+        let killing = action.ends_container();
         self.busy.insert(
             action.task(),
             Busy {
@@ -300,7 +300,6 @@ impl Worker {
             sandbox: self.observed.ready_sandbox().cloned(),
             observed: self.observed.clone(),
             ran_before: !self.memory.earlier.is_empty(),
-            hook,
             cancel,
         };
         self.running.spawn(async move {

@@ -3,50 +3,50 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::{Context, Outcome, hooks};
 use crate::agent::Agent;
 use crate::events::Severity;
 use crate::pod;
 use crate::volumes::{self, Volumes};
 
-/// What a container gets to end after its preStop hook has used up the grace period.
-const MINIMUM: Duration = Duration::from_secs(2);
-
-/// Runs the preStop hook within the grace period, then stops the container with what is left of it.
-pub(super) async fn kill(context: &Context, id: &str, name: &str, grace: i64, message: &str) -> Outcome {
+/// Tells of a container's end and runs its preStop hook, for as long as its grace period allows.
+pub(super) async fn pre_stop(context: &Context, (id, name): (&str, &str), grace: i64, message: &str) -> Outcome {
     let (agent, pod) = (&context.agent, &context.pod);
-    let found = pod::container(pod, name);
-    let role = found.as_ref().map_or(pod::Role::Main, |(role, _)| *role);
-    agent
-        .events
-        .container(pod, (role, name), Severity::Normal, "Killing", message.to_owned());
-    let mut left = Duration::from_secs(grace.max(0).unsigned_abs());
-    let hook = found
-        .as_ref()
-        .and_then(|(_, container)| container.lifecycle.as_ref()?.pre_stop.clone());
-    if let (Some(hook), Some((_, container)), true) = (hook, &found, context.hook) {
-        let begun = Instant::now();
-        let ip = context.sandbox.as_ref().and_then(|sandbox| sandbox.ips.first());
-        let run = hooks::run(agent, pod, container, id, ip, &hook);
-        match tokio::time::timeout(left, run).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                let text = format!("PreStopHook failed: {error}");
-                agent
-                    .events
-                    .container(pod, (role, name), Severity::Warning, "FailedPreStopHook", text);
-            }
-            Err(_) => tracing::info!(
-                pod = pod::full_name(pod),
-                name,
-                "preStop hook took the whole grace period"
-            ),
+    tell(context, name, Severity::Normal, "Killing", message.to_owned());
+    let Some((_, container)) = pod::container(pod, name) else {
+        return Outcome::Done;
+    };
+    let hook = container.lifecycle.as_ref().and_then(|hooks| hooks.pre_stop.as_ref());
+    let Some(hook) = hook else { return Outcome::Done };
+    let ip = context.sandbox.as_ref().and_then(|sandbox| sandbox.ips.first());
+    let run = hooks::run(agent, pod, &container, id, ip, hook);
+    match tokio::time::timeout(seconds(grace), run).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let text = format!("PreStopHook failed: {error}");
+            tell(context, name, Severity::Warning, "FailedPreStopHook", text);
         }
-        left = left.saturating_sub(begun.elapsed()).max(MINIMUM.min(left));
+        Err(_) => tracing::info!(
+            pod = pod::full_name(pod),
+            name,
+            "preStop hook took the whole grace period"
+        ),
     }
-    match agent.runtime.stop_container(id, left).await {
+    Outcome::Done
+}
+
+/// Stops a container: its processes get `grace` seconds.
+pub(super) async fn kill(
+    context: &Context,
+    (id, name): (&str, &str),
+    grace: i64,
+    message: Option<&str>,
+) -> Outcome {
+    let (agent, pod) = (&context.agent, &context.pod);
+    if let Some(message) = message {
+        tell(context, name, Severity::Normal, "Killing", message.to_owned());
+    }
+    match agent.runtime.stop_container(id, seconds(grace)).await {
         Ok(()) => Outcome::Done,
         Err(error) => {
             let message = format!(
@@ -62,6 +62,17 @@ pub(super) async fn kill(context: &Context, id: &str, name: &str, grace: i64, me
             }
         }
     }
+}
+
+fn seconds(grace: i64) -> Duration {
+    Duration::from_secs(grace.max(0).unsigned_abs())
+}
+
+/// An event about a container, also about one that the pod no longer names.
+fn tell(context: &Context, name: &str, severity: Severity, reason: &'static str, message: String) {
+    let role = pod::container(&context.pod, name).map_or(pod::Role::Main, |(role, _)| role);
+    let events = &context.agent.events;
+    events.container(&context.pod, (role, name), severity, reason, message);
 }
 
 /// Removes dead containers with their logs, and old sandboxes.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use skiff_api::k8s_openapi::api::core::v1::Container as Spec;
 
-use super::{Action, Input, Plan, Task};
+use super::{Action, Input, Plan, Task, stop};
 use crate::backoff;
 use crate::labels;
 use crate::memory::{Failure, Finish, Volumes};
@@ -138,7 +138,7 @@ fn sandbox<'a>(input: &Input<'a>, plan: &mut Plan) -> Option<&'a Sandbox> {
             None,
         );
     }
-    if input.is_busy(&Task::Sandbox) || input.any_container_busy() || !plan.actions_are_harmless() {
+    if input.is_busy(&Task::Sandbox) || input.any_container_busy() || input.observed.running().next().is_some() {
         return None;
     }
     if let Some(failure) = &input.memory.sandbox
@@ -150,15 +150,6 @@ fn sandbox<'a>(input: &Input<'a>, plan: &mut Plan) -> Option<&'a Sandbox> {
     let attempt = input.observed.sandbox().map_or(0, |sandbox| sandbox.attempt + 1);
     plan.act(input, Action::CreateSandbox { attempt });
     None
-}
-
-impl Plan {
-    fn actions_are_harmless(&self) -> bool {
-        !self
-            .actions
-            .iter()
-            .any(|action| matches!(action, Action::KillContainer { .. }))
-    }
 }
 
 fn show_failed_starts(input: &Input<'_>, plan: &mut Plan) {
@@ -190,18 +181,9 @@ fn kill_strays(input: &Input<'_>, plan: &mut Plan, sandbox: &Sandbox) {
     }
 }
 
-pub(super) fn kill(input: &Input<'_>, plan: &mut Plan, container: &Container, message: String, grace: Option<i64>) {
+fn kill(input: &Input<'_>, plan: &mut Plan, container: &Container, message: String, grace: Option<i64>) {
     let grace = grace.unwrap_or_else(|| pod::grace_period(input.pod));
-    let (id, name) = (container.id.clone(), container.name.clone());
-    plan.act(
-        input,
-        Action::KillContainer {
-            id,
-            name,
-            grace,
-            message,
-        },
-    );
+    stop::end(input, plan, container, message, grace, true);
 }
 
 fn prune(input: &Input<'_>, plan: &mut Plan) {

@@ -1,35 +1,16 @@
 //! Planning for a pod that ends: told to go, or finished by itself.
 
-use jiff::{SignedDuration, Timestamp};
-
-use super::run::kill;
 use super::{Action, Input, Plan, Task};
 use crate::memory::Finish;
 use crate::observed::Container;
-use crate::pod::{self, Role};
+use crate::pod;
 
-/// Seconds that a sidecar gets at least, when the main containers have used up the pod's grace period.
-const SIDECAR_MINIMUM: i64 = 2;
+/// Seconds that a container gets at least, when hooks or other containers have used up the grace period.
+const MINIMUM: i64 = 2;
 
 /// Plans for a pod that was told to go: containers, sandbox, then everything else.
-pub(super) fn plan(input: &Input<'_>, plan: &mut Plan, grace: i64, since: Timestamp) {
-    if input.memory.cleaned {
-        return;
-    }
-    kill_in_order(input, plan, |container, late| {
-        let spent = input
-            .now
-            .duration_since(since)
-            .min(SignedDuration::from_secs(grace))
-            .as_secs();
-        let grace = if late {
-            (grace - spent).max(SIDECAR_MINIMUM.min(grace))
-        } else {
-            grace
-        };
-        (grace, format!("Stopping container {}", container.name))
-    });
-    if input.observed.running().next().is_some() || input.any_container_busy() {
+pub(super) fn plan(input: &Input<'_>, plan: &mut Plan, grace: i64) {
+    if input.memory.cleaned || !containers(input, plan, grace) {
         return;
     }
     plan.finish = Some(outcome(input));
@@ -57,13 +38,8 @@ fn outcome(input: &Input<'_>) -> Finish {
 
 /// Plans for a pod that has ended by itself: what still runs is stopped, what it held is given back.
 pub(super) fn finish(input: &Input<'_>, plan: &mut Plan, finish: Finish) {
-    kill_in_order(input, plan, |container, _| {
-        (
-            finish.evicted.unwrap_or_else(|| pod::grace_period(input.pod)),
-            format!("Stopping container {}", container.name),
-        )
-    });
-    if input.observed.running().next().is_some() || input.any_container_busy() {
+    let grace = finish.evicted.unwrap_or_else(|| pod::grace_period(input.pod));
+    if !containers(input, plan, grace) {
         return;
     }
     plan.finish = Some(finish);
@@ -77,29 +53,61 @@ pub(super) fn finish(input: &Input<'_>, plan: &mut Plan, finish: Finish) {
     }
 }
 
-/// Kills the main containers at once; sidecars after them, the last started first.
-fn kill_in_order(input: &Input<'_>, plan: &mut Plan, how: impl Fn(&Container, bool) -> (i64, String)) {
-    let role = |container: &Container| pod::container(input.pod, &container.name).map(|(role, _)| role);
-    let is_sidecar = |container: &&Container| role(container) == Some(Role::Sidecar);
-    let others: Vec<_> = input
-        .observed
-        .running()
-        .filter(|container| !is_sidecar(container))
-        .collect();
-    for container in &others {
-        let (grace, message) = how(container, false);
-        kill(input, plan, container, message, Some(grace));
+/// Ends all containers; true when none is left.
+fn containers(input: &Input<'_>, plan: &mut Plan, grace: i64) -> bool {
+    for container in input.observed.running() {
+        let message = format!("Stopping container {}", container.name);
+        end(input, plan, container, message, grace, has_turn(input, &container.name));
     }
-    if !others.is_empty() || input.any_container_busy() {
-        return;
-    }
-    let order = |container: &&Container| {
-        pod::init_containers(input.pod)
-            .iter()
-            .position(|spec| spec.name == container.name)
+    input.observed.running().next().is_none() && !input.any_container_busy()
+}
+
+/// Whether a container of a pod that ends is to be stopped now: sidecars end after all others, the last one first.
+fn has_turn(input: &Input<'_>, name: &str) -> bool {
+    let sidecar = |name: &str| {
+        let mut init = pod::init_containers(input.pod).iter();
+        init.position(|spec| spec.name == name && pod::is_sidecar(spec))
     };
-    if let Some(last) = input.observed.running().filter(is_sidecar).max_by_key(order) {
-        let (grace, message) = how(last, true);
-        kill(input, plan, last, message, Some(grace));
-    }
+    let Some(own) = sidecar(name) else { return true };
+    let goes_first = |other: &str| sidecar(other).is_none_or(|other| other > own);
+    let busy = input.busy.iter().any(|task| match task {
+        Task::Container(other) => goes_first(other),
+        _ => false,
+    });
+    !busy && !input.observed.running().any(|other| goes_first(&other.name))
+}
+
+/// Ends a container that gets `grace` seconds: its preStop hook runs at once (KEP-753), what is left of the time is for its
+/// processes, when it is their turn.
+pub(super) fn end(
+    input: &Input<'_>,
+    plan: &mut Plan,
+    container: &Container,
+    message: String,
+    grace: i64,
+    has_turn: bool,
+) {
+    let (id, name) = (container.id.clone(), container.name.clone());
+    let told = input.memory.told_to_end.get(&id);
+    let hook = pod::container(input.pod, &name)
+        .is_some_and(|(_, spec)| spec.lifecycle.as_ref().is_some_and(|hooks| hooks.pre_stop.is_some()));
+    let action = match told {
+        None if !has_turn || (hook && grace > 0) => Action::PreStop {
+            id,
+            name,
+            grace,
+            message,
+        },
+        _ if !has_turn => return,
+        told => {
+            let spent = told.map_or(0, |since| input.now.duration_since(*since).as_secs().max(0));
+            Action::KillContainer {
+                id,
+                name,
+                grace: (grace - spent).max(MINIMUM.min(grace)),
+                message: told.is_none().then_some(message),
+            }
+        }
+    };
+    plan.act(input, action);
 }

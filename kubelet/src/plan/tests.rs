@@ -121,6 +121,7 @@ fn short(action: &Action) -> String {
         Action::PrepareVolumes => "volumes".into(),
         Action::CreateSandbox { attempt } => format!("sandbox {attempt}"),
         Action::StartContainer { name, attempt, .. } => format!("start {name} {attempt}"),
+        Action::PreStop { id, grace, .. } => format!("tell {id} {grace}"),
         Action::KillContainer { id, grace, .. } => format!("kill {id} {grace}"),
         Action::StopSandbox { id } => format!("stop {id}"),
         Action::Prune { containers, sandboxes } => format!("prune {} {}", containers.join(","), sandboxes.join(",")),
@@ -330,6 +331,34 @@ fn a_deadline_ends_a_pod() {
     assert_eq!(scene.plan().wake, Some(at(60)));
 }
 
+/// An eviction's grace period is one for all containers, too; without one, no hook runs.
+#[test]
+fn the_sidecars_of_a_pod_that_is_ended_share_its_time() {
+    let hook = json!({"preStop": {"sleep": {"seconds": 9}}});
+    let spec = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c", "lifecycle": hook}]});
+    for (grace, first, last) in [(15, "tell c0 15", "kill s0 5"), (5, "tell c0 5", "kill s0 2"), (0, "kill c0 0", "kill s0 0")] {
+        let mut scene = Scene::new(&spec).with([running("c"), running("s")]);
+        scene.memory.verdict = Some(Finish::evicted("m", grace));
+        assert_eq!(scene.actions(), [first.to_owned(), format!("tell s0 {grace}")]);
+        scene.memory.told_to_end.insert("s0".into(), at(90));
+        scene.observed.containers.retain(|container| container.name == "s");
+        assert_eq!(scene.actions(), [last]);
+    }
+}
+
+#[test]
+fn an_end_is_told_once() {
+    let mut scene = Scene::new(&json!({})).with([running("c")]);
+    scene.goal = Goal::Stop { grace: 30 };
+    let message = |scene: &Scene| match scene.plan().actions.as_slice() {
+        [Action::KillContainer { message, .. }] => message.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(message(&scene).as_deref(), Some("Stopping container c"));
+    scene.memory.told_to_end.insert("c0".into(), at(90));
+    assert_eq!(message(&scene), None);
+}
+
 #[test]
 fn a_finished_pod_is_released_once_and_never_runs_again() {
     let mut scene = Scene::new(&json!({})).with([exited("c", 0, 0, 50)]);
@@ -341,23 +370,34 @@ fn a_finished_pod_is_released_once_and_never_runs_again() {
     assert_eq!(scene.actions(), Vec::<String>::new());
 }
 
+/// KEP-753: what a pod's sidecars are to do before they end, they do beside the main containers; only their signals wait.
 #[test]
 fn a_pod_that_must_go_ends_in_order() {
-    let spec = json!({"initContainers": [
-        {"name": "s", "restartPolicy": "Always"}, {"name": "t", "restartPolicy": "Always"},
-    ]});
-    let mut scene = Scene::new(&spec).with([running("c"), running("s"), running("t")]);
-    scene.goal = Goal::Stop {
-        grace: 30,
-        since: at(90),
-    };
-    assert_eq!(scene.actions(), ["kill c0 30"]);
+    let hook = json!({"preStop": {"exec": {"command": ["true"]}}});
+    let spec = json!({
+        "initContainers": [
+            {"name": "s", "restartPolicy": "Always"}, {"name": "t", "restartPolicy": "Always", "lifecycle": hook},
+        ],
+        "containers": [{"name": "c", "lifecycle": hook}, {"name": "d"}],
+    });
+    let mut scene = Scene::new(&spec).with([running("c"), running("d"), running("s"), running("t")]);
+    scene.goal = Goal::Stop { grace: 30 };
+    assert_eq!(scene.actions(), ["tell c0 30", "kill d0 30", "tell s0 30", "tell t0 30"]);
+    for id in ["c0", "d0", "s0", "t0"] {
+        scene.memory.told_to_end.insert(id.into(), at(90));
+    }
+    scene.busy = BTreeSet::from([Task::Container("c".into()), Task::Container("d".into())]);
+    assert_eq!(scene.actions(), Vec::<String>::new(), "the sidecars have not their turn");
+    scene.busy.clear();
+    assert_eq!(scene.actions(), ["kill c0 20", "kill d0 20"], "in what is left, also when tried again");
+    scene.observed.containers.retain(|container| container.name != "d");
+    assert_eq!(scene.actions(), ["kill c0 20"]);
     scene.observed.containers.retain(|container| container.name != "c");
-    assert_eq!(
-        scene.actions(),
-        ["kill t0 20"],
-        "sidecars follow, the last one first, in what is left"
-    );
+    scene.busy = BTreeSet::from([Task::Container("c".into())]);
+    assert_eq!(scene.actions(), Vec::<String>::new(), "a main container may still come up");
+    scene.busy = BTreeSet::from([Task::Container("s".into())]);
+    assert_eq!(scene.actions(), ["kill t0 20"], "the hook of one does not hold up another");
+    scene.busy.clear();
     scene.observed.containers.retain(|container| container.name != "t");
     scene.now = at(200);
     assert_eq!(scene.actions(), ["kill s0 2"]);

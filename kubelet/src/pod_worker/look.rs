@@ -87,7 +87,7 @@ impl Worker {
         self.memory.doomed.retain(|id, _| known.contains(id));
         self.memory.ends.retain(|id, _| known.contains(id));
         self.memory.out_of_memory.retain(|id| known.contains(id));
-        self.memory.stopped_once.retain(|id| known.contains(id));
+        self.memory.told_to_end.retain(|id, _| known.contains(id));
         let now = Timestamp::now();
         for container in &self.observed.containers {
             if let Some(exit) = container.exit() {
