@@ -82,12 +82,14 @@ pub(crate) async fn execute(context: &Context, action: &Action) -> Outcome {
             name,
             grace,
             message,
+            ..
         } => end::pre_stop(context, (id, name), *grace, message).await,
         Action::KillContainer {
             id,
             name,
             grace,
             message,
+            ..
         } => end::kill(context, (id, name), *grace, message.as_deref()).await,
         Action::Prune { containers, sandboxes } => end::prune(context, containers, sandboxes).await,
         Action::Release => end::release(context).await,

@@ -33,8 +33,8 @@ pub(crate) struct Memory {
     pub(crate) doomed: BTreeMap<String, Doom>,
     /// What the probes say, by container id.
     pub(crate) health: BTreeMap<String, Health>,
-    /// When containers were told to end, by id: their preStop hooks run once, and their grace periods begin.
-    pub(crate) told_to_end: BTreeMap<String, Timestamp>,
+    /// Containers that were told to end, by id: their preStop hooks run once.
+    pub(crate) told_to_end: BTreeMap<String, Told>,
     /// Why the pod failed as a whole, where the kubelet decided so.
     pub(crate) verdict: Option<Finish>,
     /// Whether a finished pod's volumes, network and cgroup are given back.
@@ -73,6 +73,15 @@ pub(crate) struct Failure {
     pub(crate) since: Timestamp,
     /// How long it waits.
     pub(crate) delay: Duration,
+}
+
+/// That a container was told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// When its grace period began.
+    pub(crate) since: Timestamp,
+    /// Whether it starts anew, whatever the restart policy says.
+    pub(crate) again: bool,
 }
 
 /// Why a container must die.
@@ -118,7 +127,7 @@ impl Memory {
     /// Moves every time along with the wall clock, which somebody has set.
     pub(crate) fn shift(&mut self, step: SignedDuration) {
         let move_failure = |failure: &mut Failure| failure.since = clock::moved(failure.since, step);
-        let told = self.told_to_end.values_mut();
+        let told = self.told_to_end.values_mut().map(|told| &mut told.since);
         for at in self.seen.iter_mut().chain(self.ends.values_mut()).chain(told) {
             *at = clock::moved(*at, step);
         }
@@ -133,6 +142,11 @@ impl Memory {
             Volumes::Failed(failure) => move_failure(failure),
             Volumes::Ready { refresh: None } | Volumes::Pending => {}
         }
+    }
+
+    /// Whether a container was told to end so that it starts anew, whatever the restart policy says.
+    pub(crate) fn starts_again(&self, id: &str) -> bool {
+        self.told_to_end.get(id).is_some_and(|told| told.again)
     }
 
     /// When a container ended, of which the runtime says `finished`.

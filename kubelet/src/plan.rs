@@ -72,6 +72,8 @@ pub(crate) enum Action {
         grace: i64,
         /// Text for the event.
         message: String,
+        /// Whether it starts anew, whatever the restart policy says.
+        again: bool,
     },
     /// Stop a container.
     KillContainer {
@@ -83,6 +85,8 @@ pub(crate) enum Action {
         grace: i64,
         /// Text for the event, unless its end was told before.
         message: Option<String>,
+        /// Whether it starts anew, whatever the restart policy says.
+        again: bool,
     },
     /// Stop a sandbox, with its network.
     StopSandbox {

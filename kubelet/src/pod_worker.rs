@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::events::Severity;
 use crate::execute::{self, Outcome};
 use crate::hop::hop;
-use crate::memory::{Memory, Volumes};
+use crate::memory::{Memory, Told, Volumes};
 use crate::observed::Observed;
 use crate::plan::{self, Action, Goal, Plan, Task};
 use crate::pod;
@@ -243,7 +243,7 @@ impl Worker {
             if shortened {
                 // The shorter period begins now, as upstream's does.
                 let now = Timestamp::now();
-                self.memory.told_to_end.values_mut().for_each(|since| *since = now);
+                self.memory.told_to_end.values_mut().for_each(|told| told.since = now);
             }
             for (task, busy) in &self.busy {
                 // What is being started is given up; what is being stopped slowly is stopped anew, faster.
@@ -280,8 +280,12 @@ impl Worker {
                 let next = Backoff::next(self.memory.restarts.get(name).copied(), *ended, now);
                 self.memory.restarts.insert(name.clone(), next);
             }
-            Action::PreStop { id, .. } | Action::KillContainer { id, .. } => {
-                self.memory.told_to_end.entry(id.clone()).or_insert(now);
+            Action::PreStop { id, again, .. } | Action::KillContainer { id, again, .. } => {
+                let told = Told {
+                    since: now,
+                    again: false,
+                };
+                self.memory.told_to_end.entry(id.clone()).or_insert(told).again |= *again;
             }
             _ => {}
         }

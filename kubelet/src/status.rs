@@ -116,9 +116,12 @@ fn phase(input: &Input<'_>, init: &[ContainerStatus], main: &[ContainerStatus]) 
     });
     let pending = (init_pending && !main_has_run) || main.iter().any(waits);
     let running = main.iter().filter(runs).count();
+    // Between its end and its new start, a container whose image was changed ends no pod.
+    let mut latest = main.iter().filter_map(|status| input.observed.latest(&status.name));
+    let again = latest.any(|container| input.memory.starts_again(&container.id));
     let phase = if pending {
         "Pending"
-    } else if running > 0 || policy == "Always" {
+    } else if running > 0 || again || policy == "Always" {
         "Running"
     } else if main.iter().all(|status| exit(status) == Some(0)) {
         // The verdict on a pod whose containers have all ended waits until the sidecars have ended too.

@@ -36,12 +36,7 @@ pub(super) async fn pre_stop(context: &Context, (id, name): (&str, &str), grace:
 }
 
 /// Stops a container: its processes get `grace` seconds.
-pub(super) async fn kill(
-    context: &Context,
-    (id, name): (&str, &str),
-    grace: i64,
-    message: Option<&str>,
-) -> Outcome {
+pub(super) async fn kill(context: &Context, (id, name): (&str, &str), grace: i64, message: Option<&str>) -> Outcome {
     let (agent, pod) = (&context.agent, &context.pod);
     if let Some(message) = message {
         tell(context, name, Severity::Normal, "Killing", message.to_owned());

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use skiff_api::k8s_openapi::api::core::v1::Container as Spec;
 
-use super::{Action, Input, Plan, Task, stop};
+use super::stop::{self, Ending};
+use super::{Action, Input, Plan, Task};
 use crate::backoff;
 use crate::labels;
 use crate::memory::{Failure, Finish, Volumes};
-use crate::observed::{Container, Sandbox, State};
+use crate::observed::{Container, Exit, Sandbox, State};
 use crate::pod::{self, Role};
 use crate::pod_worker::counted;
 
@@ -70,8 +71,7 @@ fn exits(input: &Input<'_>) -> Option<Finish> {
     for container in latest {
         match container {
             Some(container) => match container.exit() {
-                Some(exit) if exit.code == 0 => {}
-                Some(_) if policy == "Never" => success = false,
+                Some(exit) if !starts_again(input, container, exit) => success &= exit.code == 0,
                 _ => return None,
             },
             None if lost => success = false,
@@ -79,6 +79,16 @@ fn exits(input: &Input<'_>) -> Option<Finish> {
         }
     }
     ended(success)
+}
+
+/// Whether a main container that has ended starts anew.
+fn starts_again(input: &Input<'_>, container: &Container, exit: &Exit) -> bool {
+    let policy = match pod::restart_policy(input.pod) {
+        "Always" => true,
+        "OnFailure" => exit.code != 0,
+        _ => false,
+    };
+    policy || input.memory.starts_again(&container.id)
 }
 
 /// Plans for a pod that goes on.
@@ -135,7 +145,6 @@ fn sandbox<'a>(input: &Input<'a>, plan: &mut Plan) -> Option<&'a Sandbox> {
             plan,
             container,
             "Pod sandbox changed, it will be killed and re-created.".into(),
-            None,
         );
     }
     if input.is_busy(&Task::Sandbox) || input.any_container_busy() || input.observed.running().next().is_some() {
@@ -170,20 +179,24 @@ fn show(input: &Input<'_>, plan: &mut Plan, name: &str, failure: &Failure) {
 fn kill_strays(input: &Input<'_>, plan: &mut Plan, sandbox: &Sandbox) {
     for container in input.observed.running() {
         if container.sandbox != sandbox.id || pod::container(input.pod, &container.name).is_none() {
-            kill(
-                input,
-                plan,
-                container,
-                format!("Stopping container {}", container.name),
-                None,
-            );
+            kill(input, plan, container, format!("Stopping container {}", container.name));
         }
     }
 }
 
-fn kill(input: &Input<'_>, plan: &mut Plan, container: &Container, message: String, grace: Option<i64>) {
-    let grace = grace.unwrap_or_else(|| pod::grace_period(input.pod));
-    stop::end(input, plan, container, message, grace, true);
+/// Of a container that may run or not: it is killed first, so that there are never two.
+fn unknown(what: &str) -> String {
+    format!("{what} is in \"unknown\" state, try killing it before restart")
+}
+
+fn kill(input: &Input<'_>, plan: &mut Plan, container: &Container, message: String) {
+    let ending = Ending {
+        message,
+        grace: pod::grace_period(input.pod),
+        waits: false,
+        again: false,
+    };
+    stop::end(input, plan, container, ending);
 }
 
 fn prune(input: &Input<'_>, plan: &mut Plan) {
@@ -254,15 +267,20 @@ impl Starter<'_, '_> {
     }
 
     fn init_container(&mut self, spec: &Spec) -> bool {
-        match self.in_sandbox(&spec.name).map(|container| container.state.clone()) {
-            Some(State::Exited(exit)) if exit.code == 0 => return true,
-            Some(State::Running(_) | State::Unknown) => {}
-            Some(State::Exited(exit)) => {
+        let Some(container) = self.in_sandbox(&spec.name).cloned() else {
+            self.start(spec, None);
+            return false;
+        };
+        match &container.state {
+            State::Exited(exit) if exit.code == 0 => return true,
+            State::Exited(exit) => {
                 if pod::restart_policy(self.input.pod) != "Never" {
-                    self.start(spec, Some(&exit));
+                    self.start(spec, Some(exit));
                 }
             }
-            Some(State::Created) | None => self.start(spec, None),
+            State::Unknown => kill(self.input, self.plan, &container, unknown("Init container")),
+            State::Running(_) => {}
+            State::Created => self.start(spec, None),
         }
         false
     }
@@ -271,7 +289,7 @@ impl Starter<'_, '_> {
     fn sidecar(&mut self, spec: &Spec) -> bool {
         match self.in_sandbox(&spec.name).cloned() {
             Some(container) if container.is_running() => {
-                self.replace(spec, &container);
+                self.replace(spec, &container, "Init container");
                 let health = self.input.memory.health.get(&container.id);
                 health.is_some_and(|health| health.started) && !self.input.container_busy(&spec.name)
             }
@@ -290,22 +308,18 @@ impl Starter<'_, '_> {
     }
 
     fn main_container(&mut self, spec: &Spec) {
-        let policy = pod::restart_policy(self.input.pod);
         match self.input.observed.latest(&spec.name).cloned() {
             Some(container) if container.is_running() => {
                 if container.sandbox == self.sandbox.id {
-                    self.replace(spec, &container);
+                    self.replace(spec, &container, "Container");
                 }
             }
-            Some(Container {
-                state: State::Exited(exit),
-                ..
-            }) => {
-                if policy == "Always" || (policy == "OnFailure" && exit.code != 0) {
-                    self.start(spec, Some(&exit));
-                }
-            }
-            _ => self.start(spec, None),
+            Some(container) => match container.exit() {
+                Some(exit) if starts_again(self.input, &container, exit) => self.start(spec, Some(exit)),
+                Some(_) => {}
+                None => self.start(spec, None),
+            },
+            None => self.start(spec, None),
         }
         let has_hook = spec
             .lifecycle
@@ -327,21 +341,31 @@ impl Starter<'_, '_> {
         }
     }
 
-    /// Kills a running container whose probe failed or whose image was changed; it starts again once it is dead.
-    fn replace(&mut self, spec: &Spec, container: &Container) {
-        if let Some(doom) = self.input.memory.doomed.get(&container.id) {
-            kill(self.input, self.plan, container, doom.message.clone(), doom.grace);
-        } else if container
-            .hash
-            .as_ref()
-            .is_some_and(|hash| *hash != labels::container_hash(spec))
-        {
+    /// Kills a container whose probe failed, whose image was changed or of which the runtime cannot tell whether it runs; it
+    /// starts again once it is dead, by its restart policy where a probe failed.
+    fn replace(&mut self, spec: &Spec, container: &Container, what: &str) {
+        let (id, hash) = (&container.id, container.hash.as_ref());
+        let changed = hash.is_some_and(|hash| *hash != labels::container_hash(spec));
+        let (message, grace, again) = if container.state == State::Unknown {
+            (unknown(what), None, true)
+        } else if changed || self.input.memory.starts_again(id) {
             let message = format!("Container {} definition changed, will be restarted", spec.name);
-            kill(self.input, self.plan, container, message, None);
-        }
+            (message, None, true)
+        } else if let Some(doom) = self.input.memory.doomed.get(id) {
+            (doom.message.clone(), doom.grace, false)
+        } else {
+            return;
+        };
+        let ending = Ending {
+            message,
+            grace: grace.unwrap_or_else(|| pod::grace_period(self.input.pod)),
+            waits: false,
+            again,
+        };
+        stop::end(self.input, self.plan, container, ending);
     }
 
-    fn start(&mut self, spec: &Spec, exit: Option<&crate::observed::Exit>) {
+    fn start(&mut self, spec: &Spec, exit: Option<&Exit>) {
         if let Some(failure) = self.input.memory.starts.get(&spec.name) {
             show(self.input, self.plan, &spec.name, failure);
             if failure.retry_at() > self.input.now {

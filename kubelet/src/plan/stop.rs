@@ -53,11 +53,28 @@ pub(super) fn finish(input: &Input<'_>, plan: &mut Plan, finish: Finish) {
     }
 }
 
+/// How a container is to end.
+pub(super) struct Ending {
+    /// Text for the event.
+    pub(super) message: String,
+    /// Seconds that it gets.
+    pub(super) grace: i64,
+    /// Whether its signal waits for others.
+    pub(super) waits: bool,
+    /// Whether it starts anew, whatever the restart policy says.
+    pub(super) again: bool,
+}
+
 /// Ends all containers; true when none is left.
 fn containers(input: &Input<'_>, plan: &mut Plan, grace: i64) -> bool {
     for container in input.observed.running() {
-        let message = format!("Stopping container {}", container.name);
-        end(input, plan, container, message, grace, has_turn(input, &container.name));
+        let ending = Ending {
+            message: format!("Stopping container {}", container.name),
+            grace,
+            waits: !has_turn(input, &container.name),
+            again: false,
+        };
+        end(input, plan, container, ending);
     }
     input.observed.running().next().is_none() && !input.any_container_busy()
 }
@@ -77,35 +94,36 @@ fn has_turn(input: &Input<'_>, name: &str) -> bool {
     !busy && !input.observed.running().any(|other| goes_first(&other.name))
 }
 
-/// Ends a container that gets `grace` seconds: its preStop hook runs at once (KEP-753), what is left of the time is for its
-/// processes, when it is their turn.
-pub(super) fn end(
-    input: &Input<'_>,
-    plan: &mut Plan,
-    container: &Container,
-    message: String,
-    grace: i64,
-    has_turn: bool,
-) {
+/// Ends a container: its preStop hook runs at once (KEP-753), what is left of the grace period is for its processes, when it is
+/// their turn.
+pub(super) fn end(input: &Input<'_>, plan: &mut Plan, container: &Container, ending: Ending) {
+    let Ending {
+        message,
+        grace,
+        waits,
+        again,
+    } = ending;
     let (id, name) = (container.id.clone(), container.name.clone());
     let told = input.memory.told_to_end.get(&id);
     let hook = pod::container(input.pod, &name)
         .is_some_and(|(_, spec)| spec.lifecycle.as_ref().is_some_and(|hooks| hooks.pre_stop.is_some()));
     let action = match told {
-        None if !has_turn || (hook && grace > 0) => Action::PreStop {
+        None if waits || (hook && grace > 0) => Action::PreStop {
             id,
             name,
             grace,
             message,
+            again,
         },
-        _ if !has_turn => return,
+        _ if waits => return,
         told => {
-            let spent = told.map_or(0, |since| input.now.duration_since(*since).as_secs().max(0));
+            let spent = told.map_or(0, |told| input.now.duration_since(told.since).as_secs().max(0));
             Action::KillContainer {
                 id,
                 name,
                 grace: (grace - spent).max(MINIMUM.min(grace)),
                 message: told.is_none().then_some(message),
+                again,
             }
         }
     };

@@ -10,7 +10,7 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 use super::*;
 use crate::backoff::Backoff;
 use crate::labels;
-use crate::memory::{Doom, Failure, Health, Volumes};
+use crate::memory::{Doom, Failure, Health, Told, Volumes};
 use crate::observed::{Container, Exit, Sandbox, State};
 use crate::pod::tests::pod;
 
@@ -59,6 +59,13 @@ fn exited(name: &str, attempt: u32, code: i32, finished: i64) -> Container {
         recorded: true,
     };
     container(name, attempt, "s0", State::Exited(exit))
+}
+
+fn told(second: i64) -> Told {
+    Told {
+        since: at(second),
+        again: false,
+    }
 }
 
 /// A scene that a test changes and plans for.
@@ -307,6 +314,67 @@ fn a_container_is_replaced_when_its_probe_fails_or_its_image_changes() {
     assert_eq!(scene.actions(), ["kill c0 30"]);
 }
 
+/// The messages and whether the container starts anew.
+fn kills(scene: &Scene) -> Vec<(String, bool)> {
+    let plan = scene.plan();
+    let kills = plan.actions.iter().filter_map(|action| match action {
+        Action::PreStop { message, again, .. } => Some((message.clone(), *again)),
+        Action::KillContainer { message, again, .. } => Some((message.clone().unwrap_or_default(), *again)),
+        _ => None,
+    });
+    kills.collect()
+}
+
+/// Whatever the restart policy says: the end was ours, not the container's.
+#[test]
+fn a_container_that_is_replaced_starts_anew() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        for hook in [json!(null), json!({"preStop": {"sleep": {"seconds": 1}}})] {
+            let spec = json!({"restartPolicy": policy, "containers": [{"name": "c", "lifecycle": hook}]});
+            let mut scene = Scene::new(&spec).with([running("c")]);
+            scene.observed.containers[0].hash = Some("other".into());
+            let message = "Container c definition changed, will be restarted";
+            assert_eq!(kills(&scene), [(message.to_owned(), true)], "{policy}");
+            let again = Told {
+                again: true,
+                ..told(90)
+            };
+            scene.memory.told_to_end.insert("c0".into(), again);
+            scene.observed.containers[0].hash =
+                Some(labels::container_hash(&crate::pod::main_containers(&scene.pod)[0]));
+            assert_eq!(scene.actions(), ["kill c0 20"], "it is not taken back");
+            for code in [0, 137] {
+                scene.observed.containers = vec![exited("c", 0, code, 99)];
+                assert_eq!(scene.actions(), ["start c 1"], "{policy} {code}");
+                assert_eq!(scene.plan().finish, None, "{policy} {code}");
+            }
+        }
+    }
+}
+
+/// The runtime cannot tell whether it runs: there must not be two of it.
+#[test]
+fn a_container_in_an_unknown_state_is_killed_and_starts_anew() {
+    let lost = |name: &str| container(name, 0, "s0", State::Unknown);
+    for policy in ["Always", "OnFailure", "Never"] {
+        let main = Scene::new(&json!({"restartPolicy": policy})).with([lost("c")]);
+        let message = r#"Container is in "unknown" state, try killing it before restart"#;
+        assert_eq!(kills(&main), [(message.to_owned(), true)], "{policy}");
+        for (spec, again) in [
+            (json!({"name": "i"}), false),
+            (json!({"name": "i", "restartPolicy": "Always"}), true),
+        ] {
+            let scene = Scene::new(&json!({"restartPolicy": policy, "initContainers": [spec]})).with([lost("i")]);
+            assert_eq!(
+                kills(&scene),
+                [(format!("Init {}", message.replace('C', "c")), again)],
+                "{policy}"
+            );
+            assert_eq!(scene.actions(), ["kill i0 30"], "and nothing else starts");
+        }
+    }
+}
+
 #[test]
 fn old_runs_are_pruned_but_the_last() {
     let runs = [
@@ -336,11 +404,15 @@ fn a_deadline_ends_a_pod() {
 fn the_sidecars_of_a_pod_that_is_ended_share_its_time() {
     let hook = json!({"preStop": {"sleep": {"seconds": 9}}});
     let spec = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c", "lifecycle": hook}]});
-    for (grace, first, last) in [(15, "tell c0 15", "kill s0 5"), (5, "tell c0 5", "kill s0 2"), (0, "kill c0 0", "kill s0 0")] {
+    for (grace, first, last) in [
+        (15, "tell c0 15", "kill s0 5"),
+        (5, "tell c0 5", "kill s0 2"),
+        (0, "kill c0 0", "kill s0 0"),
+    ] {
         let mut scene = Scene::new(&spec).with([running("c"), running("s")]);
         scene.memory.verdict = Some(Finish::evicted("m", grace));
         assert_eq!(scene.actions(), [first.to_owned(), format!("tell s0 {grace}")]);
-        scene.memory.told_to_end.insert("s0".into(), at(90));
+        scene.memory.told_to_end.insert("s0".into(), told(90));
         scene.observed.containers.retain(|container| container.name == "s");
         assert_eq!(scene.actions(), [last]);
     }
@@ -355,7 +427,7 @@ fn an_end_is_told_once() {
         other => panic!("{other:?}"),
     };
     assert_eq!(message(&scene).as_deref(), Some("Stopping container c"));
-    scene.memory.told_to_end.insert("c0".into(), at(90));
+    scene.memory.told_to_end.insert("c0".into(), told(90));
     assert_eq!(message(&scene), None);
 }
 
@@ -382,21 +454,40 @@ fn a_pod_that_must_go_ends_in_order() {
     });
     let mut scene = Scene::new(&spec).with([running("c"), running("d"), running("s"), running("t")]);
     scene.goal = Goal::Stop { grace: 30 };
-    assert_eq!(scene.actions(), ["tell c0 30", "kill d0 30", "tell s0 30", "tell t0 30"]);
+    assert_eq!(
+        scene.actions(),
+        ["tell c0 30", "kill d0 30", "tell s0 30", "tell t0 30"]
+    );
     for id in ["c0", "d0", "s0", "t0"] {
-        scene.memory.told_to_end.insert(id.into(), at(90));
+        scene.memory.told_to_end.insert(id.into(), told(90));
     }
     scene.busy = BTreeSet::from([Task::Container("c".into()), Task::Container("d".into())]);
-    assert_eq!(scene.actions(), Vec::<String>::new(), "the sidecars have not their turn");
+    assert_eq!(
+        scene.actions(),
+        Vec::<String>::new(),
+        "the sidecars have not their turn"
+    );
     scene.busy.clear();
-    assert_eq!(scene.actions(), ["kill c0 20", "kill d0 20"], "in what is left, also when tried again");
+    assert_eq!(
+        scene.actions(),
+        ["kill c0 20", "kill d0 20"],
+        "in what is left, also when tried again"
+    );
     scene.observed.containers.retain(|container| container.name != "d");
     assert_eq!(scene.actions(), ["kill c0 20"]);
     scene.observed.containers.retain(|container| container.name != "c");
     scene.busy = BTreeSet::from([Task::Container("c".into())]);
-    assert_eq!(scene.actions(), Vec::<String>::new(), "a main container may still come up");
+    assert_eq!(
+        scene.actions(),
+        Vec::<String>::new(),
+        "a main container may still come up"
+    );
     scene.busy = BTreeSet::from([Task::Container("s".into())]);
-    assert_eq!(scene.actions(), ["kill t0 20"], "the hook of one does not hold up another");
+    assert_eq!(
+        scene.actions(),
+        ["kill t0 20"],
+        "the hook of one does not hold up another"
+    );
     scene.busy.clear();
     scene.observed.containers.retain(|container| container.name != "t");
     scene.now = at(200);

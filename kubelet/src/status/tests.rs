@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::memory::{Finish, Health, Volumes};
+use crate::memory::{Finish, Health, Told, Volumes};
 use crate::observed::{Container, Exit, Sandbox, State};
 use crate::pod::tests::pod;
 
@@ -129,6 +129,23 @@ fn a_pod_before_its_sandbox() {
     let unready = triple("False", "ContainersNotReady", "containers with unready status: [c]");
     assert_eq!(scene.condition("Ready"), unready);
     assert_eq!(scene.condition("ContainersReady"), unready);
+}
+
+/// Its phase is final for the API: nothing would start it again.
+#[test]
+fn a_container_that_is_being_replaced_ends_no_pod() {
+    let spec = json!({"restartPolicy": "Never"});
+    for (again, code, phase) in [
+        (true, 137, "Running"),
+        (true, 0, "Running"),
+        (false, 137, "Failed"),
+        (false, 0, "Succeeded"),
+    ] {
+        let mut scene = Scene::new(&spec, vec![container("c", 0, exit(code, ""))]);
+        let told = Told { since: at(11), again };
+        scene.memory.told_to_end.insert("c0".into(), told);
+        assert_eq!(scene.status()["phase"], phase, "{again} {code}");
+    }
 }
 
 #[test]
