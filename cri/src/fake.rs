@@ -40,6 +40,7 @@ struct State {
     images: Vec<Image>,
     pullable: Vec<String>,
     failures: BTreeMap<&'static str, VecDeque<Error>>,
+    broken: BTreeMap<&'static str, String>,
     execs: VecDeque<ExecOutput>,
     stats: BTreeMap<String, ContainerStats>,
     calls: Vec<String>,
@@ -87,13 +88,18 @@ impl FakeRuntime {
 
     /// The next call of this method (under its CRI name, `RunPodSandbox`) fails.
     pub fn fail_next(&self, call: &'static str, message: &str) {
-        let error = Error::Failed {
-            call,
-            object: String::new(),
-            code: "Unknown".into(),
-            message: message.into(),
-        };
+        let error = failed(call, message);
         self.state.lock().failures.entry(call).or_default().push_back(error);
+    }
+
+    /// Every call of this method fails, until [`Self::mend`].
+    pub fn break_down(&self, call: &'static str, message: &str) {
+        self.state.lock().broken.insert(call, message.to_owned());
+    }
+
+    /// Calls of this method succeed again.
+    pub fn mend(&self, call: &'static str) {
+        self.state.lock().broken.remove(call);
     }
 
     /// The next `ExecSync` gives this; without one it succeeds with no output.
@@ -242,6 +248,9 @@ impl FakeRuntime {
         self.step().await;
         let mut state = self.state.lock();
         state.calls.push(format!("{call} {object}"));
+        if let Some(message) = state.broken.get(call) {
+            return Err(failed(call, message));
+        }
         match state.failures.get_mut(call).and_then(VecDeque::pop_front) {
             Some(error) => Err(error),
             None => Ok(()),
@@ -266,6 +275,15 @@ impl State {
     fn id(&mut self, prefix: &str) -> String {
         self.next_id += 1;
         format!("{prefix}-{}", self.next_id)
+    }
+}
+
+fn failed(call: &'static str, message: &str) -> Error {
+    Error::Failed {
+        call,
+        object: String::new(),
+        code: "Unknown".into(),
+        message: message.to_owned(),
     }
 }
 

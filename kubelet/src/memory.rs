@@ -9,6 +9,7 @@ use skiff_api::k8s_openapi::api::core::v1::PodStatus;
 
 use crate::backoff::{self, Backoff};
 use crate::clock;
+use crate::plan::Task;
 
 /// A pod's memory.
 #[derive(Clone, Debug, Default)]
@@ -41,8 +42,8 @@ pub(crate) struct Memory {
     pub(crate) released: bool,
     /// Whether nothing is left of a pod that had to go.
     pub(crate) cleaned: bool,
-    /// Why the last attempt to clean up failed.
-    pub(crate) cleanup: Option<Failure>,
+    /// Why the last attempt to take something away failed.
+    pub(crate) retries: BTreeMap<Task, Failure>,
 }
 
 /// How far a pod's volumes are.
@@ -135,7 +136,7 @@ impl Memory {
             *backoff = backoff.moved(step);
         }
         self.sandbox.iter_mut().for_each(move_failure);
-        self.cleanup.iter_mut().for_each(move_failure);
+        self.retries.values_mut().for_each(move_failure);
         self.starts.values_mut().for_each(move_failure);
         match &mut self.volumes {
             Volumes::Ready { refresh: Some(at) } => *at = clock::moved(*at, step),

@@ -161,6 +161,14 @@ impl Action {
         }
     }
 
+    /// Whether the action takes something away. What makes something has a back-off of its own, which the status shows.
+    fn takes_away(&self) -> bool {
+        !matches!(
+            self,
+            Self::PrepareVolumes | Self::CreateSandbox { .. } | Self::StartContainer { .. }
+        )
+    }
+
     /// Whether the action ends a container.
     pub(crate) fn ends_container(&self) -> bool {
         matches!(self, Self::PreStop { .. } | Self::KillContainer { .. })
@@ -185,8 +193,12 @@ impl Plan {
     fn act(&mut self, input: &Input<'_>, action: Action) {
         let task = action.task();
         let planned = self.actions.iter().any(|other| other.task() == task);
-        if !planned && !input.is_busy(&task) {
-            self.actions.push(action);
+        if planned || input.is_busy(&task) {
+            return;
+        }
+        match input.memory.retries.get(&task).filter(|_| action.takes_away()) {
+            Some(failure) if failure.retry_at() > input.now => self.wake_at(failure.retry_at()),
+            _ => self.actions.push(action),
         }
     }
 

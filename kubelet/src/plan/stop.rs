@@ -14,12 +14,8 @@ pub(super) fn plan(input: &Input<'_>, plan: &mut Plan, grace: i64) {
         return;
     }
     plan.finish = Some(outcome(input));
-    if !input.busy.is_empty() {
-        return;
-    }
-    match &input.memory.cleanup {
-        Some(failure) if failure.retry_at() > input.now => plan.wake_at(failure.retry_at()),
-        _ => plan.act(input, Action::Cleanup),
+    if input.busy.is_empty() {
+        plan.act(input, Action::Cleanup);
     }
 }
 
@@ -46,10 +42,7 @@ pub(super) fn finish(input: &Input<'_>, plan: &mut Plan, finish: Finish) {
     if let Some(sandbox) = input.observed.ready_sandbox() {
         plan.act(input, Action::StopSandbox { id: sandbox.id.clone() });
     } else if !input.memory.released && !input.is_busy(&Task::Sandbox) && !input.is_busy(&Task::Volumes) {
-        match &input.memory.cleanup {
-            Some(failure) if failure.retry_at() > input.now => plan.wake_at(failure.retry_at()),
-            _ => plan.act(input, Action::Release),
-        }
+        plan.act(input, Action::Release);
     }
 }
 

@@ -506,6 +506,63 @@ fn a_pod_that_must_go_ends_in_order() {
     assert_eq!(scene.actions(), Vec::<String>::new());
 }
 
+/// What cannot be taken away is tried again in its time, and holds up nothing else.
+#[test]
+fn what_fails_to_end_waits() {
+    let failed = || Failure::steady("FailedKillPod", "m".into(), Duration::from_secs(4), at(98));
+    let stop = |mut scene: Scene| {
+        scene.goal = Goal::Stop { grace: 30 };
+        scene
+    };
+    let ended = || Scene::new(&json!({"restartPolicy": "Never"})).with([exited("c", 0, 0, 50)]);
+    let released = || {
+        let mut scene = ended();
+        scene.observed.sandboxes = vec![sandbox(0, false)];
+        scene
+    };
+    let runs = [
+        exited("c", 0, 1, 10),
+        exited("c", 1, 1, 20),
+        container("c", 2, "s0", State::Running(at(30))),
+    ];
+    let cases = [
+        (
+            Task::Container("c".into()),
+            stop(Scene::new(&json!({})).with([running("c")])),
+            "kill c0 30",
+        ),
+        (Task::Sandbox, ended(), "stop s0"),
+        (Task::Cleanup, released(), "release"),
+        (Task::Cleanup, stop(Scene::new(&json!({}))), "cleanup"),
+        (Task::Prune, Scene::new(&json!({})).with(runs), "prune c0 "),
+    ];
+    let tasks: Vec<Task> = cases.iter().map(|(task, ..)| task.clone()).collect();
+    for (task, mut scene, action) in cases {
+        for other in tasks.iter().filter(|other| **other != task) {
+            scene.memory.retries.insert(other.clone(), failed());
+        }
+        assert_eq!(scene.actions(), [action], "other failures hold up nothing");
+        scene.memory.retries.insert(task, failed());
+        assert_eq!(scene.actions(), Vec::<String>::new(), "{action}");
+        assert_eq!(scene.plan().wake, Some(at(102)), "{action}");
+        scene.now = at(102);
+        assert_eq!(scene.actions(), [action]);
+    }
+    let mut scene = Scene::new(&json!({}));
+    scene.memory.retries.insert(Task::Container("c".into()), failed());
+    assert_eq!(scene.actions(), ["start c 0"], "a start has its own back-off");
+}
+
+/// As long as something runs in the old sandbox, there is no new one.
+#[test]
+fn a_sandbox_waits_for_what_cannot_be_killed() {
+    let mut scene = Scene::new(&json!({})).with([running("c")]);
+    scene.observed.sandboxes = vec![sandbox(0, false)];
+    let failure = Failure::steady("FailedKillPod", "m".into(), Duration::from_secs(4), at(98));
+    scene.memory.retries.insert(Task::Container("c".into()), failure);
+    assert_eq!(scene.actions(), Vec::<String>::new());
+}
+
 #[test]
 fn a_runtime_that_forgot_does_not_reset_the_count() {
     let mut scene = Scene::new(&json!({}));

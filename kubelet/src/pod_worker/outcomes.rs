@@ -9,13 +9,15 @@ use crate::backoff;
 use crate::events::Severity;
 use crate::execute::{Outcome, StartError};
 use crate::memory::{Doom, Failure, Volumes};
-use crate::plan::Action;
+use crate::plan::{Action, Task};
 use crate::pod;
 use crate::probes::{self, Report};
 
 /// Upstream's back-off of mounting.
 const FIRST_VOLUME_RETRY: Duration = Duration::from_millis(500);
 const LAST_VOLUME_RETRY: Duration = Duration::from_secs(122);
+/// As often as upstream's pod worker asks a runtime again.
+const LAST_RUNTIME_RETRY: Duration = Duration::from_secs(10);
 /// A claim is bound by others, in their time; nobody tells the node of it.
 const LAST_CLAIM_RETRY: Duration = Duration::from_secs(8);
 /// When volumes that cannot be brought up to date are tried again.
@@ -25,6 +27,9 @@ impl Worker {
     /// Takes an action's end to memory.
     pub(super) fn finished(&mut self, action: &Action, outcome: Outcome) {
         self.busy.remove(&action.task());
+        if matches!(outcome, Outcome::Done) {
+            self.memory.retries.remove(&action.task());
+        }
         let now = Timestamp::now();
         match (action, outcome) {
             (Action::PrepareVolumes, Outcome::Done) => {
@@ -51,12 +56,8 @@ impl Worker {
                 self.memory.doomed.insert(id, doom);
             }
             (Action::StartContainer { name, .. }, Outcome::NotStarted(error)) => self.not_started(name, error, now),
-            (Action::Release, Outcome::Done) => (self.memory.released, self.memory.cleanup) = (true, None),
-            (Action::Cleanup, Outcome::Done) => (self.memory.cleaned, self.memory.cleanup) = (true, None),
-            (Action::KillContainer { id, .. }, Outcome::Failed { message, .. }) => {
-                tracing::warn!(id, message, "cannot stop a container");
-                self.not_cleaned("FailedKillPod", message, now);
-            }
+            (Action::Release, Outcome::Done) => self.memory.released = true,
+            (Action::Cleanup, Outcome::Done) => self.memory.cleaned = true,
             (_, Outcome::Failed { reason, message }) => {
                 tracing::warn!(
                     reason,
@@ -64,17 +65,22 @@ impl Worker {
                     pod = pod::full_name(&self.pod),
                     "a step failed; it will be tried again"
                 );
-                self.not_cleaned(reason, message, now);
+                self.not_taken_away(action.task(), reason, message, now);
             }
             _ => {}
         }
     }
 
-    /// An end is tried again as mounting is: what stands in its way is mostly gone in a moment.
-    fn not_cleaned(&mut self, reason: &str, message: String, now: Timestamp) {
-        let last = self.memory.cleanup.as_ref().map(|failure| failure.delay);
-        let delay = last.map_or(FIRST_VOLUME_RETRY, |last| (last * 2).min(LAST_VOLUME_RETRY));
-        self.memory.cleanup = Some(Failure::steady(reason, message, delay, now));
+    /// What cannot be taken away is tried again soon, then after growing delays: what stands in its way is mostly gone in a moment.
+    fn not_taken_away(&mut self, task: Task, reason: &str, message: String, now: Timestamp) {
+        let longest = match task {
+            Task::Cleanup => LAST_VOLUME_RETRY,
+            _ => LAST_RUNTIME_RETRY,
+        };
+        let last = self.memory.retries.get(&task).map(|failure| failure.delay);
+        let delay = last.map_or(FIRST_VOLUME_RETRY, |last| (last * 2).min(longest));
+        let failure = Failure::steady(reason, message, delay, now);
+        self.memory.retries.insert(task, failure);
     }
 
     /// Volumes are tried again after half a second, then after twice that, up to `longest`.

@@ -445,6 +445,43 @@ async fn a_failed_sandbox_is_tried_again() {
     scene.until_ready("p").await;
 }
 
+/// Each try costs the runtime a list, a call and the API an event: they come at a growing pace.
+#[tokio::test]
+async fn an_end_that_fails_for_ever_is_tried_seldom() {
+    let scene = Scene::new();
+    scene.create("told", &json!({}));
+    scene.until_ready("told").await;
+    scene.create("once", &json!({"restartPolicy": "Never", "containers": [{"name": "o", "image": "busybox:1", "imagePullPolicy": "Never"}]}));
+    scene.until_ready("once").await;
+    let broken = ["StopContainer", "StopPodSandbox"];
+    for call in broken {
+        scene.runtime.break_down(call, "no answer from the shim");
+    }
+    let begin = tokio::time::Instant::now();
+    scene.delete("told", 1);
+    scene.runtime.exit_container(&scene.running("o").await[0], 0);
+    let tries = |call: &str| {
+        let calls = scene.runtime.calls();
+        calls.iter().filter(|made| made.split(' ').next() == Some(call)).count()
+    };
+    for call in broken {
+        scene.api.until("third try", |_| (tries(call) >= 3).then_some(())).await;
+    }
+    // After half a second and twice that.
+    assert!(begin.elapsed().as_millis() >= 1400, "{:?}", begin.elapsed());
+    assert!(
+        broken.iter().all(|call| tries(call) <= 4),
+        "{:?}",
+        scene.runtime.calls()
+    );
+    for call in broken {
+        scene.runtime.mend(call);
+    }
+    scene.until_gone("told").await;
+    let dir = scene.pod_dir("once").join("volumes");
+    scene.api.until("release", |_| (!dir.exists()).then_some(())).await;
+}
+
 #[tokio::test]
 async fn forty_pods_at_once() {
     let scene = Scene::new();
