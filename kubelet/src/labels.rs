@@ -59,6 +59,15 @@ pub(crate) fn container_hash(container: &Container) -> String {
     hash.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Names of the containers that are others in a pod's new spec.
+pub(crate) fn changed_containers(before: &Pod, after: &Pod) -> Vec<String> {
+    let others = pod::containers(before).filter(|(_, old)| {
+        let new = pod::container(after, &old.name);
+        new.is_some_and(|(_, new)| container_hash(&new) != container_hash(old))
+    });
+    others.map(|(_, old)| old.name.clone()).collect()
+}
+
 fn identity(pod: &Pod) -> [(String, String); 3] {
     [
         (POD_NAME.into(), pod::name(pod).into()),
@@ -69,7 +78,23 @@ fn identity(pod: &Pod) -> [(String, String); 3] {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::pod::tests::pod;
+
+    #[test]
+    fn a_container_is_another_by_its_image() {
+        let spec = |image: &str| {
+            json!({
+                "initContainers": [{"name": "i", "image": image}],
+                "containers": [{"name": "a", "image": image}, {"name": "b", "image": "fixed"}],
+            })
+        };
+        let (one, two) = (pod(&spec("i:1")), pod(&spec("i:2")));
+        assert_eq!(changed_containers(&one, &two), ["i", "a"]);
+        assert_eq!(changed_containers(&one, &one), Vec::<String>::new());
+    }
 
     /// Golden: a change here restarts every container of every node at the next upgrade.
     #[test]

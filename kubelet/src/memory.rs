@@ -145,6 +145,12 @@ impl Memory {
         }
     }
 
+    /// Forgets what was learnt of an image that a container no longer asks for: the new one is tried at once.
+    pub(crate) fn forget_image(&mut self, name: &str) {
+        self.starts.remove(name);
+        self.restarts.remove(name);
+    }
+
     /// Whether a container was told to end so that it starts anew, whatever the restart policy says.
     pub(crate) fn starts_again(&self, id: &str) -> bool {
         self.told_to_end.get(id).is_some_and(|told| told.again)

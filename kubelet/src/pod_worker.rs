@@ -32,6 +32,7 @@ use crate::clock::Clock;
 use crate::events::Severity;
 use crate::execute::{self, Outcome};
 use crate::hop::hop;
+use crate::labels;
 use crate::memory::{Memory, Told, Volumes};
 use crate::observed::Observed;
 use crate::plan::{self, Action, Goal, Plan, Task};
@@ -231,6 +232,13 @@ impl Worker {
         if meta(&self.pod) != meta(&wish.pod) {
             // downwardAPI files may show them.
             self.refresh_volumes();
+        }
+        for name in labels::changed_containers(&self.pod, &wish.pod) {
+            self.memory.forget_image(&name);
+            let busy = self.busy.get(&Task::Container(name));
+            if let Some(start) = busy.filter(|busy| !busy.killing) {
+                start.cancel.cancel();
+            }
         }
         self.pod = wish.pod;
         let deleted = pod::deletion_time(&self.pod).is_some();

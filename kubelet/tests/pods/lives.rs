@@ -209,6 +209,33 @@ async fn images_that_are_not_there() {
     scene.until_event("BackOff: Back-off pulling image \"absent:2\"").await;
 }
 
+/// `kubectl set image` acts at once: the back-off was the other image's.
+#[tokio::test(start_paused = true)]
+async fn a_corrected_image_does_not_wait() {
+    let scene = Scene::new();
+    scene.create(
+        "pull",
+        &json!({"containers": [{"name": "p", "image": "absent:1", "imagePullPolicy": "IfNotPresent"}]}),
+    );
+    scene.create("crash", &json!({}));
+    scene.until_ready("crash").await;
+    scene.runtime.add_image("other:1");
+    scene.runtime.exit_container(&scene.running("c").await[0], 1);
+    let restarted = |status: &Value| is_ready(status) && status["containerStatuses"][0]["restartCount"] == 1;
+    scene.until_status("crash", "restart", restarted).await;
+    scene.runtime.exit_container(&scene.running("c").await[0], 1);
+    for (name, reason) in [("pull", "ImagePullBackOff"), ("crash", "CrashLoopBackOff")] {
+        let waits = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == reason;
+        scene.until_status(name, reason, waits).await;
+        scene.api.edit(&Kubelet::path(name), |pod| {
+            pod["spec"]["containers"][0]["image"] = "other:1".into();
+        });
+        let begin = tokio::time::Instant::now();
+        scene.until_ready(name).await;
+        assert!(begin.elapsed().as_secs() < 4, "{name}: {:?}", begin.elapsed());
+    }
+}
+
 #[tokio::test]
 async fn what_is_missing_stops_a_pod_until_it_comes() {
     let scene = Scene::new();
