@@ -5,9 +5,10 @@ use std::time::Duration;
 use skiff_api::k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
 use crate::agent::Agent;
+use crate::events::Severity;
 use crate::probes::{http, port};
 
-/// Runs a hook to its end; the error is text for an event.
+/// Runs a hook to its end, for as long as the caller waits; the error is text for an event.
 pub(super) async fn run(
     agent: &Agent,
     pod: &Pod,
@@ -41,12 +42,13 @@ pub(super) async fn run(
     };
     if let Some(action) = &hook.http_get {
         let target = http::Target::new(action, container, address.as_deref())?;
-        let answer = http::get(&target, Duration::from_secs(30)).await?;
-        return if (200..400).contains(&answer.status) {
-            Ok(())
-        } else {
-            Err(format!("HTTP status {}", answer.status))
-        };
+        if http::call(&target).await? {
+            let host = target.authority();
+            let text = format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded");
+            let events = &agent.events;
+            events.pod(pod, Severity::Warning, "LifecycleHTTPFallback", text);
+        }
+        return Ok(());
     }
     if let Some(action) = &hook.tcp_socket {
         let port = port(&action.port, container)?;

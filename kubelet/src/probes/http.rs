@@ -16,6 +16,10 @@ use tokio::net::TcpStream;
 use super::{dial_error, port};
 
 const REDIRECTS: usize = 10;
+const PROBE: &str = "kube-probe/1.36";
+const HOOK: &str = "kube-lifecycle/1.36";
+/// What is said of an HTTPS request that meets a plain server.
+const PLAIN: &str = "http: server gave HTTP response to HTTPS client";
 /// As much of an answer as upstream reads.
 const LONGEST_BODY: usize = 10 * 1024;
 
@@ -27,6 +31,7 @@ pub(crate) struct Target {
     port: u16,
     path: String,
     headers: Vec<(String, String)>,
+    agent: &'static str,
 }
 
 /// What came back.
@@ -60,10 +65,22 @@ impl Target {
             headers: headers
                 .map(|header| (header.name.clone(), header.value.clone()))
                 .collect(),
+            agent: PROBE,
         })
     }
 
-    fn authority(&self) -> String {
+    /// The same without TLS, and without what only TLS may carry.
+    fn plain(&self) -> Self {
+        let mut plain = self.clone();
+        plain.https = false;
+        plain
+            .headers
+            .retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+        plain
+    }
+
+    /// Host and port.
+    pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {
@@ -105,29 +122,47 @@ impl Target {
     }
 }
 
-/// Sends the request and follows redirects on the same host; one that leads elsewhere counts as an answer.
+/// Sends the request of a probe.
 pub(crate) async fn get(target: &Target, timeout: Duration) -> Result<Answer, String> {
-    let all = async {
-        let mut target = target.clone();
-        for _ in 0..=REDIRECTS {
-            let answer = once(&target).await?;
-            let next = answer
-                .location
-                .as_deref()
-                .filter(|_| (300..400).contains(&answer.status));
-            match next.and_then(|location| target.redirected(location)) {
-                Some(next) => target = next,
-                None => return Ok(answer),
-            }
-        }
-        Err(format!("Get {:?}: stopped after {REDIRECTS} redirects", target.url()))
-    };
-    tokio::time::timeout(timeout, all).await.unwrap_or_else(|_| {
+    tokio::time::timeout(timeout, follow(target)).await.unwrap_or_else(|_| {
         Err(format!(
             "Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
             target.url()
         ))
     })
+}
+
+/// Sends the request of a lifecycle hook, for as long as the caller waits: any answer will do. True when an HTTPS hook has met a
+/// plain server, which then was asked as it wants to be.
+pub(crate) async fn call(target: &Target) -> Result<bool, String> {
+    let target = Target {
+        agent: HOOK,
+        ..target.clone()
+    };
+    let Err(error) = follow(&target).await else {
+        return Ok(false);
+    };
+    if error.ends_with(PLAIN) && follow(&target.plain()).await.is_ok() {
+        return Ok(true);
+    }
+    Err(error)
+}
+
+/// Follows redirects on the same host; one that leads elsewhere counts as an answer.
+async fn follow(target: &Target) -> Result<Answer, String> {
+    let mut target = target.clone();
+    for _ in 0..=REDIRECTS {
+        let answer = once(&target).await?;
+        let next = answer
+            .location
+            .as_deref()
+            .filter(|_| (300..400).contains(&answer.status));
+        match next.and_then(|location| target.redirected(location)) {
+            Some(next) => target = next,
+            None => return Ok(answer),
+        }
+    }
+    Err(format!("Get {:?}: stopped after {REDIRECTS} redirects", target.url()))
 }
 
 async fn once(target: &Target) -> Result<Answer, String> {
@@ -142,11 +177,26 @@ async fn once(target: &Target) -> Result<Answer, String> {
     let name =
         rustls::pki_types::ServerName::try_from(target.host.clone()).map_err(|error| failed(error.to_string()))?;
     let connector = tokio_rustls::TlsConnector::from(config);
-    let stream = connector
-        .connect(name, stream)
-        .await
-        .map_err(|error| failed(error.to_string()))?;
+    let stream = connector.connect(name, stream).await.map_err(|error| {
+        let text = if is_plain(&error) {
+            PLAIN.to_owned()
+        } else {
+            error.to_string()
+        };
+        failed(text)
+    })?;
     send(target, stream).await.map_err(failed)
+}
+
+/// Whether the first byte was one that no TLS record begins with.
+fn is_plain(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(
+        cause,
+        Some(rustls::Error::InvalidMessage(
+            rustls::InvalidMessage::InvalidContentType
+        ))
+    )
 }
 
 /// Made once: it costs more than a probe.
@@ -176,7 +226,7 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let driver = tokio::spawn(connection);
     let mut request = Request::get(&target.path)
         .header("Host", target.authority())
-        .header("User-Agent", "kube-probe/1.36")
+        .header("User-Agent", target.agent)
         .header("Accept", "*/*")
         .header("Connection", "close")
         .body(Empty::<Bytes>::new())
@@ -292,6 +342,7 @@ mod tests {
             port,
             path: "/a".into(),
             headers: vec![("X-Token".into(), "t".into())],
+            agent: PROBE,
         };
         assert_eq!(get(&target, Duration::from_secs(5)).await.unwrap().status, 500);
         let seen = server.await.unwrap();
@@ -324,6 +375,7 @@ mod tests {
                 ("X-A".into(), "1".into()),
                 ("X-A".into(), "2".into()),
             ],
+            agent: PROBE,
         };
         let answer = get(&target, Duration::from_secs(5)).await.unwrap();
         assert_eq!((answer.status, answer.body.as_str()), (302, "away"));
@@ -333,5 +385,40 @@ mod tests {
             "{seen}"
         );
         assert!(seen.contains("x-a: 1\r\n") && seen.contains("x-a: 2\r\n"), "{seen}");
+    }
+
+    /// A hook asks whether it can be said, not what is thought of it; an HTTPS one is said to a plain server, too.
+    #[tokio::test]
+    async fn a_hook_takes_any_answer() {
+        skiff_daemon::install_crypto();
+        for (https, fallback) in [(false, false), (true, true)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let server = tokio::spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let mut buffer = [0; 4096];
+                    let length = stream.read(&mut buffer).await.unwrap();
+                    let answer = "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n";
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    if buffer.starts_with(b"GET") {
+                        return String::from_utf8_lossy(&buffer[..length]).to_lowercase();
+                    }
+                }
+            });
+            let target = Target {
+                https,
+                host: "127.0.0.1".into(),
+                port,
+                path: "/".into(),
+                headers: vec![("Authorization".into(), "secret".into())],
+                agent: PROBE,
+            };
+            assert_eq!(call(&target).await, Ok(fallback), "HTTPS: {https}");
+            let seen = server.await.unwrap();
+            assert!(seen.contains("user-agent: kube-lifecycle/1.36\r\n"), "{seen}");
+            assert_eq!(seen.contains("secret"), !https, "{seen}");
+            assert!(call(&target).await.is_err(), "nobody listens any more");
+        }
     }
 }
