@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use skiff_daemon::election::Election;
-use skiff_pki::CertificateAuthority;
+use skiff_pki::{CertificateAuthority, Names};
 use tokio::sync::watch;
 
 /// What may be replaced while the manager runs; each use takes what is there then.
@@ -34,6 +34,10 @@ pub struct Config {
     pub node_port_range: RangeInclusive<u16>,
     /// `--root-ca-file`, read: what pods trust the API server by; published anew when it changes. Empty: no `kube-root-ca.crt` is.
     pub root_ca_pem: Renewable<String>,
+    /// What the API server's serving certificate is for: no worker gets a certificate for any of it.
+    pub api_server_names: Renewable<Names>,
+    /// Below which domain the names of Services and pods are: no node's name.
+    pub cluster_domain: String,
     /// `--node-monitor-period`: how often leases are looked at.
     pub node_monitor_period: Duration,
     /// `--node-monitor-grace-period`: how long a node may be silent.
@@ -83,6 +87,8 @@ impl Default for Config {
             service_cluster_ip_range: Vec::new(),
             node_port_range: 30_000..=32_767,
             root_ca_pem: fixed(String::new()),
+            api_server_names: fixed(Names::default()),
+            cluster_domain: "cluster.local".to_owned(),
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(40),
             node_startup_grace_period: Duration::from_secs(60),

@@ -59,9 +59,10 @@ fn read(server: &ApiServer, trust: &Trust, config: &ServerConfiguration) -> anyh
     let identity = Identity::load(&config.pki_dir, "apiserver")?;
     let kubelet_client = Identity::load_if_there(&config.pki_dir, "apiserver-kubelet-client")?;
     let authority = CertificateAuthority::load(&config.pki_dir, "ca")?;
+    let names = identity.names()?;
     let set = server.set_certificates(&identity, authority.certificate_pem(), kubelet_client.as_ref());
     set.context("use the renewed certificates")?;
-    trust.renew(authority);
+    trust.renew(authority, names);
     Ok(())
 }
 

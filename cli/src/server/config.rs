@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use skiff_api::config::{API_VERSION, EtcdConfiguration, ServerConfiguration};
 use skiff_controllers::ClusterSigning;
 use skiff_daemon::election::{Election, Timing};
-use skiff_pki::{CertificateAuthority, Identity, ServiceAccountKey};
+use skiff_pki::{CertificateAuthority, Identity, Names, ServiceAccountKey};
 use skiff_store::backup::Place;
 use skiff_store::{Store, etcd, sqlite};
 use tokio::sync::watch;
@@ -89,11 +89,12 @@ pub(super) fn api_config(config: &ServerConfiguration) -> anyhow::Result<skiff_a
     })
 }
 
-/// What the controllers publish and sign with; renewed while they run.
+/// What the controllers publish, sign with and keep from nodes; renewed while they run.
 #[derive(Debug)]
 pub(super) struct Trust {
     pub(super) root_ca_pem: watch::Sender<String>,
     pub(super) authority: watch::Sender<Arc<CertificateAuthority>>,
+    pub(super) api_server_names: watch::Sender<Names>,
 }
 
 impl Trust {
@@ -102,17 +103,19 @@ impl Trust {
         Ok(Self {
             root_ca_pem: watch::channel(authority.certificate_pem().to_owned()).0,
             authority: watch::channel(Arc::new(authority)).0,
+            api_server_names: watch::channel(Identity::load(&config.pki_dir, "apiserver")?.names()?).0,
         })
     }
 
     /// Nobody is told of what is as it was.
-    pub(super) fn renew(&self, authority: CertificateAuthority) {
+    pub(super) fn renew(&self, authority: CertificateAuthority, api_server_names: Names) {
         self.root_ca_pem.send_if_modified(|pem| {
             let modified = *pem != authority.certificate_pem();
             authority.certificate_pem().clone_into(pem);
             modified
         });
         self.authority.send_replace(Arc::new(authority));
+        self.api_server_names.send_replace(api_server_names);
     }
 }
 
@@ -129,6 +132,8 @@ pub(super) fn controllers_config(
         service_cluster_ip_range: vec![config.service_cluster_ip_range],
         node_port_range: node_port_range(config)?,
         root_ca_pem: trust.root_ca_pem.subscribe(),
+        api_server_names: trust.api_server_names.subscribe(),
+        cluster_domain: config.dns.cluster_domain.clone(),
         cluster_signing: Some(ClusterSigning {
             authority: trust.authority.subscribe(),
             duration: skiff_pki::LEAF_LIFETIME,

@@ -1,6 +1,5 @@
 //! Approves what needs no person: requests of a known kind whose requester is allowed to make them.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -9,9 +8,11 @@ use serde_json::json;
 use skiff_api::k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use skiff_api::k8s_openapi::api::core::v1::Endpoints;
 use skiff_daemon::error_chain;
+use skiff_pki::Names;
 
 use super::recognize::{node_name, recognize};
 use super::{KUBELET_SERVING, parse, serving, with_condition};
+use crate::config::Renewable;
 use crate::informer::Informer;
 use crate::manager::Shared;
 use crate::queue::Queue;
@@ -23,6 +24,8 @@ struct Controller {
     nodes: Arc<Informer<Node>>,
     endpoints: Arc<Informer<Endpoints>>,
     ranges: Vec<IpNet>,
+    api_server: Renewable<Names>,
+    cluster_domain: String,
     writer: Writer,
     queue: Arc<Queue<Key>>,
 }
@@ -35,6 +38,8 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         nodes: shared.informers.nodes.want(),
         endpoints: shared.informers.endpoints.want(),
         ranges: [&config.cluster_cidr[..], &config.service_cluster_ip_range].concat(),
+        api_server: config.api_server_names.clone(),
+        cluster_domain: config.cluster_domain.clone(),
         writer: shared.writer("certificate-controller"),
         queue: shared.queue("certificate"),
     });
@@ -88,11 +93,11 @@ impl Controller {
             }
         };
         if request.spec.signer_name == KUBELET_SERVING {
-            let api_servers = self.api_servers();
             let world = serving::World {
                 nodes: &self.nodes.list(),
-                api_servers: &api_servers,
+                api_server: &self.api_server(),
                 ranges: &self.ranges,
+                cluster_domain: &self.cluster_domain,
             };
             return match serving::judge(&request, &parsed, world) {
                 Ok(()) => self.approve(&request, serving::MESSAGE).await,
@@ -152,8 +157,10 @@ impl Controller {
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
-    /// Where API servers are reached.
-    fn api_servers(&self) -> Vec<IpAddr> {
+    /// What API servers are reached by: this one's certificate tells its names, and load balancers before it; the others are at
+    /// their addresses.
+    fn api_server(&self) -> Names {
+        let mut names = self.api_server.borrow().clone();
         let endpoints = self.endpoints.get(&Key::new("default", "kubernetes"));
         let subsets = endpoints
             .and_then(|endpoints| endpoints.subsets.clone())
@@ -161,6 +168,9 @@ impl Controller {
         let addresses = subsets
             .into_iter()
             .flat_map(|subset| subset.addresses.unwrap_or_default());
-        addresses.filter_map(|address| address.ip.parse().ok()).collect()
+        names
+            .ip_addresses
+            .extend(addresses.filter_map(|address| address.ip.parse::<std::net::IpAddr>().ok()));
+        names
     }
 }
