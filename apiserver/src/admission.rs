@@ -164,8 +164,8 @@ impl Admission {
 /// What concerns volumes and claims.
 fn storage(cache: &dyn Fn(&str, &str) -> Option<Arc<Cache>>) -> Vec<Box<dyn Plugin>> {
     let mut plugins: Vec<Box<dyn Plugin>> = Vec::new();
-    if let (Some(claims), Some(nodes)) = (cache("", "persistentvolumeclaims"), cache("", "nodes")) {
-        plugins.push(Box::new(node_local_volumes::NodeLocalVolumes { claims, nodes }));
+    if let Some(claims) = cache("", "persistentvolumeclaims") {
+        plugins.push(Box::new(node_local_volumes::NodeLocalVolumes { claims }));
     }
     if let Some(classes) = cache("storage.k8s.io", "storageclasses") {
         plugins.push(Box::new(default_storage_class::DefaultStorageClass {

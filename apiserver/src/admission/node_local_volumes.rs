@@ -18,47 +18,61 @@ const HOSTNAME: &str = "kubernetes.io/hostname";
 #[derive(Debug)]
 pub(super) struct NodeLocalVolumes {
     pub(super) claims: Arc<Cache>,
-    pub(super) nodes: Arc<Cache>,
+}
+
+type Checked = std::result::Result<(), &'static str>;
+
+/// Why the volume is not one of the node's own. A node may change its own labels: its name alone says which one it is.
+fn check_own(node: &str, volume: &Value) -> Checked {
+    let affinity = json!({"required": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": HOSTNAME, "operator": "In", "values": [node]}]},
+    ]}});
+    match () {
+        () if meta::annotation(volume, volumes::PROVISIONED_BY) != Some(volumes::LOCAL_PATH) => {
+            Err("a node can only have to do with volumes that it provisioned")
+        }
+        () if !volume["spec"]["local"].is_object() => Err("a node can only have to do with local volumes"),
+        () if volume["spec"]["nodeAffinity"] != affinity => Err("a node can only have to do with volumes on itself"),
+        () => Ok(()),
+    }
+}
+
+fn is_sent_to(claim: &Value, node: &str) -> bool {
+    meta::annotation(claim, volumes::SELECTED_NODE) == Some(node)
+        && meta::annotation(claim, volumes::STORAGE_PROVISIONER) == Some(volumes::LOCAL_PATH)
 }
 
 impl NodeLocalVolumes {
-    /// Why the volume is not one of the node's own.
-    fn check_own(&self, node: &str, volume: &Value) -> std::result::Result<(), &'static str> {
-        let object = self.nodes.get("", node).map(|node| node.value());
-        let hostname = object
-            .as_ref()
-            .and_then(|node| meta::label(node, HOSTNAME))
-            .unwrap_or(node);
-        let affinity = json!({"required": {"nodeSelectorTerms": [
-            {"matchExpressions": [{"key": HOSTNAME, "operator": "In", "values": [hostname]}]},
-        ]}});
-        match () {
-            () if meta::annotation(volume, volumes::PROVISIONED_BY) != Some(volumes::LOCAL_PATH) => {
-                Err("a node can only have to do with volumes that it provisioned")
-            }
-            () if !volume["spec"]["local"].is_object() => Err("a node can only provision local volumes"),
-            () if volume["spec"]["nodeAffinity"] != affinity => Err("a node can only provision volumes on itself"),
-            () => Ok(()),
-        }
-    }
-
-    /// Why the volume's claim is none of the node's business.
-    fn check_claim(&self, node: &str, volume: &Value) -> std::result::Result<(), &'static str> {
+    /// The claim that the volume is for; `None` when it is gone.
+    fn claim(&self, volume: &Value) -> Option<Value> {
         let reference = &volume["spec"]["claimRef"];
         let text = |key: &str| reference[key].as_str().unwrap_or_default();
-        let claim = self
-            .claims
-            .get(text("namespace"), text("name"))
-            .map(|claim| claim.value());
-        let sent = claim.is_some_and(|claim| {
-            meta::uid(&claim) == text("uid")
-                && meta::annotation(&claim, volumes::SELECTED_NODE) == Some(node)
-                && meta::annotation(&claim, volumes::STORAGE_PROVISIONER) == Some(volumes::LOCAL_PATH)
-        });
-        if sent {
-            Ok(())
-        } else {
-            Err("a node can only provision volumes for claims that wait for it")
+        let claim = self.claims.get(text("namespace"), text("name"))?.value();
+        (meta::uid(&claim) == text("uid")).then_some(claim)
+    }
+
+    fn check(&self, review: &Review<'_>, node: &str, volume: &Value) -> Checked {
+        match (review.operation, review.old) {
+            (Operation::Create, _) => {
+                check_own(node, volume)?;
+                match self.claim(volume) {
+                    Some(claim) if is_sent_to(&claim, node) => Ok(()),
+                    _ => Err("a node can only provision volumes for claims that wait for it"),
+                }
+            }
+            (Operation::Update, Some(old)) if old["spec"] != volume["spec"] => {
+                Err("a node can only change what holds a volume back from deletion")
+            }
+            (_, old) => {
+                let volume = old.unwrap_or(volume);
+                check_own(node, volume)?;
+                match self.claim(volume) {
+                    Some(claim) if !is_sent_to(&claim, node) => {
+                        Err("a node can only have to do with volumes of claims that were sent to it")
+                    }
+                    _ => Ok(()),
+                }
+            }
         }
     }
 }
@@ -75,19 +89,5 @@ impl Plugin for NodeLocalVolumes {
         };
         let resource = review.scope.served.resource;
         checked.map_err(|why| Status::forbidden(resource.qualified(), meta::name(volume), why))
-    }
-}
-
-impl NodeLocalVolumes {
-    fn check(&self, review: &Review<'_>, node: &str, volume: &Value) -> std::result::Result<(), &'static str> {
-        match (review.operation, review.old) {
-            (Operation::Create, _) => self
-                .check_own(node, volume)
-                .and_then(|()| self.check_claim(node, volume)),
-            (Operation::Update, Some(old)) if old["spec"] != volume["spec"] => {
-                Err("a node can only change what holds a volume back from deletion")
-            }
-            (_, old) => self.check_own(node, old.unwrap_or(volume)),
-        }
     }
 }

@@ -117,14 +117,14 @@ async fn a_node_has_to_do_with_its_own_volumes_only() {
         (
             "n2",
             volume("v", &uid, "n1", &local),
-            "a node can only provision volumes on itself",
+            "a node can only have to do with volumes on itself",
         ),
         ("n2", volume("v", &uid, "n2", &local), "for claims that wait for it"),
         ("n1", volume("v", "other", "n1", &local), "for claims that wait for it"),
         (
             "n1",
             volume("v", &uid, "n1", &json!({"hostPath": {"path": "/"}})),
-            "a node can only provision local volumes",
+            "a node can only have to do with local volumes",
         ),
         (
             "n1",
@@ -144,8 +144,26 @@ async fn a_node_has_to_do_with_its_own_volumes_only() {
         said.contains("a node can only change what holds a volume back"),
         "{said}"
     );
-    let said = as_node("n2", &["delete", "pv", "v", "--wait=false"], "").await;
-    assert!(said.contains("a node can only provision volumes on itself"), "{said}");
+    const OTHERS: &str = "a node can only have to do with volumes on itself";
+    let delete = ["delete", "pv", "v", "--wait=false"];
+    let said = as_node("n2", &delete, "").await;
+    assert!(said.contains(OTHERS), "{said}");
+    // A node may call itself by another's hostname: that makes the volume none of its own.
+    let relabel = ["label", "node", "n2", "kubernetes.io/hostname=n1", "--overwrite"];
+    let said = as_node("n2", &relabel, "").await;
+    assert!(said.contains("labeled"), "{said}");
+    let said = as_node("n2", &delete, "").await;
+    assert!(said.contains(OTHERS), "{said}");
+    // While the claim is there, it says whose volume it is.
+    let selected = |node: &str| format!("volume.kubernetes.io/selected-node={node}");
+    cluster
+        .kubectl(&["annotate", "--overwrite", "pvc", "data", &selected("n2")])
+        .await;
+    let said = as_node("n1", &delete, "").await;
+    assert!(said.contains("volumes of claims that were sent to it"), "{said}");
+    cluster
+        .kubectl(&["annotate", "--overwrite", "pvc", "data", &selected("n1")])
+        .await;
     let said = as_node(
         "n1",
         &["patch", "pv", "v", "-p", r#"{"metadata":{"finalizers":null}}"#],
