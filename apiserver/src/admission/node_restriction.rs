@@ -69,7 +69,9 @@ impl NodeRestriction {
         match (resource.plural, review.subresource) {
             ("pods", None) => self.pod(review, object, node),
             ("pods", Some("status")) => pod_status(review, object, node),
-            ("pods", Some("eviction")) => Ok(()),
+            ("pods", Some("eviction")) => refuse_if(!review.old.is_some_and(|pod| is_on(pod, node)), || {
+                format!("node {node} can only evict pods with spec.nodeName set to itself")
+            }),
             ("pods", Some(other)) => Err(format!("unexpected pod subresource {other:?}")),
             ("nodes", None | Some("status")) => own_node(review, object, node),
             ("serviceaccounts", Some("token")) => self.token(review, object, node),

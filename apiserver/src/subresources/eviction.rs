@@ -10,6 +10,7 @@ use skiff_api::selector::LabelSelector;
 use skiff_api::status::Status;
 
 use super::{json_answer, read_body};
+use crate::admission::{Operation, Review};
 use crate::body::Body;
 use crate::errors::Result;
 use crate::registry::delete::DeleteOptions;
@@ -47,6 +48,15 @@ pub(super) async fn evict(
     let mut delete = DeleteOptions::of(&eviction["deleteOptions"])?;
     delete.dry_run |= options.dry_run;
     let pod = server.registry.get(scope, name, Freshness::Consistent).await?.value();
+    // Before the budget: who may not evict the pod must not use up its disruptions either.
+    let review = Review {
+        operation: Operation::Create,
+        scope,
+        subresource: Some(subresource.name),
+        old: Some(&pod),
+        dry_run: delete.dry_run,
+    };
+    server.registry.admission.validate(&review, &eviction)?;
     if needs_budget(&pod) {
         spend_budget(server, scope, &pod, delete.dry_run).await?;
     }

@@ -1,6 +1,6 @@
 //! What people do with kubectl.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, text};
 
 const CONFIG_MAP: &str =
     r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "labels": {"l": "x"}}, "data": {"k": "v"}}"#;
@@ -122,6 +122,10 @@ async fn namespaces_end_when_they_are_empty_and_budgets_hold_pods() {
             &allowed,
         ])
         .await;
+    // A node that may not evict the pod uses up nothing of its budget.
+    cluster.kubeconfig("system:node:elsewhere", &["system:nodes"]);
+    let refused = text(&cluster.run("system:node:elsewhere", &raw, eviction).await);
+    assert!(refused.contains("can only evict pods with spec.nodeName set to itself"), "{refused}");
     cluster.kubectl_with(&raw, eviction).await;
     assert!(
         cluster
