@@ -9,6 +9,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 use crate::quantity::Quantity;
 
+/// Annotation of a pod in the API that shows a node's static pod: the hash of what it shows.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Amounts by resource name.
 pub type Resources = BTreeMap<String, Quantity>;
 

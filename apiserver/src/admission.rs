@@ -126,9 +126,7 @@ impl Admission {
         if let Some(classes) = cache("node.k8s.io", "runtimeclasses") {
             plugins.push(Box::new(runtime_class::RuntimeClass { classes }));
         }
-        if let (Some(nodes), Some(pods)) = (cache("", "nodes"), cache("", "pods")) {
-            plugins.push(Box::new(node_restriction::NodeRestriction { nodes, pods }));
-        }
+        plugins.extend(node_restriction(&cache, &authorizer));
         plugins.push(Box::new(default_toleration_seconds::DefaultTolerationSeconds));
         plugins.extend(storage(&cache));
         if let Some(classes) = cache("networking.k8s.io", "ingressclasses") {
@@ -159,6 +157,21 @@ impl Admission {
             .iter()
             .try_for_each(|plugin| plugin.validate(review, object))
     }
+}
+
+/// What nodes may change.
+fn node_restriction(
+    cache: &dyn Fn(&str, &str) -> Option<Arc<Cache>>,
+    authorizer: &Arc<Authorizer>,
+) -> Option<Box<dyn Plugin>> {
+    Some(Box::new(node_restriction::NodeRestriction {
+        authorizer: Arc::clone(authorizer),
+        nodes: cache("", "nodes")?,
+        pods: cache("", "pods")?,
+        claims: cache("", "persistentvolumeclaims")?,
+        volumes: cache("", "persistentvolumes")?,
+        drivers: cache("storage.k8s.io", "csidrivers")?,
+    }))
 }
 
 /// What concerns volumes and claims.

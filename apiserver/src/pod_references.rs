@@ -29,6 +29,17 @@ pub(crate) fn refers_to_any(pod: &Value, kind: Referenced) -> bool {
     found
 }
 
+/// The names of all objects of a kind that a pod names.
+pub(crate) fn names(pod: &Value, kind: Referenced) -> Vec<String> {
+    let mut names = Vec::new();
+    visit(pod, &mut |visited, named| {
+        if visited == kind {
+            names.push(named.to_owned());
+        }
+    });
+    names
+}
+
 type See<'a> = &'a mut dyn FnMut(Referenced, &str);
 
 fn visit(pod: &Value, see: See<'_>) {
@@ -93,7 +104,7 @@ fn name(value: &Value, key: &str, kind: Referenced, see: See<'_>) {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{Referenced, refers, refers_to_any};
+    use super::{Referenced, names, refers, refers_to_any};
 
     fn spec(spec: Value) -> Value {
         json!({"metadata": {"name": "p"}, "spec": spec})
@@ -144,6 +155,7 @@ mod tests {
         }
         let ephemeral = volumes(json!({"name": "v", "ephemeral": {}}));
         assert!(refers(&ephemeral, Claim, "p-v"));
+        assert_eq!(names(&ephemeral, Claim), ["p-v"]);
         assert!(!refers_to_any(&json!({}), Secret));
     }
 }

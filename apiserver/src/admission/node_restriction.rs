@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use skiff_api::meta;
+use skiff_api::pods::MIRROR;
 use skiff_api::status::Status;
 
 use super::{Operation, Plugin, Review};
-use crate::authorization::{LEASES, NODES, node_name};
+use crate::authorization::{Attributes, Authorizer, LEASES, NODES, node_name};
 use crate::cache::Cache;
 use crate::errors::Result;
-use crate::pod_references::{Referenced, refers_to_any};
-
-/// Mark of a pod that shows a node's static pod.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+use crate::pod_references::{Referenced, names, refers_to_any};
 
 /// Labels of Kubernetes itself that a node may give itself, beside those under `kubelet.kubernetes.io` and `node.kubernetes.io`.
 const OWN_LABELS: &[&str] = &[
@@ -33,8 +31,12 @@ const OWN_LABELS: &[&str] = &[
 /// See the module. The documented `NodeRestriction` admission plugin.
 #[derive(Debug)]
 pub(super) struct NodeRestriction {
+    pub(super) authorizer: Arc<Authorizer>,
     pub(super) nodes: Arc<Cache>,
     pub(super) pods: Arc<Cache>,
+    pub(super) claims: Arc<Cache>,
+    pub(super) volumes: Arc<Cache>,
+    pub(super) drivers: Arc<Cache>,
 }
 
 impl Plugin for NodeRestriction {
@@ -164,21 +166,74 @@ impl NodeRestriction {
         refuse_if(!is_on(&pod, node), || {
             "node requested token bound to a pod scheduled on a different node".to_owned()
         })?;
-        let audiences = spec["audiences"].as_array().map_or(&[][..], Vec::as_slice);
-        match audiences.iter().find(|audience| !asks_for(&pod, audience)) {
-            Some(audience) => Err(format!(
-                "audience {audience} not found in pod spec volume, system:node:{node} is not authorized to request tokens for this audience"
-            )),
-            None => Ok(()),
-        }
+        let audience = audience(spec)?;
+        refuse_if(
+            !projects(&pod, audience)
+                && !self.has_driver_for(review.scope.namespace, &pod, audience)
+                && !self.may_ask_for(review, meta::name(request), audience),
+            || {
+                format!(
+                    "audience {audience:?} not found in pod spec volume, system:node:{node} is not authorized to request tokens for this audience"
+                )
+            },
+        )
+    }
+
+    /// Whether a CSI driver of the pod's volumes, or of the volumes that its claims are bound to, wants tokens for an audience.
+    fn has_driver_for(&self, namespace: &str, pod: &Value, audience: &str) -> bool {
+        let named = volumes(pod).filter_map(|volume| volume["csi"]["driver"].as_str().map(str::to_owned));
+        let claims = names(pod, Referenced::Claim).into_iter();
+        let claimed = claims.filter_map(|claim| self.driver_of(namespace, &claim));
+        named.chain(claimed).any(|driver| {
+            let driver = self.drivers.get("", &driver).map(|driver| driver.value());
+            let requests = driver
+                .as_ref()
+                .and_then(|driver| driver["spec"]["tokenRequests"].as_array());
+            requests
+                .into_iter()
+                .flatten()
+                .any(|request| request["audience"] == audience)
+        })
+    }
+
+    fn driver_of(&self, namespace: &str, claim: &str) -> Option<String> {
+        let claim = self.claims.get(namespace, claim)?.value();
+        let volume = self.volumes.get("", claim["spec"]["volumeName"].as_str()?)?.value();
+        volume["spec"]["csi"]["driver"].as_str().map(str::to_owned)
+    }
+
+    /// Whether a role lets the node ask for an audience in the name of a service account: the audience takes the resource's place.
+    fn may_ask_for(&self, review: &Review<'_>, account: &str, audience: &str) -> bool {
+        let attributes = Attributes {
+            verb: "request-serviceaccounts-token-audience",
+            is_resource: true,
+            resource: audience,
+            namespace: review.scope.namespace,
+            name: account,
+            ..Attributes::default()
+        };
+        self.authorizer.is_allowed(review.scope.user, &attributes)
+    }
+}
+
+/// Whom a token is asked for; empty for this server.
+fn audience(spec: &Value) -> std::result::Result<&str, String> {
+    match spec["audiences"].as_array().map_or(&[][..], Vec::as_slice) {
+        [] => Ok(""),
+        [one] => Ok(one.as_str().unwrap_or_default()),
+        _ => Err("node may only request 0 or 1 audiences".to_owned()),
     }
 }
 
 /// Whether a volume of the pod wants a token for an audience.
-fn asks_for(pod: &Value, audience: &Value) -> bool {
-    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
-    let mut sources = volumes.flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
-    audience == "" || sources.any(|source| source["serviceAccountToken"]["audience"] == *audience)
+fn projects(pod: &Value, audience: &str) -> bool {
+    let sources = volumes(pod).flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
+    let mut tokens = sources.filter_map(|source| source["serviceAccountToken"].as_object());
+    tokens.any(|token| token.get("audience").and_then(Value::as_str).unwrap_or_default() == audience)
+}
+
+fn volumes(pod: &Value) -> impl Iterator<Item = &Value> {
+    pod["spec"]["volumes"].as_array().into_iter().flatten()
 }
 
 fn is_on(pod: &Value, node: &str) -> bool {
@@ -266,7 +321,40 @@ fn is_own_label(label: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_own_label;
+    use serde_json::json;
+
+    use super::{audience, is_own_label, projects};
+
+    #[test]
+    fn one_audience_at_a_time_that_a_volume_wants() {
+        let pod = |sources: serde_json::Value| json!({"spec": {"volumes": [{"name": "v", "projected": {"sources": sources}}]}});
+        let api_access = pod(json!([
+            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt"}},
+        ]));
+        let vault = pod(json!([{"serviceAccountToken": {"audience": "vault", "path": "token"}}]));
+        let config = pod(json!([{"configMap": {"name": "c"}}]));
+        for (pod, audiences, allowed) in [
+            (&api_access, json!(null), Ok(true)),
+            (&api_access, json!([]), Ok(true)),
+            (&api_access, json!([""]), Ok(true)),
+            (&api_access, json!(["vault"]), Ok(false)),
+            (&vault, json!(["vault"]), Ok(true)),
+            (&vault, json!([]), Ok(false)),
+            (&vault, json!([""]), Ok(false)),
+            (
+                &vault,
+                json!(["vault", "vault"]),
+                Err("node may only request 0 or 1 audiences".to_owned()),
+            ),
+            (&config, json!([]), Ok(false)),
+            (&json!({"spec": {}}), json!([]), Ok(false)),
+        ] {
+            let spec = json!({"audiences": audiences});
+            let decided = audience(&spec).map(|audience| projects(pod, audience));
+            assert_eq!(decided, allowed, "{audiences} {pod}");
+        }
+    }
 
     #[test]
     fn labels_that_steer_pods_are_not_the_nodes_to_set() {

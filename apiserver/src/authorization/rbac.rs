@@ -415,15 +415,20 @@ fn covers(rule: &Rule, attributes: &Attributes<'_>) -> bool {
 }
 
 fn covers_resource(resources: &[String], attributes: &Attributes<'_>) -> bool {
+    let Attributes {
+        resource, subresource, ..
+    } = *attributes;
     resources.iter().any(|entry| {
         if entry == "*" {
             return true;
         }
-        match entry.split_once('/') {
-            None => attributes.subresource.is_empty() && entry == attributes.resource,
-            Some((resource, subresource)) => {
-                subresource == attributes.subresource && (resource == "*" || resource == attributes.resource)
-            }
+        // Taken apart from its end: a resource's place may be taken by a token's audience, which may hold slashes.
+        match subresource {
+            "" => entry == resource,
+            _ => entry
+                .strip_suffix(subresource)
+                .and_then(|rest| rest.strip_suffix('/'))
+                .is_some_and(|own| own == "*" || own == resource),
         }
     })
 }
@@ -460,6 +465,9 @@ mod tests {
         assert!(covers(&rule(&["pods/log"], &[]), &get("pods", "log", "a")));
         assert!(covers(&rule(&["*/log"], &[]), &get("pods", "log", "a")));
         assert!(covers(&rule(&["*"], &[]), &get("pods", "log", "a")));
+        assert!(!covers(&rule(&["pods/log"], &[]), &get("pods", "", "a")));
+        assert!(!covers(&rule(&["pods/log"], &[]), &get("nodes", "log", "a")));
+        assert!(covers(&rule(&["https://a/b"], &[]), &get("https://a/b", "", "a")));
         assert!(covers(&rule(&["pods"], &["a"]), &get("pods", "", "a")));
         assert!(!covers(&rule(&["pods"], &["a"]), &get("pods", "", "b")));
         assert!(!covers(&rule(&["pods"], &["a"]), &get("pods", "", "")));

@@ -33,6 +33,7 @@ pub(super) async fn request(
     let info = call.info.clone();
     let user = Arc::clone(&call.user);
     let (mut wanted, warnings) = read_body(call, subresource).await?;
+    meta::set(&mut wanted, "name", info.name.as_str());
     defaults::apply(subresource.group, subresource.version, subresource.kind, &mut wanted);
     let scope = Scope {
         served,

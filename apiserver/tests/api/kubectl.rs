@@ -125,7 +125,10 @@ async fn namespaces_end_when_they_are_empty_and_budgets_hold_pods() {
     // A node that may not evict the pod uses up nothing of its budget.
     cluster.kubeconfig("system:node:elsewhere", &["system:nodes"]);
     let refused = text(&cluster.run("system:node:elsewhere", &raw, eviction).await);
-    assert!(refused.contains("can only evict pods with spec.nodeName set to itself"), "{refused}");
+    assert!(
+        refused.contains("can only evict pods with spec.nodeName set to itself"),
+        "{refused}"
+    );
     cluster.kubectl_with(&raw, eviction).await;
     assert!(
         cluster

@@ -213,6 +213,40 @@ spec:
     }
 }
 
+/// Pods that mount no token for the API server.
+const TOKENLESS: &str = r#"---
+{apiVersion: storage.k8s.io/v1, kind: CSIDriver, metadata: {name: d}, spec: {tokenRequests: [{audience: driver}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: tokenless}
+spec:
+  nodeName: n1
+  automountServiceAccountToken: false
+  volumes: [{name: v, csi: {driver: d}}]
+  containers: [{name: c, image: c}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: vaulted}
+spec:
+  nodeName: n1
+  automountServiceAccountToken: false
+  volumes: [{name: v, projected: {sources: [{serviceAccountToken: {audience: vault, path: token}}]}}]
+  containers: [{name: c, image: c}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: registry}
+rules: [{apiGroups: [""], resources: ["https://registry/x"], verbs: [request-serviceaccounts-token-audience], resourceNames: [default]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: registry}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: registry}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "system:nodes"}]
+"#;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_gets_tokens_for_its_pods_only() {
     let cluster = start().await;
@@ -234,8 +268,23 @@ async fn a_node_gets_tokens_for_its_pods_only() {
         arguments.extend(more.iter().map(String::as_str));
         ask(&cluster, &arguments, "").await
     };
-    let token = create("default", &bound("on-n1", &mine)).await;
-    assert_eq!(token.trim().split('.').count(), 3, "{token}");
+    cluster.apply(TOKENLESS).await;
+    let [tokenless, vaulted] = [uid("tokenless").await, uid("vaulted").await];
+    let for_vault = |bound: &[String]| [bound, &["--audience=vault".to_owned()]].concat();
+    for more in [
+        bound("on-n1", &mine).to_vec(),
+        for_vault(&bound("vaulted", &vaulted)),
+        // For its volume's driver, and what a role allows.
+        [&bound("tokenless", &tokenless)[..], &["--audience=driver".to_owned()]].concat(),
+        [
+            &bound("tokenless", &tokenless)[..],
+            &["--audience=https://registry/x".to_owned()],
+        ]
+        .concat(),
+    ] {
+        let token = create("default", &more).await;
+        assert_eq!(token.trim().split('.').count(), 3, "{more:?}: {token}");
+    }
     for (account, more, expected) in [
         (
             "other",
@@ -250,8 +299,18 @@ async fn a_node_gets_tokens_for_its_pods_only() {
         ),
         (
             "default",
-            [&bound("on-n1", &mine)[..], &["--audience=vault".to_owned()]].concat(),
+            for_vault(&bound("on-n1", &mine)),
             "audience \"vault\" not found in pod spec volume",
+        ),
+        (
+            "default",
+            for_vault(&for_vault(&bound("vaulted", &vaulted))),
+            "node may only request 0 or 1 audiences",
+        ),
+        (
+            "default",
+            bound("tokenless", &tokenless).to_vec(),
+            "audience \"\" not found in pod spec volume",
         ),
     ] {
         let said = create(account, &more).await;
