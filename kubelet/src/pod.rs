@@ -8,15 +8,13 @@ use jiff::Timestamp;
 use skiff_api::k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, Pod, PodSpec, PodStatus};
 use skiff_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use skiff_api::pods;
-pub(crate) use skiff_api::pods::{QosClass as Qos, is_sidecar, is_terminal};
+pub(crate) use skiff_api::pods::{MIRROR, QosClass as Qos, is_sidecar, is_terminal};
 use skiff_api::quantity::Quantity;
 
 /// Annotation: the UID of a static pod, which is the hash of its manifest.
 pub(crate) const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// Annotation of a static pod: where its manifest is (`file`).
 pub(crate) const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
-/// Annotation of a pod in the API that shows a static pod: the hash of what it shows.
-pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What role a container has in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

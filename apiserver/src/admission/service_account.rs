@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use skiff_api::meta;
 use skiff_api::names;
+use skiff_api::pods::MIRROR;
 use skiff_api::status::{Qualified, Status};
 
 use super::{Operation, Plugin, Review};
@@ -15,8 +16,6 @@ use crate::errors::Result;
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Upstream's life of a pod's token: an hour, and a few seconds by which such tokens are told apart.
 const EXPIRATION: i64 = 3607;
-/// Mark of a pod that shows a node's static pod.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// See the module.
 #[derive(Debug)]
