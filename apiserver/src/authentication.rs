@@ -103,15 +103,15 @@ impl Authenticator {
             Peer::Certificate(certificate) if certificate.is_valid_now() => return Ok(Arc::clone(&certificate.user)),
             Peer::Certificate(_) | Peer::Unknown => {}
         }
-        let Some(authorization) = headers.get(header::AUTHORIZATION) else {
-            return Ok(Arc::clone(&self.anonymous));
-        };
-        let token = authorization.to_str().ok().and_then(bearer);
+        let authorization = headers.get(header::AUTHORIZATION);
+        let token = authorization.and_then(|value| value.to_str().ok()).and_then(bearer);
         match token {
             Some(token) => self.review(token, &[]).map(|(user, _)| user).map_err(|error| {
                 tracing::debug!(error = skiff_daemon::error_chain(&*error), "bearer token refused");
                 Status::unauthorized()
             }),
+            // Who says who they are is not taken for nobody: with a certificate that has ended they must come anew.
+            None if matches!(peer, Peer::Certificate(_)) => Err(Status::unauthorized()),
             None => Ok(Arc::clone(&self.anonymous)),
         }
     }

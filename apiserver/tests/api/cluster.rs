@@ -132,7 +132,8 @@ impl Cluster {
         self.connect_with(None, b"h2").await
     }
 
-    async fn connect_as(&self, identity: Option<&Identity>) -> TlsStream<TcpStream> {
+    /// A bare TLS connection that speaks HTTP/1.1, as whom the certificate names.
+    pub(crate) async fn connect_as(&self, identity: Option<&Identity>) -> TlsStream<TcpStream> {
         self.connect_with(identity, b"http/1.1").await
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_pki::{BootstrapToken, Request};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use crate::cluster::{Cluster, text};
 
@@ -60,6 +60,47 @@ async fn a_right_in_a_namespace_ends_there() {
         "{refused}"
     );
     assert!(cluster.kubectl(&["get", "nodes"]).await.contains("n1"));
+}
+
+/// A connection outlives its client's certificate: what comes over it then is from nobody who may come in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_ends_in_the_middle_of_a_connection() {
+    let cluster = Cluster::start().await;
+    let wanted = Request::client("joe", &[]).lifetime(Duration::from_secs(3));
+    let identity = cluster.authority.issue(&wanted).unwrap();
+    let mut stream = BufReader::new(cluster.connect_as(Some(&identity)).await);
+    // Everybody may read it, people without a name, too.
+    let mut ask = async || {
+        stream
+            .write_all(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let (mut status, mut length) = (String::new(), 0);
+        stream.read_line(&mut status).await.unwrap();
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            match line.trim().split_once(": ") {
+                Some(("content-length", value)) => length = value.parse().unwrap(),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        status
+    };
+    assert!(ask().await.starts_with("HTTP/1.1 200"));
+    let refused = async {
+        loop {
+            let status = ask().await;
+            if !status.starts_with("HTTP/1.1 200") {
+                break status;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(20), refused).await.unwrap();
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
 }
 
 /// CVE-2019-11248: profiles and variables on a port that everybody reaches.
