@@ -10,7 +10,7 @@ use skiff_api::meta;
 
 use super::Resource;
 use crate::authorization::{Rule, Rules, all_held};
-use components::COMPONENTS;
+use components::{COMPONENTS, IN_KUBE_SYSTEM};
 use controllers::{CONTROLLERS, NAMESPACED};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -46,6 +46,10 @@ pub(super) fn objects() -> Vec<(Resource, Value)> {
         .chain(addons::objects())
         .chain(certificates::cluster_info())
         .chain(controller_roles())
+        .chain(IN_KUBE_SYSTEM.iter().flat_map(|(user, lines)| {
+            let binding = binding(user, user, &Subjects::User(user));
+            of_namespace("kube-system", binding, lines)
+        }))
         .collect()
 }
 
@@ -156,15 +160,19 @@ fn controller_roles() -> Vec<(Resource, Value)> {
     }
     for (namespace, name, lines) in NAMESPACED {
         let full = format!("system:controller:{name}");
-        let mut role = role(&full, lines.iter().map(Line::rule).collect());
-        let mut binding = binding(&full, &full, &Subjects::Account(name));
-        binding["roleRef"]["kind"] = "Role".into();
-        in_namespace(&mut role, "Role", namespace);
-        in_namespace(&mut binding, "RoleBinding", namespace);
-        objects.push((ROLES_OF_NAMESPACES, role));
-        objects.push((ROLE_BINDINGS, binding));
+        let binding = binding(&full, &full, &Subjects::Account(name));
+        objects.extend(of_namespace(namespace, binding, lines));
     }
     objects
+}
+
+/// A role of a namespace, under the name of the binding that is made one of the namespace with it.
+fn of_namespace(namespace: &str, mut binding: Value, lines: &[Line]) -> [(Resource, Value); 2] {
+    let mut role = role(meta::name(&binding), lines.iter().map(Line::rule).collect());
+    binding["roleRef"]["kind"] = "Role".into();
+    in_namespace(&mut role, "Role", namespace);
+    in_namespace(&mut binding, "RoleBinding", namespace);
+    [(ROLES_OF_NAMESPACES, role), (ROLE_BINDINGS, binding)]
 }
 
 fn rule(verbs: &[&str], group: &str, resources: &[&str]) -> Value {

@@ -43,7 +43,8 @@ pub(super) const COMPONENTS: &[Component] = &[
             Line::new("patch update", "", "pods/status"),
             Line::new("get list watch", "apps", "replicasets statefulsets"),
             Line::new("get list watch", "policy", "poddisruptionbudgets"),
-            Line::new("create get list patch update watch", COORDINATION, "leases"),
+            Line::new("create", COORDINATION, "leases"),
+            Line::new("get list patch update watch", COORDINATION, "leases").only("kube-scheduler"),
             Line::new(
                 "get list watch",
                 STORAGE,
@@ -107,15 +108,12 @@ pub(super) const COMPONENTS: &[Component] = &[
             Line::new("get", STORAGE, "storageclasses"),
         ],
     ),
-    // CoreDNS's own role, and what it takes to publish where cluster DNS is.
+    // CoreDNS's own role.
     (
         "system:skiff-dns",
         &[
             Line::new("list watch", "", "endpoints namespaces pods services"),
             Line::new("list watch", DISCOVERY, "endpointslices"),
-            Line::new("create get", "", "services"),
-            Line::new("create delete get patch", DISCOVERY, "endpointslices"),
-            Line::new("create delete get patch", COORDINATION, "leases"),
         ],
     ),
     // It reads Secrets by a field selector, which roles cannot ask for.
@@ -143,3 +141,36 @@ pub(super) const COMPONENTS: &[Component] = &[
         ],
     ),
 ];
+
+/// Parts that have a role in `kube-system`, too: the user and the rules.
+pub(super) const IN_KUBE_SYSTEM: &[Component] = &[
+    // What it takes to publish where cluster DNS is.
+    (
+        "system:skiff-dns",
+        &[
+            Line::new("create get", "", "services"),
+            Line::new("create delete get patch", DISCOVERY, "endpointslices"),
+            Line::new("create delete get patch", COORDINATION, "leases"),
+        ],
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::{COMPONENTS, COORDINATION, DISCOVERY};
+
+    #[test]
+    fn no_part_changes_the_leases_and_slices_of_all() {
+        for (name, lines) in COMPONENTS {
+            for line in *lines {
+                let shared = [COORDINATION, DISCOVERY].contains(&line.group);
+                let changes = ["delete", "patch", "update"]
+                    .iter()
+                    .any(|verb| line.verbs.contains(verb));
+                // Admission keeps nodes to their own.
+                let allowed = !line.names.is_empty() || *name == "system:node";
+                assert!(!shared || !changes || allowed, "{name}: {line:?}");
+            }
+        }
+    }
+}
