@@ -276,8 +276,28 @@ fn resource_prefix(key: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{prefix, resource_prefix};
+pub(crate) mod tests {
+    use std::sync::Arc;
+
+    use serde_json::Value;
+    use skiff_api::meta;
+    use skiff_store::{Entry, Revision};
+
+    use super::{Cache, prefix, resource_prefix};
+
+    /// The cache of a resource with these objects in it.
+    pub(crate) fn filled(group: &str, plural: &str, objects: &[Value]) -> Arc<Cache> {
+        let cache = Cache::new(prefix(group, plural), crate::strategy::lookup(group, plural));
+        let entry = |object: &Value| Entry {
+            key: cache.key(meta::namespace(object), meta::name(object)).into(),
+            value: object.to_string().into(),
+            create_revision: Revision(1),
+            mod_revision: Revision(1),
+        };
+        let entries: Vec<Entry> = objects.iter().map(entry).collect();
+        cache.reset(entries.iter(), 1);
+        Arc::new(cache)
+    }
 
     #[test]
     fn keys_lead_to_their_resource() {

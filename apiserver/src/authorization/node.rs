@@ -147,3 +147,110 @@ fn by_rule(attributes: &Attributes<'_>) -> bool {
             && verbs.contains(&attributes.verb)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cache::tests::filled;
+
+    /// A pod in `default`, bound to a node, that names one of each.
+    fn pod(node: &str, named: &str) -> Value {
+        json!({"metadata": {"namespace": "default", "name": format!("on-{node}")}, "spec": {
+            "nodeName": node, "serviceAccountName": named,
+            "containers": [{"name": "c", "envFrom": [{"configMapRef": {"name": named}}]}],
+            "volumes": [
+                {"name": "s", "secret": {"secretName": named}},
+                {"name": "v", "persistentVolumeClaim": {"claimName": named}},
+            ],
+        }})
+    }
+
+    fn volume(name: &str, claim: Value) -> Value {
+        json!({"metadata": {"name": name}, "spec": {"claimRef": claim}})
+    }
+
+    fn authorizer() -> NodeAuthorizer {
+        let claim = |namespace: &str, name: &str| json!({"namespace": namespace, "name": name});
+        let volumes = [
+            volume("mine", claim("default", "mine")),
+            volume("theirs", claim("default", "theirs")),
+            volume("elsewhere", claim("other", "mine")),
+            volume("nobodys", Value::Null),
+        ];
+        NodeAuthorizer::new(NodeSources {
+            pods: filled("", "pods", &[pod("n1", "mine"), pod("n2", "theirs")]),
+            volumes: filled("", "persistentvolumes", &volumes),
+        })
+    }
+
+    fn asks(
+        verb: &'static str,
+        resource: &'static str,
+        (namespace, name): (&'static str, &'static str),
+    ) -> Attributes<'static> {
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        Attributes {
+            verb,
+            is_resource: true,
+            resource,
+            subresource,
+            namespace,
+            name,
+            ..Attributes::default()
+        }
+    }
+
+    /// Without the roles that nodes hold beside it.
+    #[test]
+    fn a_node_reads_what_its_own_pods_name() {
+        let authorizer = authorizer();
+        let node = User::new("system:node:n1", [NODES]);
+        for (verb, resource, named, allowed) in [
+            ("get", "secrets", ("default", "mine"), true),
+            ("watch", "secrets", ("default", "mine"), true),
+            ("get", "secrets", ("default", "theirs"), false),
+            ("get", "secrets", ("other", "mine"), false),
+            ("list", "secrets", ("default", ""), false),
+            ("update", "secrets", ("default", "mine"), false),
+            ("get", "configmaps", ("default", "mine"), true),
+            ("get", "configmaps", ("default", "theirs"), false),
+            ("get", "persistentvolumeclaims", ("default", "mine"), true),
+            ("get", "persistentvolumeclaims", ("default", "theirs"), false),
+            ("get", "persistentvolumeclaims", ("other", "mine"), false),
+            ("list", "persistentvolumeclaims", ("default", "mine"), false),
+            ("update", "persistentvolumeclaims/status", ("default", "mine"), false),
+            ("get", "persistentvolumes", ("", "mine"), true),
+            ("get", "persistentvolumes", ("", "theirs"), false),
+            ("get", "persistentvolumes", ("", "elsewhere"), false),
+            ("get", "persistentvolumes", ("", "nobodys"), false),
+            ("get", "persistentvolumes", ("", "absent"), false),
+            ("list", "persistentvolumes", ("", "mine"), false),
+            ("delete", "persistentvolumes", ("", "mine"), false),
+            ("create", "serviceaccounts/token", ("default", "mine"), true),
+            ("create", "serviceaccounts/token", ("default", "theirs"), false),
+            ("get", "serviceaccounts", ("default", "theirs"), false),
+            ("get", "pods", ("default", "on-n1"), true),
+            ("get", "pods", ("default", "on-n2"), false),
+            ("list", "pods", ("default", ""), false),
+            ("get", "nodes", ("", "n1"), true),
+            ("get", "nodes", ("", "n2"), false),
+            ("delete", "nodes", ("", "n1"), false),
+        ] {
+            let attributes = asks(verb, resource, named);
+            assert_eq!(
+                authorizer.is_allowed(&node, &attributes),
+                allowed,
+                "{verb} {resource} {named:?}"
+            );
+            // Who only bears such a name, or only is in the group, is no node.
+            for other in [User::new("system:node:n1", ["dev"]), User::new("joe", [NODES])] {
+                assert!(
+                    !authorizer.is_allowed(&other, &attributes),
+                    "{other:?}: {verb} {resource} {named:?}"
+                );
+            }
+        }
+    }
+}

@@ -70,7 +70,7 @@ async fn a_node_reads_what_its_pods_name() {
         (&["get", "secret", "mine", "-n", "kube-system"], false),
         (&["get", "configmap", "mine"], true),
         (&["get", "configmap", "other"], false),
-        // Claims and volumes may all be read: the node provisions local ones.
+        // By a role, claims and volumes may all be read (decision 14).
         (&["get", "pvc", "mine"], true),
         (&["get", "pv", "mine"], true),
         (&["get", "pod", "on-n1"], true),
