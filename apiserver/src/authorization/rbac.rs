@@ -350,11 +350,10 @@ fn collect(
 
 /// Whether `held` together allow all that `wanted` does.
 pub fn all_held(held: &[Rules], wanted: &Rule) -> bool {
-    let anything = [String::new()];
-    let names: &[String] = if wanted.resource_names.is_empty() {
-        &anything
-    } else {
-        &wanted.resource_names
+    // What is wanted for objects of any name must be held so: `""` in a list of names is a name, too.
+    let names: Vec<Option<&String>> = match wanted.resource_names.as_slice() {
+        [] => vec![None],
+        names => names.iter().map(Some).collect(),
     };
     let held = || held.iter().flat_map(|rules| rules.0.iter());
     wanted.verbs.iter().all(|verb| {
@@ -374,7 +373,8 @@ pub fn all_held(held: &[Rules], wanted: &Rule) -> bool {
                         has(&rule.verbs, verb)
                             && has(&rule.api_groups, group)
                             && holds_resource(&rule.resources, resource)
-                            && (rule.resource_names.is_empty() || rule.resource_names.contains(name))
+                            && (rule.resource_names.is_empty()
+                                || name.is_some_and(|name| rule.resource_names.contains(name)))
                     })
                 })
             })
@@ -493,6 +493,21 @@ mod tests {
         ));
         assert!(!all_held(&held, &rule(&["*"], &["deployments"])));
         assert!(all_held(&[Rules::everything()], &rule(&["*"], &["*"])));
+        let named = |names: &[&str]| Rule {
+            resource_names: list(names),
+            ..rule(&["get"], &["deployments"])
+        };
+        let held = |names: &[&str]| [Rules([named(names)].into())];
+        for (own, wanted, are_held) in [
+            (&["a", "b"][..], &["a"][..], true),
+            (&["a"], &["a", "b"], false),
+            (&[], &["a"], true),
+            (&["a"], &[], false),
+            (&[""], &[], false),
+            (&[""], &[""], true),
+        ] {
+            assert_eq!(all_held(&held(own), &named(wanted)), are_held, "{wanted:?} by {own:?}");
+        }
     }
 
     #[test]
