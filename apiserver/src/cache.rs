@@ -288,15 +288,20 @@ pub(crate) mod tests {
     /// The cache of a resource with these objects in it.
     pub(crate) fn filled(group: &str, plural: &str, objects: &[Value]) -> Arc<Cache> {
         let cache = Cache::new(prefix(group, plural), crate::strategy::lookup(group, plural));
+        fill(&cache, 1, objects);
+        Arc::new(cache)
+    }
+
+    /// Puts these objects in place of what is in the cache.
+    pub(crate) fn fill(cache: &Cache, revision: u64, objects: &[Value]) {
         let entry = |object: &Value| Entry {
             key: cache.key(meta::namespace(object), meta::name(object)).into(),
             value: object.to_string().into(),
-            create_revision: Revision(1),
-            mod_revision: Revision(1),
+            create_revision: Revision(revision),
+            mod_revision: Revision(revision),
         };
         let entries: Vec<Entry> = objects.iter().map(entry).collect();
-        cache.reset(entries.iter(), 1);
-        Arc::new(cache)
+        cache.reset(entries.iter(), revision);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Compiled anew when one of the four resources changed; parsed roles are kept by revision. A request then costs a few hash lookups
 //! and a walk over the rules of the user's own bindings.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -97,7 +97,7 @@ pub struct Rbac {
     parsed: Mutex<Parsed>,
 }
 
-/// Parsed roles by key, each with the revision that it was parsed at.
+/// Parsed roles by key, each with the revision that it was parsed at; those that are gone are left out when all is compiled anew.
 type Parsed = HashMap<Arc<str>, (u64, Arc<Role>)>;
 
 #[derive(Debug, Default, Deserialize)]
@@ -208,6 +208,9 @@ impl Rbac {
 
     fn compile(&self, revisions: [u64; 4], parsed: &mut Parsed) -> Compiled {
         let cluster_roles = self.sources.cluster_roles.all("");
+        let roles = self.sources.roles.all("");
+        let there: HashSet<&str> = cluster_roles.iter().chain(&roles).map(|role| &**role.key()).collect();
+        parsed.retain(|key, _| there.contains(&**key));
         let mut compiled = Compiled {
             revisions,
             ..Compiled::default()
@@ -435,8 +438,12 @@ fn covers_resource(resources: &[String], attributes: &Attributes<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Rule, Rules, all_held, covers};
+    use serde_json::json;
+
+    use super::{Rbac, Rule, Rules, Sources, all_held, covers};
+    use crate::authentication::User;
     use crate::authorization::Attributes;
+    use crate::cache::tests::{fill, filled};
 
     fn list(items: &[&str]) -> Vec<String> {
         items.iter().map(|&item| item.to_owned()).collect()
@@ -507,6 +514,50 @@ mod tests {
             (&[""], &[""], true),
         ] {
             assert_eq!(all_held(&held(own), &named(wanted)), are_held, "{wanted:?} by {own:?}");
+        }
+    }
+
+    #[test]
+    fn roles_that_are_gone_are_not_kept() {
+        let cache = |plural| filled("rbac.authorization.k8s.io", plural, &[]);
+        let sources = || Sources {
+            roles: cache("roles"),
+            cluster_roles: cache("clusterroles"),
+            role_bindings: cache("rolebindings"),
+            cluster_role_bindings: cache("clusterrolebindings"),
+        };
+        let rbac = Rbac::new(sources());
+        let role = |name: &str| {
+            let rules = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]);
+            json!({"metadata": {"namespace": "n", "name": name}, "rules": rules})
+        };
+        let read = || {
+            let get = Attributes {
+                verb: "get",
+                is_resource: true,
+                resource: "pods",
+                namespace: "n",
+                ..Attributes::default()
+            };
+            rbac.is_allowed(&User::new("joe", ["dev"]), &get)
+        };
+        let bound = json!({
+            "metadata": {"namespace": "n", "name": "b"},
+            "roleRef": {"kind": "Role", "name": "r0"},
+            "subjects": [{"kind": "User", "name": "joe"}],
+        });
+        fill(&rbac.sources.role_bindings, 2, &[bound]);
+        for revision in 2..5 {
+            let names = [format!("r{}", revision - 2), format!("s{revision}")];
+            fill(&rbac.sources.roles, revision, &names.map(|name| role(&name)));
+            assert_eq!(read(), revision == 2, "at {revision}");
+            // As the check of who grants it reads it.
+            assert!(rbac.role("n", &format!("s{revision}")).is_some());
+            assert!(
+                rbac.parsed.lock().len() <= 3,
+                "at {revision}: {:?}",
+                rbac.parsed.lock().keys()
+            );
         }
     }
 
