@@ -18,6 +18,8 @@ use crate::cache::Cache;
 use crate::errors::Result;
 use bootstrap_token::BootstrapTokens;
 
+/// Name of those who did not prove who they are.
+pub const ANONYMOUS: &str = "system:anonymous";
 /// Group of everybody who proved who they are.
 pub const AUTHENTICATED: &str = "system:authenticated";
 /// Group of those who did not.
@@ -55,7 +57,7 @@ impl User {
     /// Nobody in particular.
     pub fn anonymous() -> Self {
         Self {
-            name: "system:anonymous".to_owned(),
+            name: ANONYMOUS.to_owned(),
             groups: vec![UNAUTHENTICATED.to_owned()],
             ..Self::default()
         }
