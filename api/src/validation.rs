@@ -5,6 +5,7 @@
 
 mod admission;
 mod apps;
+mod authorization;
 mod autoscaling;
 mod batch;
 mod certificates;
@@ -24,6 +25,8 @@ mod read;
 mod selector;
 mod service;
 mod storage;
+
+pub use authorization::validate_access_review;
 
 use serde_json::Value;
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use skiff_api::meta;
-use skiff_api::status::Status;
+use skiff_api::status::{Qualified, Status};
+use skiff_api::validation::validate_access_review;
 
 use crate::authentication::User;
 use crate::authorization::Attributes;
@@ -27,6 +28,13 @@ pub(crate) async fn handle(server: &Arc<Server>, served: &Arc<Served>, mut call:
     let decoded = handlers::decode(served, &mut call, options).await?;
     let Call { info, user, .. } = call;
     let mut review = decoded.value;
+    if resource.plural.ends_with("accessreviews") {
+        let faults = validate_access_review(resource.kind, &review);
+        if !faults.is_empty() {
+            let kind = Qualified::new(resource.group, resource.kind);
+            return Err(Status::invalid(kind, "", &faults));
+        }
+    }
     let status = match resource.plural {
         "subjectaccessreviews" => access(server, &subject(&review), &review),
         "localsubjectaccessreviews" => {
@@ -111,7 +119,7 @@ fn access(server: &Server, user: &User, review: &Value) -> Value {
                 subresource: &text(wanted, "subresource"),
                 namespace: &text(wanted, "namespace"),
                 name: &text(wanted, "name"),
-                field_selector: &text(&wanted["fieldSelector"], "rawSelector"),
+                field_selector: &field_selector(&wanted["fieldSelector"]),
                 path: "",
             },
         )
@@ -121,6 +129,31 @@ fn access(server: &Server, user: &User, review: &Value) -> Value {
         Some(reason) => json!({"allowed": true, "reason": reason}),
         None => json!({"allowed": false}),
     }
+}
+
+/// The text of a selector that may be given in pieces. As upstream, pieces that no text can say are left out: then more is asked for.
+fn field_selector(selector: &Value) -> String {
+    if let Some(raw) = selector["rawSelector"].as_str().filter(|raw| !raw.is_empty()) {
+        return raw.to_owned();
+    }
+    let requirements = selector["requirements"].as_array().into_iter().flatten();
+    let terms = requirements.filter_map(|requirement| {
+        let operator = match requirement["operator"].as_str()? {
+            "In" => "=",
+            "NotIn" => "!=",
+            _ => return None,
+        };
+        let [value] = requirement["values"].as_array()?.as_slice() else {
+            return None;
+        };
+        let escaped = value
+            .as_str()?
+            .replace('\\', "\\\\")
+            .replace(',', "\\,")
+            .replace('=', "\\=");
+        Some(format!("{}{operator}{escaped}", requirement["key"].as_str()?))
+    });
+    terms.collect::<Vec<_>>().join(",")
 }
 
 fn rules(server: &Server, user: &User, namespace: &str) -> Value {
@@ -165,4 +198,38 @@ fn user_info(user: &User) -> Value {
         info["extra"] = json!(user.extra);
     }
     info
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use skiff_api::selector::FieldSelector;
+
+    use super::field_selector;
+
+    #[test]
+    fn selectors_in_pieces_say_what_their_text_says() {
+        let one =
+            |key: &str, operator: &str, values: &[&str]| json!({"key": key, "operator": operator, "values": values});
+        let node = one("spec.nodeName", "In", &["n1"]);
+        for (selector, text) in [
+            (json!({"rawSelector": "spec.nodeName=n1"}), "spec.nodeName=n1"),
+            (json!({"requirements": [node]}), "spec.nodeName=n1"),
+            (
+                json!({"requirements": [one("a", "NotIn", &["b"]), node]}),
+                "a!=b,spec.nodeName=n1",
+            ),
+            (
+                json!({"requirements": [one("a", "In", &["b", "c"]), one("a", "Exists", &[])]}),
+                "",
+            ),
+            (json!(null), ""),
+        ] {
+            assert_eq!(field_selector(&selector), text, "{selector}");
+        }
+        let odd = field_selector(&json!({"requirements": [one("a", "In", &["b,spec.nodeName=\\n1"])]}));
+        let odd = FieldSelector::parse(&odd).unwrap();
+        assert_eq!(odd.requirements().len(), 1);
+        assert_eq!(odd.requirements()[0].value, "b,spec.nodeName=\\n1");
+    }
 }

@@ -166,6 +166,18 @@ async fn rights_are_reviewed_for_others() {
     let elsewhere = review("LocalSubjectAccessReview", "kube-system", "list").to_string();
     let refused = cluster.kubectl_fails_with(&["create", "-f", "-"], &elsewhere).await;
     assert!(refused.contains("must match the namespace of the review"), "{refused}");
+    let mut nobodys = review("SubjectAccessReview", "default", "list");
+    nobodys["spec"]
+        .as_object_mut()
+        .unwrap()
+        .retain(|key, _| key == "resourceAttributes");
+    let refused = cluster
+        .kubectl_fails_with(&["create", "-f", "-"], &nobodys.to_string())
+        .await;
+    assert!(
+        refused.contains("at least one of user or group must be specified"),
+        "{refused}"
+    );
     // Not everybody may ask about others.
     let asked = review("SubjectAccessReview", "default", "list").to_string();
     let refused = text(
