@@ -52,104 +52,95 @@ impl Found {
     }
 }
 
+/// One condition.
+struct Row {
+    type_: &'static str,
+    /// Reason and message, when something is wrong.
+    problem: Option<(&'static str, String)>,
+    /// Reason and message otherwise.
+    well: (&'static str, &'static str),
+}
+
 /// The new conditions, if they differ.
 pub(super) fn conditions(
     before: &BTreeMap<&str, &NamespaceCondition>,
     found: &Found,
     now: Timestamp,
 ) -> Option<Vec<Value>> {
-    let listed = |counts: &BTreeMap<String, usize>, middle: &str| {
-        let parts = counts
-            .iter()
-            .map(|(name, count)| format!("{name} {middle} {count} resource instances"));
-        parts.collect::<Vec<_>>().join(", ")
-    };
-    let discovery = (!found.stale_groups.is_empty()).then(|| {
-        (
-            "DiscoveryFailed",
-            format!(
-                "Discovery failed for some groups, {} failing: {}",
-                found.stale_groups.len(),
-                found.stale_groups.join(", ")
-            ),
-        )
-    });
-    let content = (!found.failures.is_empty()).then(|| {
-        let failures = found.failures.join(", ");
-        (
-            "ContentDeletionFailed",
-            format!(
-                "Failed to delete all resource types, {} remaining: {failures}",
-                found.failures.len()
-            ),
-        )
-    });
-    let remaining = (!found.remaining.is_empty()).then(|| {
-        (
-            "SomeResourcesRemain",
-            format!("Some resources are remaining: {}", listed(&found.remaining, "has")),
-        )
-    });
-    let finalizers = (!found.finalizers.is_empty()).then(|| {
-        let list = listed(&found.finalizers, "in");
-        (
-            "SomeFinalizersRemain",
-            format!("Some content in the namespace has finalizers remaining: {list}"),
-        )
-    });
-    let rows = [
-        (
-            "NamespaceDeletionDiscoveryFailure",
-            discovery,
-            "ResourcesDiscovered",
-            "All resources successfully discovered",
-        ),
-        (
-            "NamespaceDeletionGroupVersionParsingFailure",
-            None,
-            "ParsedGroupVersions",
-            "All legacy kube types successfully parsed",
-        ),
-        (
-            "NamespaceDeletionContentFailure",
-            content,
-            "ContentDeleted",
-            "All content successfully deleted, may be waiting on finalization",
-        ),
-        (
-            "NamespaceContentRemaining",
-            remaining,
-            "ContentRemoved",
-            "All content successfully removed",
-        ),
-        (
-            "NamespaceFinalizersRemaining",
-            finalizers,
-            "ContentHasNoFinalizers",
-            "All content-preserving finalizers finished",
-        ),
-    ];
     let mut changed = false;
-    let mut conditions = Vec::new();
-    for (type_, problem, well_reason, well_message) in rows {
-        let (status, reason, message) = match problem {
+    let conditions = rows(found).map(|row| {
+        let (status, reason, message) = match row.problem {
             Some((reason, message)) => ("True", reason, message),
-            None => ("False", well_reason, well_message.to_owned()),
+            None => ("False", row.well.0, row.well.1.to_owned()),
         };
-        let old = before.get(type_);
-        let same = old.is_some_and(|old| {
-            old.status == status && old.reason.as_deref() == Some(reason) && old.message.as_deref() == Some(&message)
+        let old = before.get(row.type_).filter(|old| old.status == status);
+        changed |= !old.is_some_and(|old| {
+            old.reason.as_deref() == Some(reason) && old.message.as_deref() == Some(message.as_str())
         });
-        changed |= !same;
-        let since = old
-            .filter(|old| old.status == status)
-            .and_then(|old| old.last_transition_time.clone());
+        let since = old.and_then(|old| old.last_transition_time.clone());
         let since = since.unwrap_or_else(|| Time(now.round(jiff::Unit::Second).unwrap_or(now)));
-        conditions.push(
-            json!({"type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}),
-        );
-    }
-    changed.then_some(conditions)
+        json!({"type": row.type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": since})
+    });
+    changed.then(|| conditions.into())
+}
+
+fn rows(found: &Found) -> [Row; 5] {
+    [
+        Row {
+            type_: "NamespaceDeletionDiscoveryFailure",
+            problem: discovery(&found.stale_groups),
+            well: ("ResourcesDiscovered", "All resources successfully discovered"),
+        },
+        Row {
+            type_: "NamespaceDeletionGroupVersionParsingFailure",
+            problem: None,
+            well: ("ParsedGroupVersions", "All legacy kube types successfully parsed"),
+        },
+        Row {
+            type_: "NamespaceDeletionContentFailure",
+            problem: content(&found.failures),
+            well: (
+                "ContentDeleted",
+                "All content successfully deleted, may be waiting on finalization",
+            ),
+        },
+        Row {
+            type_: "NamespaceContentRemaining",
+            problem: listed(&found.remaining, "has").map(|list| {
+                let message = format!("Some resources are remaining: {list}");
+                ("SomeResourcesRemain", message)
+            }),
+            well: ("ContentRemoved", "All content successfully removed"),
+        },
+        Row {
+            type_: "NamespaceFinalizersRemaining",
+            problem: listed(&found.finalizers, "in").map(|list| {
+                let message = format!("Some content in the namespace has finalizers remaining: {list}");
+                ("SomeFinalizersRemain", message)
+            }),
+            well: ("ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+        },
+    ]
+}
+
+fn discovery(stale: &[String]) -> Option<(&'static str, String)> {
+    let (count, list) = (stale.len(), stale.join(", "));
+    let message = format!("Discovery failed for some groups, {count} failing: {list}");
+    (count > 0).then_some(("DiscoveryFailed", message))
+}
+
+fn content(failures: &[String]) -> Option<(&'static str, String)> {
+    let (count, list) = (failures.len(), failures.join(", "));
+    let message = format!("Failed to delete all resource types, {count} remaining: {list}");
+    (count > 0).then_some(("ContentDeletionFailed", message))
+}
+
+/// How many of each; `None` of nothing.
+fn listed(counts: &BTreeMap<String, usize>, middle: &str) -> Option<String> {
+    let parts = counts
+        .iter()
+        .map(|(name, count)| format!("{name} {middle} {count} resource instances"));
+    (!counts.is_empty()).then(|| parts.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
