@@ -16,7 +16,7 @@ use crate::cache::Cache;
 
 /// Signatures remembered at most; beyond it all are forgotten.
 const REMEMBERED: usize = 10_000;
-/// A token of a deleted pod is good for this many seconds after its end was due; upstream's leeway.
+/// Upstream's leeway in seconds: before a token's begin, since servers' clocks differ, and after the due end of what it is bound to.
 const LEEWAY: i64 = 60;
 
 /// Why a token is refused.
