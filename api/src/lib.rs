@@ -14,6 +14,7 @@ pub mod duration;
 pub mod field;
 pub mod meta;
 pub mod names;
+pub mod nodes;
 pub mod owners;
 pub mod patch;
 pub mod pods;

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+pub use skiff_api::nodes::GROUP as NODES;
+use skiff_api::nodes::node_of;
 use skiff_api::selector::FieldSelector;
 
 use super::Attributes;
@@ -12,10 +14,6 @@ use crate::authentication::User;
 use crate::cache::{Cache, Object};
 use crate::pod_references::{Referenced, refers};
 
-/// Group of all nodes' agents.
-pub const NODES: &str = "system:nodes";
-/// What the name of a node's agent begins with.
-const PREFIX: &str = "system:node:";
 /// Where nodes keep their leases.
 pub const LEASES: &str = "kube-node-lease";
 
@@ -61,9 +59,7 @@ pub(super) struct NodeAuthorizer {
 
 /// The node whose agent a user is.
 pub fn node_name(user: &User) -> Option<&str> {
-    user.name
-        .strip_prefix(PREFIX)
-        .filter(|name| !name.is_empty() && user.is_in(NODES))
+    node_of(&user.name, &user.groups)
 }
 
 /// Whether a pod, as cached, is bound to a node.

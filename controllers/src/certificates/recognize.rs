@@ -1,12 +1,11 @@
 //! Which requests are of a kind that may be approved or signed without a person.
 
+use skiff_api::nodes::{self, node_of};
 use skiff_pki::SigningRequest as Parsed;
 
 use super::{API_CLIENT, KUBELET_CLIENT};
 use crate::view::SigningRequest;
 
-const NODES: &str = "system:nodes";
-const NODE_PREFIX: &str = "system:node:";
 const BOOTSTRAPPERS: &str = "system:bootstrappers";
 
 /// A request of a known kind: what its requester must be allowed to `create`, and what is said when they are.
@@ -75,11 +74,7 @@ fn is_of_node(request: &SigningRequest) -> bool {
 
 /// The node that asks.
 pub(super) fn node_name(request: &SigningRequest) -> Option<&str> {
-    let spec = &request.spec;
-    let is_node = spec.groups.iter().any(|group| group == NODES);
-    spec.username
-        .strip_prefix(NODE_PREFIX)
-        .filter(|name| is_node && !name.is_empty())
+    node_of(&request.spec.username, &request.spec.groups)
 }
 
 /// Whether the subject is a name and nothing else.
@@ -102,10 +97,10 @@ fn no_names(parsed: &Parsed) -> Result<(), String> {
 }
 
 fn node_subject(parsed: &Parsed) -> Result<(), String> {
-    if parsed.organizations != [NODES] {
+    if parsed.organizations != [nodes::GROUP] {
         return Err("subject organization is not system:nodes".to_owned());
     }
-    if !parsed.common_name.starts_with(NODE_PREFIX) {
+    if !parsed.common_name.starts_with(nodes::PREFIX) {
         return Err("subject common name does not begin with system:node:".to_owned());
     }
     Ok(())
