@@ -142,6 +142,13 @@ pub fn controller_of(object: &Value) -> Option<&Value> {
         .find(|r| r.get("controller").and_then(Value::as_bool) == Some(true))
 }
 
+/// Whether the object's condition of that type is true.
+pub fn has_condition(object: &Value, kind: &str) -> bool {
+    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| condition["type"] == kind && condition["status"] == "True")
+}
+
 /// Sets a field of `metadata`.
 pub fn set(object: &mut Value, key: &str, value: impl Into<Value>) {
     metadata_mut(object).insert(key.to_owned(), value.into());

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::view::{Pod, View};
+use crate::view::{Pod, PodCondition, View};
 
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
@@ -29,20 +29,17 @@ impl Pod {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.status
-            .conditions
-            .iter()
-            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        self.ready().is_some()
     }
 
     /// Since when it has been ready; none if it is not.
     pub(crate) fn ready_since(&self) -> Option<Timestamp> {
-        let ready = self
-            .status
-            .conditions
-            .iter()
-            .find(|c| c.type_ == "Ready" && c.status == "True")?;
-        ready.last_transition_time.as_ref().map(|time| time.0)
+        self.ready()?.last_transition_time.as_ref().map(|time| time.0)
+    }
+
+    fn ready(&self) -> Option<&PodCondition> {
+        let mut conditions = self.status.conditions.iter();
+        conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True")
     }
 
     pub(crate) fn is_available(&self, min_ready_seconds: i32, now: Timestamp) -> bool {

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::Errors;
 use super::read::{at, complain, flag, get, is_empty, list, one_of, text};
 use crate::field::{Error, Path};
+use crate::meta;
 use crate::names;
 
 const SPEC: Path<'static> = Path::root("spec");
@@ -82,10 +83,7 @@ fn versions(versions: &[Value], errors: &mut Errors) {
 }
 
 pub(super) fn update(new: &Value, old: &Value, errors: &mut Errors) {
-    let established = list(get(old, "status"), "conditions")
-        .iter()
-        .any(|condition| text(condition, "type") == "Established" && text(condition, "status") == "True");
-    if !established {
+    if !meta::has_condition(old, "Established") {
         return;
     }
     for key in ["scope", "names.kind", "group", "names.plural"] {

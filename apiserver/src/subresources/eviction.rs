@@ -71,14 +71,6 @@ fn needs_budget(pod: &Value) -> bool {
     !matches!(phase, "Succeeded" | "Failed" | "Pending") && meta::deletion_timestamp(pod).is_none()
 }
 
-fn is_ready(pod: &Value) -> bool {
-    pod.pointer("/status/conditions")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-}
-
 /// Takes one disruption from the budget that covers the pod, if one does.
 async fn spend_budget(server: &Server, scope: Scope<'_>, pod: &Value, dry_run: bool) -> Result<()> {
     let Some(budgets) = server.registry.resources.any_version("policy", "poddisruptionbudgets") else {
@@ -112,7 +104,7 @@ async fn spend_budget(server: &Server, scope: Scope<'_>, pod: &Value, dry_run: b
         ..scope
     };
     let pod_name = meta::name(pod).to_owned();
-    let ready = is_ready(pod);
+    let ready = meta::has_condition(pod, "Ready");
     let update = Update {
         name,
         subresource: Some("status"),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use skiff_api::meta;
 
-use super::read::{NONE, UNSET, at, condition, containers, int, list, or, selector, text};
+use super::read::{NONE, UNSET, at, containers, int, list, or, selector, text};
 use super::{AGE, Column, NAME, Printer, age};
 
 pub(super) static JOBS: Printer = Printer {
@@ -49,10 +49,10 @@ fn completions(object: &Value) -> String {
 }
 
 fn state(object: &Value) -> &'static str {
-    if condition(object, "Complete") {
+    if meta::has_condition(object, "Complete") {
         return "Complete";
     }
-    if condition(object, "Failed") {
+    if meta::has_condition(object, "Failed") {
         return "Failed";
     }
     if meta::deletion_timestamp(object).is_some() {
@@ -60,7 +60,7 @@ fn state(object: &Value) -> &'static str {
     }
     ["Suspended", "FailureTarget", "SuccessCriteriaMet"]
         .into_iter()
-        .find(|kind| condition(object, kind))
+        .find(|kind| meta::has_condition(object, kind))
         .unwrap_or("Running")
 }
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use skiff_api::meta;
 
-use super::read::{NONE, at, condition, int, list, or, text};
+use super::read::{NONE, at, int, list, or, text};
 use super::{AGE, Column, NAME, Printer, age};
 
 pub(super) static PODS: Printer = Printer {
@@ -51,7 +51,7 @@ fn readiness_gates(pod: &Value) -> String {
     }
     let open = gates
         .iter()
-        .filter(|gate| condition(pod, text(gate, "conditionType")))
+        .filter(|gate| meta::has_condition(pod, text(gate, "conditionType")))
         .count();
     format!("{open}/{}", gates.len())
 }
@@ -93,7 +93,7 @@ fn summarize(pod: &Value) -> Summary {
         "SchedulingGated".clone_into(&mut summary.state);
     }
     let (initializing, sidecars) = init_containers(pod, &mut summary);
-    if !initializing || condition(pod, "Initialized") {
+    if !initializing || meta::has_condition(pod, "Initialized") {
         (summary.restarts, summary.last_restart) = (sidecars.restarts, sidecars.last_restart);
         main_containers(pod, &mut summary);
     }
@@ -160,7 +160,11 @@ fn main_containers(pod: &Value, summary: &mut Summary) {
         }
     }
     if summary.state == "Completed" && running {
-        let state = if condition(pod, "Ready") { "Running" } else { "NotReady" };
+        let state = if meta::has_condition(pod, "Ready") {
+            "Running"
+        } else {
+            "NotReady"
+        };
         state.clone_into(&mut summary.state);
     }
 }

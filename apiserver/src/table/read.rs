@@ -80,13 +80,6 @@ pub(super) fn containers(template: &Value) -> [Value; 2] {
     [column("name"), column("image")]
 }
 
-/// Whether the object has a condition that is `True`.
-pub(super) fn condition(object: &Value, kind: &str) -> bool {
-    list(object, "status.conditions")
-        .iter()
-        .any(|condition| text(condition, "type") == kind && text(condition, "status") == "True")
-}
-
 /// The first three of many, and how many more there are.
 pub(super) fn first_three(all: &[String]) -> String {
     match all {
