@@ -214,18 +214,7 @@ fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
 /// # Errors
 /// When the list of mounts cannot be read, or the kernel refuses.
 pub fn unmount_below(directory: &Path) -> io::Result<usize> {
-    // The kernel lists mounts by their real paths.
-    let directory = match fs::canonicalize(directory) {
-        Ok(directory) => directory,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut below: Vec<_> = mounts
-        .lines()
-        .filter_map(mount_point)
-        .filter(|path| path.starts_with(&directory))
-        .collect();
+    let mut below = mounts_below(directory)?;
     // Later mounts lie over earlier ones.
     below.reverse();
     for path in &below {
@@ -235,6 +224,21 @@ pub fn unmount_below(directory: &Path) -> io::Result<usize> {
         }
     }
     Ok(below.len())
+}
+
+/// Everything that is mounted at and below a directory, in the order in which it was mounted.
+///
+/// # Errors
+/// When the kernel's table cannot be read.
+pub fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    // The kernel lists mounts by their real paths.
+    let directory = match fs::canonicalize(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => directory.to_owned(),
+        real => real?,
+    };
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mounts = mounts.lines().filter_map(mount_point);
+    Ok(mounts.filter(|mount| mount.starts_with(&directory)).collect())
 }
 
 /// Where a line of `/proc/self/mountinfo` says that something is mounted: its fifth field, in which the kernel writes blanks as

@@ -56,6 +56,7 @@ mod server;
 mod services;
 mod stats;
 mod status;
+mod tree;
 mod turns;
 mod volumes;
 mod watching;

@@ -28,7 +28,6 @@ mod plan;
 mod provision;
 mod quota;
 mod reclaim;
-mod tree;
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(300);

@@ -5,7 +5,7 @@ mod machine;
 mod servers;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ pub async fn run(config: Config, client: kube::Client, daemon: Context) -> Resul
 
 /// Runs the kubelet against a given runtime.
 pub async fn run_with(
-    config: Config,
+    mut config: Config,
     client: kube::Client,
     runtime: Arc<dyn Runtime>,
     daemon: Context,
@@ -97,7 +97,7 @@ pub async fn run_with(
         return Err(Error::NoName);
     }
     let node_ips = agent::node_ips(&config)?;
-    make_dirs(&config)?;
+    make_dirs(&mut config)?;
     let probe_metrics = skiff_daemon::Metrics::default();
     let measures = Measures::new(&daemon.metrics, &probe_metrics, &name);
     let runtime: Arc<dyn Runtime> = Arc::new(Measured::new(runtime, measures.clone()));
@@ -193,14 +193,19 @@ fn spawn_sources(
     (sources, received)
 }
 
-fn make_dirs(config: &Config) -> Result<(), Error> {
-    let root = &config.flags.root_dir;
-    for dir in [root, &root.join("pods"), &config.kubelet.pod_logs_dir] {
-        std::fs::create_dir_all(dir).map_err(|source| Error::Directory {
-            path: dir.clone(),
-            source,
-        })?;
+/// Makes the kubelet's own directories; from then on the root is known by its real path, as the kernel knows what is mounted in it.
+fn make_dirs(config: &mut Config) -> Result<(), Error> {
+    // Volumes are named as they were asked for: a link may be led to another disk one day.
+    config.flags.local_path_dir = Some(config.local_path_dir());
+    let root = &mut config.flags.root_dir;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| Error::Directory { path, source }
+    };
+    for dir in [&*root, &root.join("pods"), &config.kubelet.pod_logs_dir] {
+        std::fs::create_dir_all(dir).map_err(failed(dir))?;
     }
+    *root = root.canonicalize().map_err(failed(root))?;
     Ok(())
 }
 
@@ -225,5 +230,25 @@ async fn runtime_name(runtime: &Arc<dyn Runtime>, daemon: &Context) -> Option<St
             () = daemon.shutdown.cancelled() => return None,
             () = tokio::time::sleep(Duration::from_millis(50)) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_is_known_by_its_real_path_and_volumes_by_the_one_that_was_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(place.join("disk")).unwrap();
+        std::os::unix::fs::symlink("disk", place.join("kubelet")).unwrap();
+        let mut config = Config::default();
+        config.flags.root_dir = place.join("kubelet");
+        config.kubelet.pod_logs_dir = place.join("logs");
+        make_dirs(&mut config).unwrap();
+        assert_eq!(config.flags.root_dir, place.join("disk"));
+        assert!(place.join("disk/pods").is_dir());
+        assert_eq!(config.local_path_dir(), place.join("kubelet/local-path"));
     }
 }

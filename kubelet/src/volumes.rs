@@ -12,6 +12,7 @@ mod ownership;
 mod projection;
 mod token;
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use skiff_api::k8s_openapi::api::core::v1::{Pod, Volume};
 
 use crate::env::Facts;
 use crate::objects::Objects;
-use crate::pod;
+use crate::{pod, tree};
 
 use mounts::{is_mounted, mount_tmpfs, unmount_below};
 pub(crate) use token::Tokens;
@@ -288,8 +289,13 @@ fn mount_memory_for_secrets(path: &Path, volume: &Volume) -> Result<(), Error> {
     Ok(())
 }
 
+/// Removes what is the kubelet's own: a mount that was not found is an error, never a way to what is somebody else's.
 fn remove_dir(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(path) {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return Ok(());
+    };
+    let removed = std::fs::File::open(parent).and_then(|parent| tree::remove(&parent.into(), name));
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", path, error)),
         _ => Ok(()),
     }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
-use super::{quota, tree};
+use super::quota;
+use crate::tree;
 
 const CLOSED: Mode = Mode::from_raw_mode(0o700);
 const OPEN: Mode = Mode::from_raw_mode(0o777);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
-use skiff_cri::containerd::mount_point;
+use skiff_cri::containerd;
 
 use super::Error;
 
@@ -24,10 +24,7 @@ pub(super) fn is_mounted(path: &Path) -> Result<bool, Error> {
 }
 
 fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let table = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read_to_string(table).map_err(|source| Error::file("read", table, source))?;
-    let mounts = text.lines().filter_map(mount_point);
-    Ok(mounts.filter(|mount| mount.starts_with(path)).collect())
+    containerd::mounts_below(path).map_err(|source| Error::file("list the mounts below", path, source))
 }
 
 /// Unmounts everything at and below `path`, the deepest first, so that removing files never goes through a mount.
@@ -115,6 +112,32 @@ mod tests {
         nix::mount::umount2(&root, MntFlags::UMOUNT_NOFOLLOW).unwrap();
         unmount_below(&root.join("pods/u")).unwrap();
         assert_eq!(mounts_below(&root).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    /// `/var/lib/kubelet` may be a link to a larger disk, and the kernel knows mounts by their real paths.
+    #[test]
+    fn what_is_mounted_is_found_through_a_link_and_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, linked, users) = (
+            dir.path().join("real"),
+            dir.path().join("linked"),
+            dir.path().join("users"),
+        );
+        let volumes = real.join("pods/u/volumes");
+        std::fs::create_dir_all(volumes.join("local/pv")).unwrap();
+        std::fs::create_dir(&users).unwrap();
+        std::fs::write(users.join("data"), "precious").unwrap();
+        std::os::unix::fs::symlink(&real, &linked).unwrap();
+        bind(&users, &volumes.join("local/pv"));
+        let seen = linked.join("pods/u/volumes");
+        let error = super::super::remove_dir(&seen).unwrap_err();
+        let text = skiff_daemon::error_chain(&error);
+        assert!(text.contains("something is mounted in it"), "{text}");
+        unmount_below(&seen).unwrap();
+        assert_eq!(mounts_below(&real).unwrap(), Vec::<PathBuf>::new());
+        super::super::remove_dir(&seen).unwrap();
+        assert!(!volumes.exists());
+        assert_eq!(std::fs::read_to_string(users.join("data")).unwrap(), "precious");
     }
 
     #[test]

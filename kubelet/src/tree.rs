@@ -15,7 +15,7 @@ struct Above {
 }
 
 /// Removes `name` in `parent` and all below it. One descriptor is open at a time, whatever the depth.
-pub(super) fn remove(parent: &OwnedFd, name: &str) -> io::Result<()> {
+pub(crate) fn remove(parent: &OwnedFd, name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
     let mut current = enter(parent.as_fd(), &name)?;
     let mut above: Vec<Above> = Vec::new();
