@@ -181,7 +181,7 @@ fn tidy(path: &Path, files: usize) -> io::Result<()> {
 }
 
 /// Files that a log was rotated into, the oldest first: their names begin with the log's and go on with a time.
-fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Ok(Vec::new());
     };

@@ -155,6 +155,11 @@ impl Volumes {
         self.root.join(uid)
     }
 
+    /// Where the containers of a pod leave their termination messages.
+    pub(crate) fn messages_dir(&self, uid: &str) -> PathBuf {
+        self.pod_dir(uid).join("containers")
+    }
+
     /// Makes every volume of the pod ready, all at once; also brings changed objects up to date.
     pub(crate) async fn prepare(&self, pod: &Pod, facts: &Facts) -> Result<(), Error> {
         let dir = self.pod_dir(pod::uid(pod));

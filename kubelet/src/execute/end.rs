@@ -1,13 +1,15 @@
 //! Ending: containers, what they leave, whole pods.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Context, Outcome, hooks};
 use crate::agent::Agent;
 use crate::events::Severity;
-use crate::pod;
+use crate::observed::Container;
 use crate::volumes::{self, Volumes};
+use crate::{log_rotation, pod};
 
 /// Tells of a container's end and runs its preStop hook, for as long as its grace period allows.
 pub(super) async fn pre_stop(context: &Context, (id, name): (&str, &str), grace: i64, message: &str) -> Outcome {
@@ -81,11 +83,9 @@ pub(super) async fn prune(context: &Context, containers: &[String], sandboxes: &
                 message: error.rpc_text(),
             };
         }
-        if let Some(container) = known {
-            std::fs::remove_file(&container.log_path).ok();
-            if let Some(file) = &container.message_file {
-                std::fs::remove_file(file).ok();
-            }
+        let messages = context.agent.volumes.messages_dir(pod::uid(&context.pod));
+        for file in known.map(|container| leavings(container, &messages)).unwrap_or_default() {
+            std::fs::remove_file(file).ok();
         }
     }
     for id in sandboxes {
@@ -101,6 +101,16 @@ pub(super) async fn prune(context: &Context, containers: &[String], sandboxes: &
         }
     }
     Outcome::Done
+}
+
+/// The files that a container leaves: its log, what that was rotated into, and its termination message. Where a volume is mounted
+/// over the message's path, that file is not ours.
+fn leavings(container: &Container, messages: &Path) -> Vec<PathBuf> {
+    let log = PathBuf::from(&container.log_path);
+    let rotated = log_rotation::rotated(&log).unwrap_or_default();
+    let message = container.message_file.as_ref().map(PathBuf::from);
+    let message = message.filter(|file| file.starts_with(messages));
+    rotated.into_iter().chain([log]).chain(message).collect()
 }
 
 /// Gives back the volumes and the cgroup of a finished pod.
@@ -190,5 +200,44 @@ async fn remove_cgroup(context: &Context) -> Outcome {
     Outcome::Failed {
         reason: "FailedToRemoveCgroup",
         message: last,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::observed::State;
+
+    #[test]
+    fn a_container_leaves_its_logs_and_its_own_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["1.log", "1.log.20260101-000000.gz", "1.log.20260102-000000", "11.log", "2.log"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        let messages = at("pods/u/containers");
+        let left = |message: PathBuf| {
+            let container = Container {
+                id: "id".into(),
+                name: "c".into(),
+                attempt: 1,
+                sandbox: "s".into(),
+                created: Timestamp::UNIX_EPOCH,
+                state: State::Created,
+                hash: None,
+                image: String::new(),
+                image_ref: String::new(),
+                log_path: at("1.log").to_string_lossy().into_owned(),
+                message_file: Some(message.to_string_lossy().into_owned()),
+                user: None,
+            };
+            leavings(&container, &messages)
+        };
+        let logs = [at("1.log.20260101-000000.gz"), at("1.log.20260102-000000"), at("1.log")];
+        let own = messages.join("c/00000001");
+        assert_eq!(left(own.clone()), [&logs[..], &[own]].concat());
+        assert_eq!(left(at("users/message")), logs, "a hostPath is its user's");
     }
 }

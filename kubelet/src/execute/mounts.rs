@@ -161,8 +161,7 @@ impl Subject<'_> {
         let dir = self
             .agent
             .volumes
-            .pod_dir(pod::uid(self.pod))
-            .join("containers")
+            .messages_dir(pod::uid(self.pod))
             .join(&self.container.name);
         std::fs::create_dir_all(&dir)?;
         let path = dir.join(format!("{:08x}", self.attempt));
