@@ -90,7 +90,8 @@ fn measure(agent: &Agent, entry: &Entry, layers: &HashMap<String, u64>) -> Used 
         used.containers.insert(container.name.clone(), layer + logs);
     }
     let dir = agent.volumes.pod_dir(pod::uid(pod));
-    used.other += disk::contents(&dir.join("etc-hosts")).bytes + disk::contents(&agent.volumes.messages_dir(pod::uid(pod))).bytes;
+    used.other +=
+        disk::contents(&dir.join("etc-hosts")).bytes + disk::contents(&agent.volumes.messages_dir(pod::uid(pod))).bytes;
     used
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use skiff_api::quantity::Quantity;
 use skiff_daemon::{Shutdown, error_chain};
@@ -32,6 +33,7 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, shutdown: Shutd
         .and_then(|size| u64::try_from(size.value()).ok())
         .filter(|size| *size > 0);
     let files = usize::try_from(kubelet.container_log_max_files).unwrap_or(2).max(2);
+    let workers = usize::try_from(kubelet.container_log_max_workers).ok();
     let links = links_dir(&kubelet.pod_logs_dir);
     let mut ticks = tokio::time::interval(kubelet.container_log_monitor_interval.0);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -50,11 +52,14 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, shutdown: Shutd
             }
         }
         if let Some(size) = size {
-            for (id, path) in running_logs(&entries) {
-                if let Err(error) = rotate(&agent, &id, &path, size, files).await {
+            let logs = futures::stream::iter(running_logs(&entries));
+            let agent = &agent;
+            let rotate = |(id, path): (String, PathBuf)| async move {
+                if let Err(error) = rotate(agent, &id, &path, size, files).await {
                     tracing::warn!(error, path = %path.display(), "cannot rotate a container's log; it is tried again");
                 }
-            }
+            };
+            logs.for_each_concurrent(workers, rotate).await;
         }
     }
 }

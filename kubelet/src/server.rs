@@ -27,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::agent::Agent;
 use crate::certificates::Serving;
+use crate::config::KubeletConfiguration;
 use crate::pod;
 use crate::pods::{Directory, Entry};
 use crate::stats::{self, Stats};
@@ -183,11 +184,7 @@ impl Server {
         let peer = certificates
             .and_then(|list| list.first())
             .and_then(|leaf| skiff_pki::peer_identity(leaf).ok());
-        let peer = peer.map(|peer| User {
-            name: peer.common_name,
-            uid: String::new(),
-            groups: peer.organizations,
-        });
+        let peer = peer.map(|peer| User::certified(peer.common_name, peer.organizations));
         let service = service_fn(move |request| {
             let (server, peer) = (self.clone(), peer.clone());
             async move { Ok::<_, Infallible>(server.respond(request, peer).await) }
@@ -221,7 +218,11 @@ impl Server {
         let query = query(request.uri().query().unwrap_or_default());
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let get = request.method() == Method::GET || request.method() == Method::HEAD;
-        self.count(request.method(), parts.first().copied().unwrap_or_default(), &query);
+        let first = parts.first().copied().unwrap_or_default();
+        self.count(request.method(), first, &query);
+        if let Some(text) = disabled(first, &self.agent.config.kubelet) {
+            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, text));
+        }
         match parts.as_slice() {
             ["healthz", "ping" | "log"] if get => Ok(text_response(StatusCode::OK, "ok")),
             ["healthz"] | ["healthz", "syncloop"] if get => self.healthz(flag(&query, &["verbose"])),
@@ -239,7 +240,7 @@ impl Server {
                 let short = flag(&query, &["only_cpu_and_memory"]);
                 Ok(json_response(StatusCode::OK, &stats::summary(&self.stats, short).await))
             }
-            ["logs", ..] if get && self.agent.config.kubelet.enable_system_log_handler => {
+            ["logs", ..] if get => {
                 let root = self.agent.config.kubelet.pod_logs_dir.parent();
                 let rest = path.trim_start_matches('/').trim_start_matches("logs");
                 node_logs::serve(root.unwrap_or(Path::new("/var/log")), rest)
@@ -437,6 +438,24 @@ fn json_response(status: StatusCode, value: &serde_json::Value) -> Response<Body
 /// A query's parameters, each with all its values.
 type Query = HashMap<String, Vec<String>>;
 
+/// What the configuration has turned off, in upstream's words, by a path's first part.
+fn disabled(first: &str, config: &KubeletConfiguration) -> Option<&'static str> {
+    const DEBUGGING: &[&str] = &[
+        "attach",
+        "containerLogs",
+        "debug",
+        "exec",
+        "logs",
+        "portForward",
+        "run",
+        "runningpods",
+    ];
+    if !config.enable_debugging_handlers && DEBUGGING.contains(&first) {
+        return Some("Debug endpoints are disabled.");
+    }
+    (first == "logs" && !config.enable_system_log_handler).then_some("logs endpoint is disabled.")
+}
+
 fn query(text: &str) -> Query {
     let mut query = Query::new();
     for pair in text.split('&').filter(|pair| !pair.is_empty()) {
@@ -482,6 +501,38 @@ fn runtime_refusal(error: &skiff_cri::Error) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_turned_off_is_refused() {
+        let with = |debugging, logs| KubeletConfiguration {
+            enable_debugging_handlers: debugging,
+            enable_system_log_handler: logs,
+            ..KubeletConfiguration::default()
+        };
+        let (debugging, logs) = (
+            Some("Debug endpoints are disabled."),
+            Some("logs endpoint is disabled."),
+        );
+        let cases = [
+            ("exec", with(true, true), None),
+            ("logs", with(true, true), None),
+            ("exec", with(true, false), None),
+            ("logs", with(true, false), logs),
+            ("exec", with(false, true), debugging),
+            ("attach", with(false, true), debugging),
+            ("run", with(false, true), debugging),
+            ("portForward", with(false, true), debugging),
+            ("containerLogs", with(false, true), debugging),
+            ("runningpods", with(false, true), debugging),
+            ("logs", with(false, true), debugging),
+            ("pods", with(false, false), None),
+            ("healthz", with(false, false), None),
+            ("metrics", with(false, false), None),
+        ];
+        for (first, config, expected) in cases {
+            assert_eq!(disabled(first, &config), expected, "{first}");
+        }
+    }
 
     #[test]
     fn queries() {

@@ -19,7 +19,6 @@ pub struct KubeletConfiguration {
     pub static_pod_path: Option<PathBuf>,
     pub file_check_frequency: GoDuration,
     pub pod_logs_dir: PathBuf,
-    pub sync_frequency: GoDuration,
     pub address: String,
     pub port: i32,
     pub tls_cert_file: Option<PathBuf>,
@@ -36,20 +35,15 @@ pub struct KubeletConfiguration {
     pub cluster_domain: String,
     #[serde(rename = "clusterDNS")]
     pub cluster_dns: Vec<String>,
-    pub streaming_connection_idle_timeout: GoDuration,
     pub node_status_update_frequency: GoDuration,
     pub node_status_report_frequency: GoDuration,
     pub node_lease_duration_seconds: i32,
     pub cgroup_root: String,
-    #[serde(rename = "cgroupsPerQOS")]
-    pub cgroups_per_qos: bool,
     pub cgroup_driver: String,
     pub runtime_request_timeout: GoDuration,
     pub allowed_unsafe_sysctls: Vec<String>,
     pub seccomp_default: bool,
     pub max_pods: i32,
-    #[serde(rename = "podCIDR")]
-    pub pod_cidr: String,
     pub pod_pids_limit: i64,
     #[serde(rename = "resolvConf")]
     pub resolv_conf: Option<PathBuf>,
@@ -95,7 +89,6 @@ pub struct KubeletConfiguration {
     pub register_with_taints: Vec<Taint>,
     pub register_node: bool,
     pub container_runtime_endpoint: String,
-    pub image_service_endpoint: String,
     /// Fields of upstream's that this kubelet knows by name only.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -180,7 +173,6 @@ impl Default for KubeletConfiguration {
             static_pod_path: None,
             file_check_frequency: GoDuration::seconds(20),
             pod_logs_dir: "/var/log/pods".into(),
-            sync_frequency: GoDuration::seconds(60),
             address: "0.0.0.0".into(),
             port: 10250,
             tls_cert_file: None,
@@ -195,18 +187,15 @@ impl Default for KubeletConfiguration {
             healthz_bind_address: "127.0.0.1".into(),
             cluster_domain: String::new(),
             cluster_dns: Vec::new(),
-            streaming_connection_idle_timeout: GoDuration::seconds(4 * 3600),
             node_status_update_frequency: GoDuration::seconds(10),
             node_status_report_frequency: GoDuration::seconds(300),
             node_lease_duration_seconds: 40,
             cgroup_root: String::new(),
-            cgroups_per_qos: true,
             cgroup_driver: "cgroupfs".into(),
             runtime_request_timeout: GoDuration::seconds(120),
             allowed_unsafe_sysctls: Vec::new(),
             seccomp_default: false,
             max_pods: 110,
-            pod_cidr: String::new(),
             pod_pids_limit: -1,
             resolv_conf: Some("/etc/resolv.conf".into()),
             cpu_cfs_quota: true,
@@ -243,7 +232,6 @@ impl Default for KubeletConfiguration {
             register_with_taints: Vec::new(),
             register_node: true,
             container_runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
-            image_service_endpoint: String::new(),
             other: BTreeMap::new(),
         }
     }
@@ -349,6 +337,7 @@ impl Default for WebhookAuthorization {
 /// configuration written for upstream is usable, while a misspelt name is still refused.
 pub(super) fn known_elsewhere(field: &str) -> bool {
     const KNOWN: &[&str] = &[
+        "cgroupsPerQOS",
         "configMapAndSecretChangeDetectionStrategy",
         "contentType",
         "cpuManagerPolicy",
@@ -366,6 +355,7 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "hairpinMode",
         "httpCheckFrequency",
         "imagePullCredentialsVerificationPolicy",
+        "imageServiceEndpoint",
         "iptablesDropBit",
         "iptablesMasqueradeBit",
         "kernelMemcgNotification",
@@ -378,6 +368,7 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "memoryManagerPolicy",
         "memorySwap",
         "memoryThrottlingFactor",
+        "podCIDR",
         "podsPerCore",
         "preloadedImagesVerificationAllowlist",
         "protectKernelDefaults",
@@ -393,6 +384,8 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "shutdownGracePeriodCriticalPods",
         "staticPodURL",
         "staticPodURLHeader",
+        "streamingConnectionIdleTimeout",
+        "syncFrequency",
         "systemCgroups",
         "tlsCipherSuites",
         "tlsMinVersion",
@@ -405,4 +398,39 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "volumeStatsAggPeriod",
     ];
     KNOWN.contains(&field)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    fn sources(directory: &Path, text: &mut String) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, text);
+            } else if !path.ends_with("config/configuration.rs") && !path.ends_with("config/checks.rs") {
+                text.extend(std::fs::read_to_string(path).unwrap().split_whitespace());
+            }
+        }
+    }
+
+    /// A field that nothing acts on belongs to those that are warned of.
+    #[test]
+    fn every_field_has_a_reader() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut code = String::new();
+        sources(&here.join("src"), &mut code);
+        sources(&here.join("../cli/src"), &mut code);
+        let own = include_str!("configuration.rs");
+        let fields = own.split("pub struct KubeletConfiguration {").nth(1).unwrap();
+        let fields = fields.split("\n}").next().unwrap().lines();
+        let fields = fields.filter_map(|line| line.trim().strip_prefix("pub ")?.split(':').next());
+        // What the file is, and what only decides on another field here.
+        let known = ["api_version", "kind", "merge_default_eviction_settings"];
+        let unread: Vec<_> = fields
+            .filter(|field| !known.contains(field) && !code.contains(&format!(".{field}")))
+            .collect();
+        assert_eq!(unread, Vec::<&str>::new());
+    }
 }

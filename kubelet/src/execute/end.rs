@@ -84,7 +84,10 @@ pub(super) async fn prune(context: &Context, containers: &[String], sandboxes: &
             };
         }
         let messages = context.agent.volumes.messages_dir(pod::uid(&context.pod));
-        for file in known.map(|container| leavings(container, &messages)).unwrap_or_default() {
+        for file in known
+            .map(|container| leavings(container, &messages))
+            .unwrap_or_default()
+        {
             std::fs::remove_file(file).ok();
         }
     }
@@ -214,7 +217,13 @@ mod tests {
     fn a_container_leaves_its_logs_and_its_own_message() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for name in ["1.log", "1.log.20260101-000000.gz", "1.log.20260102-000000", "11.log", "2.log"] {
+        for name in [
+            "1.log",
+            "1.log.20260101-000000.gz",
+            "1.log.20260102-000000",
+            "11.log",
+            "2.log",
+        ] {
             std::fs::write(at(name), "").unwrap();
         }
         let messages = at("pods/u/containers");

@@ -27,6 +27,18 @@ pub(super) struct User {
     pub(super) groups: Vec<String>,
 }
 
+impl User {
+    /// Whom a certificate names: as every user that is known, a member of upstream's group for those.
+    pub(super) fn certified(name: String, mut groups: Vec<String>) -> Self {
+        const AUTHENTICATED: &str = "system:authenticated";
+        if !groups.iter().any(|group| group == AUTHENTICATED) {
+            groups.push(AUTHENTICATED.into());
+        }
+        let uid = String::new();
+        Self { name, uid, groups }
+    }
+}
+
 /// Answers, each with the time until which it holds.
 type Memory<K, V> = Mutex<HashMap<K, (Instant, V)>>;
 
@@ -213,6 +225,16 @@ fn subresources(path: &str) -> &'static [&'static str] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificates_user_is_authenticated() {
+        let groups = |given: &[&str]| {
+            let given = given.iter().map(|group| (*group).to_owned()).collect();
+            User::certified("u".into(), given).groups
+        };
+        assert_eq!(groups(&["g"]), ["g", "system:authenticated"]);
+        assert_eq!(groups(&["system:authenticated"]), ["system:authenticated"]);
+    }
 
     #[test]
     fn paths_ask_for_their_subresource() {
