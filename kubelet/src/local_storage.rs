@@ -13,9 +13,9 @@ use skiff_daemon::Shutdown;
 
 use crate::agent::Agent;
 use crate::memory::Finish;
-use crate::pod;
 use crate::pods::{Directory, Entry};
 use crate::stats::disk;
+use crate::{eviction, pod};
 
 const RESOURCE: &str = "ephemeral-storage";
 /// Upstream's interval of looking.
@@ -43,16 +43,19 @@ pub(crate) async fn watch(agent: Arc<Agent>, directory: Directory, shutdown: Shu
             () = tokio::time::sleep(PERIOD) => {}
         }
         let mut limited = directory.all();
-        limited.retain(|entry| has_limit(&entry.pod) && entry.observed.running().next().is_some());
+        limited.retain(|entry| may_be_evicted(&entry.pod) && entry.observed.running().next().is_some());
         if limited.is_empty() {
             continue;
         }
         let layers = layers(&agent).await;
         for entry in limited {
-            let (agent, layers, pod) = (agent.clone(), layers.clone(), entry.pod.clone());
-            let measured = tokio::task::spawn_blocking(move || measure(&agent, &entry, &layers)).await;
-            if let Some(message) = measured.ok().and_then(|used| exceeded(&pod, &used)) {
-                directory.evict(pod::uid(&pod), Finish::evicted(&message, GRACE));
+            let (by, layers, pod) = (agent.clone(), layers.clone(), entry.pod.clone());
+            let measured = tokio::task::spawn_blocking(move || measure(&by, &entry, &layers)).await;
+            let Some((signal, message)) = measured.ok().and_then(|used| exceeded(&pod, &used)) else {
+                continue;
+            };
+            if directory.evict(pod::uid(&pod), Finish::evicted(&message, GRACE)) {
+                agent.measures.evicted(signal);
             }
         }
     }
@@ -111,6 +114,11 @@ fn size_limit(volume: &Volume) -> Option<(Quantity, &str)> {
     (limit.value() > 0).then_some((limit, text))
 }
 
+/// A critical pod stays, whatever it keeps.
+fn may_be_evicted(pod: &Pod) -> bool {
+    has_limit(pod) && !eviction::is_critical(pod)
+}
+
 fn has_limit(pod: &Pod) -> bool {
     let volumes = pod::spec(pod).volumes.iter().flatten();
     volumes
@@ -119,17 +127,16 @@ fn has_limit(pod: &Pod) -> bool {
         || pod::containers(pod).any(|(_, container)| pod::limit(&container, RESOURCE).is_some())
 }
 
-/// The limit that the pod exceeds, in upstream's words.
-fn exceeded(pod: &Pod, used: &Used) -> Option<String> {
+/// The limit that the pod exceeds: upstream's name of it in the figures, and its words.
+fn exceeded(pod: &Pod, used: &Used) -> Option<(&'static str, String)> {
     let above = |bytes: u64, limit: Quantity| i128::from(bytes) > limit.value();
     for volume in pod::spec(pod).volumes.iter().flatten() {
         if let (Some((limit, text)), Some(bytes)) = (size_limit(volume), used.empty_dirs.get(&volume.name))
             && above(*bytes, limit)
         {
             let name = &volume.name;
-            return Some(format!(
-                "Usage of EmptyDir volume {name:?} exceeds the limit {text:?}. "
-            ));
+            let text = format!("Usage of EmptyDir volume {name:?} exceeds the limit {text:?}. ");
+            return Some(("emptydirfs.limit", text));
         }
     }
     let total = used.empty_dirs.values().chain(used.containers.values()).sum::<u64>() + used.other;
@@ -138,16 +145,15 @@ fn exceeded(pod: &Pod, used: &Used) -> Option<String> {
         .filter(|limit| !limit.is_zero())
         && above(total, *limit)
     {
-        return Some(format!(
-            "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
-        ));
+        let text = format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
+        return Some(("ephemeralpodfs.limit", text));
     }
     pod::containers(pod).find_map(|(_, container)| {
         let limit = pod::limit(&container, RESOURCE).filter(|limit| !limit.is_zero())?;
         let bytes = used.containers.get(&container.name).copied().unwrap_or(0);
         let name = &container.name;
         let text = || format!("Container {name} exceeded its local ephemeral storage limit \"{limit}\". ");
-        above(bytes, limit).then(text)
+        above(bytes, limit).then(|| ("ephemeralcontainerfs.limit", text()))
     })
 }
 
@@ -171,24 +177,38 @@ mod tests {
             other: other << 10,
         };
         let p = pod(&spec);
-        assert!(has_limit(&p) && !has_limit(&pod(&json!({}))));
+        assert!(may_be_evicted(&p) && !may_be_evicted(&pod(&json!({}))));
+        let mut critical = p.clone();
+        critical.spec.as_mut().unwrap().priority = Some(2_000_000_000);
+        assert!(!may_be_evicted(&critical));
         let cases = [
             (used(1024, 2048, 1024, 0), None),
             (
                 used(1025, 0, 0, 0),
-                Some("Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". "),
+                Some((
+                    "emptydirfs.limit",
+                    "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ",
+                )),
             ),
             (
                 used(0, 2049, 0, 0),
-                Some("Container a exceeded its local ephemeral storage limit \"2Mi\". "),
+                Some((
+                    "ephemeralcontainerfs.limit",
+                    "Container a exceeded its local ephemeral storage limit \"2Mi\". ",
+                )),
             ),
             (
                 used(1024, 2048, 2048, 1025),
-                Some("Pod ephemeral local storage usage exceeds the total limit of containers 6Mi. "),
+                Some((
+                    "ephemeralpodfs.limit",
+                    "Pod ephemeral local storage usage exceeds the total limit of containers 6Mi. ",
+                )),
             ),
         ];
         for (used, message) in cases {
-            assert_eq!(exceeded(&p, &used).as_deref(), message, "{used:?}");
+            let found = exceeded(&p, &used);
+            let found = found.as_ref().map(|(signal, text)| (*signal, text.as_str()));
+            assert_eq!(found, message, "{used:?}");
         }
     }
 }
