@@ -2,6 +2,7 @@
 //! plan's business.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::agent::Agent;
 
@@ -9,21 +10,14 @@ use crate::agent::Agent;
 pub(crate) type Stuck = HashMap<String, String>;
 
 /// Removes what belongs to no wanted pod.
-pub(crate) async fn orphans(agent: &Agent, wanted: &HashSet<String>, stuck: &mut Stuck) {
-    let mut left = Stuck::new();
-    for uid in agent.volumes.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
-        match agent.volumes.remove_pod(&uid) {
-            Ok(()) => tracing::info!(uid, "removed the directory of a pod that is gone"),
-            Err(error) => {
-                let error = skiff_daemon::error_chain(&error);
-                if stuck.get(&uid) != Some(&error) {
-                    tracing::warn!(uid, error, "cannot remove the directory of a pod that is gone");
-                }
-                left.insert(uid, error);
-            }
-        }
-    }
-    *stuck = left;
+pub(crate) async fn orphans(agent: &Arc<Agent>, wanted: &Arc<HashSet<String>>, stuck: &mut Stuck) {
+    let (by, others, told) = (agent.clone(), wanted.clone(), std::mem::take(stuck));
+    // A large directory takes its time: not on a thread that others wait for.
+    let files = tokio::task::spawn_blocking(move || {
+        logs(&by, &others);
+        directories(&by, &others, &told)
+    });
+    *stuck = files.await.unwrap_or_default();
     for uid in agent.cgroups.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
         if let Err(error) = agent.cgroups.remove_pod(&uid).await {
             tracing::warn!(
@@ -33,7 +27,24 @@ pub(crate) async fn orphans(agent: &Agent, wanted: &HashSet<String>, stuck: &mut
             );
         }
     }
-    logs(agent, wanted);
+}
+
+/// Pods' directories; what cannot be removed is told when it is news.
+fn directories(agent: &Agent, wanted: &HashSet<String>, told: &Stuck) -> Stuck {
+    let mut left = Stuck::new();
+    for uid in agent.volumes.pods().into_iter().filter(|uid| !wanted.contains(uid)) {
+        match agent.volumes.remove_pod(&uid) {
+            Ok(()) => tracing::info!(uid, "removed the directory of a pod that is gone"),
+            Err(error) => {
+                let error = skiff_daemon::error_chain(&error);
+                if told.get(&uid) != Some(&error) {
+                    tracing::warn!(uid, error, "cannot remove the directory of a pod that is gone");
+                }
+                left.insert(uid, error);
+            }
+        }
+    }
+    left
 }
 
 /// Log directories are named `<namespace>_<name>_<uid>`; others are not ours.

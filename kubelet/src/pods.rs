@@ -405,7 +405,7 @@ impl Dispatcher {
                     self.end_orphan(uid, ids);
                 }
             }
-            let wanted: HashSet<String> = self.directory.handles.read().keys().cloned().collect();
+            let wanted: Arc<HashSet<String>> = Arc::new(self.directory.handles.read().keys().cloned().collect());
             garbage::orphans(&self.agent, &wanted, &mut self.stuck).await;
         }
         self.listed = pods;

@@ -1,11 +1,11 @@
-//! Removes a directory that pods have filled: never through a symbolic link or into another file system, however deep it
-//! is and whatever the names are.
+//! Removes a directory that pods have filled, or looks at all that is in it: never through a symbolic link or into another file
+//! system, however deep it is, whatever the names are and whatever a pod does to it meanwhile.
 
 use std::ffi::{CStr, CString};
 use std::io;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// A directory that was gone into: its name in the one above, and which one that is.
@@ -41,6 +41,67 @@ pub(crate) fn remove(parent: &OwnedFd, name: &str) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(parent, &name, AtFlags::REMOVEDIR)?)
 }
 
+/// Opens a directory; a symbolic link in its place is refused.
+pub(crate) fn open_directory<F: AsFd, P: rustix::path::Arg>(at: F, name: P) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+/// Shows `visit` everything below `root`, a directory after what is in it, and `root` itself last: each by a descriptor, so that what
+/// is put in its place meanwhile is not meant. What is gone meanwhile is left out. One directory is open at a time.
+pub(crate) fn visit(root: OwnedFd, visit: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
+    let mut current = root;
+    let mut left = files(&current, visit)?;
+    let mut above: Vec<((u64, u64), Vec<CString>)> = Vec::new();
+    loop {
+        if let Some(name) = left.pop() {
+            let inner = match enter_now(current.as_fd(), &name) {
+                // Something else is there by now.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+                inner => inner.map_err(told)?,
+            };
+            above.push((id(&current)?, left));
+            current = inner;
+            left = files(&current, visit)?;
+            continue;
+        }
+        visit(current.as_fd())?;
+        let Some((expected, names)) = above.pop() else {
+            return Ok(());
+        };
+        current = leave(&current)?;
+        if id(&current)? != expected {
+            return Err(io::Error::other("a directory was moved while it was being looked at"));
+        }
+        left = names;
+    }
+}
+
+/// Shows `visit` what is no directory; the names of the directories.
+fn files(directory: &OwnedFd, visit: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<Vec<CString>> {
+    let mut directories = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        // A path descriptor: opening a device or a pipe would do something.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => continue,
+            file => file?,
+        };
+        let mode = rustix::fs::fstat(&file)?.st_mode;
+        if FileType::from_raw_mode(mode) == FileType::Directory {
+            directories.push(name.to_owned());
+        } else {
+            visit(file.as_fd())?;
+        }
+    }
+    Ok(directories)
+}
+
 /// Removes what can be removed at once; the name of a directory that has to be emptied first.
 fn empty(directory: &OwnedFd) -> io::Result<Option<CString>> {
     for entry in Dir::read_from(directory)? {
@@ -71,21 +132,22 @@ fn told(errno: Errno) -> io::Error {
 }
 
 fn enter(at: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    enter_now(at, name).map_err(told)
+}
+
+fn enter_now(at: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     open(at, name, resolve)
 }
 
 fn leave(directory: &OwnedFd) -> io::Result<OwnedFd> {
-    open(
-        directory.as_fd(),
-        c"..",
-        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
-    )
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    open(directory.as_fd(), c"..", resolve).map_err(told)
 }
 
-fn open(at: BorrowedFd<'_>, name: &CStr, resolve: ResolveFlags) -> io::Result<OwnedFd> {
+fn open(at: BorrowedFd<'_>, name: &CStr, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat2(at, name, flags, Mode::empty(), resolve).map_err(told)
+    rustix::fs::openat2(at, name, flags, Mode::empty(), resolve)
 }
 
 fn id(directory: &OwnedFd) -> io::Result<(u64, u64)> {

@@ -114,6 +114,9 @@ pub(crate) enum Error {
     /// An emptyDir's medium that cannot be.
     #[error("{0}")]
     Medium(String),
+    /// The work on its files did not come to its end.
+    #[error("the work on the volume's files was cut off")]
+    CutOff(#[from] tokio::task::JoinError),
     /// A kind of volume that this kubelet cannot make.
     #[error("volume type {0} is not supported by this kubelet")]
     Unsupported(&'static str),

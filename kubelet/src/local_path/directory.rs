@@ -7,10 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::quota;
-use crate::tree;
+use crate::tree::{self, open_directory};
 
 const CLOSED: Mode = Mode::from_raw_mode(0o700);
 const OPEN: Mode = Mode::from_raw_mode(0o777);
@@ -77,12 +77,6 @@ fn open_root(root: &Path) -> io::Result<OwnedFd> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
     Ok(open_directory(rustix::fs::CWD, root)?)
-}
-
-/// Opens a directory; a symbolic link in its place is refused.
-fn open_directory<F: rustix::fd::AsFd, P: rustix::path::Arg>(at: F, name: P) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(at, name, flags, Mode::empty())
 }
 
 #[cfg(test)]

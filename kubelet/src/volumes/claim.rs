@@ -97,7 +97,9 @@ impl Claims {
             source,
         })?;
         self.check_node(&bound).await?;
-        let path = mount(pod, pod_dir, &bound)?;
+        // Giving all of a volume to a group takes its time: not on a thread that others wait for.
+        let (owned, dir) = (pod.clone(), pod_dir.to_owned());
+        let path = tokio::task::spawn_blocking(move || mount(&owned, &dir, &bound)).await??;
         if let Some(dir) = link.parent() {
             make_dir(dir, 0o750)?;
         }

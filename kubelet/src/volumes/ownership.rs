@@ -1,12 +1,14 @@
 //! fsGroup: what a volume holds is given to the pod's group, once, or only where the root shows that it is not.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::io;
 use std::path::Path;
 
+use rustix::fd::{AsRawFd as _, BorrowedFd};
+use rustix::fs::{AtFlags, FileType, Mode};
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 
 use super::Error;
-use crate::pod;
+use crate::{pod, tree};
 
 /// What the group gets: to read and write everything, and that new files are its own.
 const DIRECTORY: u32 = 0o2770;
@@ -20,43 +22,37 @@ pub(super) fn apply(pod: &Pod, root: &Path) -> Result<(), Error> {
     let Some(group) = context.fs_group.and_then(|group| u32::try_from(group).ok()) else {
         return Ok(());
     };
-    let metadata = std::fs::metadata(root).map_err(|source| Error::file("look at", root, source))?;
-    let matches = metadata.gid() == group && metadata.mode() & DIRECTORY == DIRECTORY;
+    let failed = |source| Error::file("set the group of", root, source);
+    let directory = tree::open_directory(rustix::fs::CWD, root).map_err(|errno| failed(errno.into()))?;
+    let found = rustix::fs::fstat(&directory).map_err(|errno| failed(errno.into()))?;
+    let matches = found.st_gid == group && found.st_mode & DIRECTORY == DIRECTORY;
     if context.fs_group_change_policy.as_deref() == Some("OnRootMismatch") && matches {
         return Ok(());
     }
-    below(root, group)?;
     // The root comes last: while it does not match, the work is not done.
-    give(root, group)
+    tree::visit(directory, &mut |file| give(file, group)).map_err(failed)
 }
 
-fn below(directory: &Path, group: u32) -> Result<(), Error> {
-    let entries = std::fs::read_dir(directory).map_err(|source| Error::file("read", directory, source))?;
-    for entry in entries {
-        let entry = entry.map_err(|source| Error::file("read", directory, source))?;
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            below(&path, group)?;
-        }
-        give(&path, group)?;
-    }
-    Ok(())
-}
-
-fn give(path: &Path, group: u32) -> Result<(), Error> {
-    let failed = |source| Error::file("set the group of", path, source);
-    std::os::unix::fs::lchown(path, None, Some(group)).map_err(failed)?;
-    let metadata = std::fs::symlink_metadata(path).map_err(failed)?;
-    if metadata.is_symlink() {
-        return Ok(());
-    }
-    let more = if metadata.is_dir() { DIRECTORY } else { FILE };
-    let mode = metadata.permissions().mode() | more;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)
+/// Another pod may write the volume at the same time: what is given is what was opened, whatever stands under its name by now.
+fn give(file: BorrowedFd<'_>, group: u32) -> io::Result<()> {
+    let to = Some(rustix::fs::Gid::from_raw(group));
+    rustix::fs::chownat(file, c"", None, to, AtFlags::EMPTY_PATH)?;
+    let mode = rustix::fs::fstat(file)?.st_mode;
+    let more = match FileType::from_raw_mode(mode) {
+        FileType::Symlink => return Ok(()),
+        FileType::Directory => DIRECTORY,
+        _ => FILE,
+    };
+    // The kernel's own name of the descriptor: fchmod takes none of a path.
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::chmod(name, Mode::from_raw_mode(mode | more))?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use serde_json::json;
 
     use super::*;
@@ -90,5 +86,40 @@ mod tests {
         assert_eq!(group(&file), 1, "the root matches");
         apply(&with(4322, "OnRootMismatch"), dir.path()).unwrap();
         assert_eq!(group(&file), 4322);
+    }
+    /// A pod that writes the volume puts a link to a directory of the node in a directory's place, and a link to a file in a file's.
+    #[test]
+    fn what_is_swapped_meanwhile_leads_nowhere() {
+        let place = tempfile::tempdir().unwrap();
+        let (volume, outside) = (place.path().join("volume"), place.path().join("outside"));
+        for dir in [&outside, &volume.join("directory")] {
+            std::fs::create_dir_all(dir).unwrap();
+            std::fs::write(dir.join("precious"), "").unwrap();
+        }
+        std::fs::write(volume.join("file"), "").unwrap();
+        let before = std::fs::metadata(outside.join("precious")).unwrap();
+        std::os::unix::fs::symlink(&outside, volume.join("directory-link")).unwrap();
+        std::os::unix::fs::symlink(outside.join("precious"), volume.join("file-link")).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    for name in ["directory", "file"] {
+                        let (real, link) = (volume.join(name), volume.join(format!("{name}-link")));
+                        let cwd = rustix::fs::CWD;
+                        rustix::fs::renameat_with(cwd, &real, cwd, &link, rustix::fs::RenameFlags::EXCHANGE).unwrap();
+                    }
+                }
+            });
+            let pod = pod(&json!({"securityContext": {"fsGroup": 4321}}));
+            for _ in 0..2000 {
+                apply(&pod, &volume).ok();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let after = std::fs::metadata(outside.join("precious")).unwrap();
+        assert_eq!((after.gid(), after.mode()), (before.gid(), before.mode()));
+        apply(&pod(&json!({"securityContext": {"fsGroup": 4322}})), &volume).unwrap();
+        assert_eq!(std::fs::metadata(&volume).unwrap().gid(), 4322);
     }
 }
