@@ -6,6 +6,7 @@ use skiff_api::k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
 use skiff_api::k8s_openapi::api::node::v1::RuntimeClass;
 use skiff_cri::{
     NamespaceMode, NamespaceOptions, PortMapping, Protocol, SandboxConfig, SandboxMetadata, SandboxSecurity,
+    SecurityProfile,
 };
 use skiff_daemon::error_chain;
 
@@ -147,7 +148,7 @@ pub(super) fn config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
         labels: labels::sandbox(pod),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         cgroup_parent: agent.cgroups.parent(pod),
-        security: security(agent, pod),
+        security: security(pod),
         sysctls: sysctls(pod),
         overhead: cgroups::overhead(pod, &agent.rules),
         resources: Some(cgroups::containers_resources(pod, &agent.rules)),
@@ -184,7 +185,7 @@ fn sysctls(pod: &Pod) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn security(agent: &Agent, pod: &Pod) -> SandboxSecurity {
+fn security(pod: &Pod) -> SandboxSecurity {
     let empty = PodSecurityContext::default();
     let context = pod::spec(pod).security_context.as_ref().unwrap_or(&empty);
     let privileged = pod::containers(pod).any(|(_, container)| {
@@ -203,8 +204,8 @@ fn security(agent: &Agent, pod: &Pod) -> SandboxSecurity {
         strict_groups: admission::strict_groups(context),
         readonly_rootfs: false,
         privileged,
-        // The pause process needs no more than the runtime's own profile; what a container asks for is checked there.
-        seccomp: super::security::seccomp(agent, context.seccomp_profile.as_ref(), privileged).ok(),
+        // The pause process is the runtime's: a profile of the pod that is made for its containers may not let it begin.
+        seccomp: Some(SecurityProfile::RuntimeDefault),
     }
 }
 

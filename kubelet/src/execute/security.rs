@@ -178,11 +178,7 @@ pub(super) fn groups(context: &PodSecurityContext) -> Vec<i64> {
 }
 
 /// The profile that was asked for; without one, the node's default. What cannot be kept is an error, never less protection.
-pub(super) fn seccomp(
-    agent: &Agent,
-    profile: Option<&SeccompProfile>,
-    privileged: bool,
-) -> Result<SecurityProfile, String> {
+fn seccomp(agent: &Agent, profile: Option<&SeccompProfile>, privileged: bool) -> Result<SecurityProfile, String> {
     let default = &agent.config.kubelet.seccomp_default;
     match profile.map(|profile| profile.type_.as_str()) {
         // A privileged container has none, as upstream.

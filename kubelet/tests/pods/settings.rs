@@ -1,7 +1,7 @@
 //! What a pod asks for and only the runtime can give: it must reach the runtime as it was asked for.
 
 use serde_json::json;
-use skiff_cri::{NamespaceMode, SelinuxOptions};
+use skiff_cri::{NamespaceMode, SecurityProfile, SelinuxOptions};
 
 use crate::scene::Scene;
 
@@ -14,6 +14,7 @@ async fn settings_reach_the_runtime() {
         "securityContext": {
             "seLinuxOptions": label("s0:c1"), "runAsUser": 1000, "runAsGroup": 2000, "fsGroup": 3000, "supplementalGroups": [4000],
             "sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "0"}],
+            "seccompProfile": {"type": "Localhost", "localhostProfile": "tight.json"},
         },
         "containers": [
             {"name": "own", "image": "busybox:1", "imagePullPolicy": "IfNotPresent", "stdin": true, "tty": true,
@@ -57,6 +58,17 @@ async fn settings_reach_the_runtime() {
         .expect("a list");
     let config = scene.runtime.sandbox_config(&sandbox[0].id).expect("a sandbox");
     assert_eq!(config.security.selinux, selinux("s0:c1"));
+    let seccomp = (&config.security.seccomp, &own.security.seccomp);
+    assert!(
+        matches!(
+            seccomp,
+            (
+                Some(SecurityProfile::RuntimeDefault),
+                Some(SecurityProfile::Localhost(_))
+            )
+        ),
+        "the pod's profile is its containers': {seccomp:?}"
+    );
     let namespaces = config.security.namespaces;
     assert_eq!(
         (namespaces.ipc, namespaces.pid),
