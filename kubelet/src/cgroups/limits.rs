@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use skiff_api::pods;
 use skiff_api::quantity::Quantity;
 use skiff_cri::LinuxResources;
@@ -77,17 +77,16 @@ fn pod_request(pod: &Pod, resource: &str) -> Option<Quantity> {
     pod::quantity(of_pod(pod)?.requests.as_ref(), resource)
 }
 
-/// A pod's limits: its own, or sums over its containers, where every container has one; and its overhead.
+/// A pod's limits: its own, or the most that its containers have at once, where every container has one; and its overhead.
 pub(super) fn pod_limits(pod: &Pod, rules: &Rules) -> Limits {
-    let overhead = |resource: &str| pod::quantity(pod::spec(pod).overhead.as_ref(), resource);
-    let cpu = overhead("cpu").map_or(0, |cpu| clamp(cpu.as_milli()));
-    let memory = overhead("memory").map_or(0, |memory| clamp(memory.value()));
-    limits_of(pod, rules, cpu, memory)
+    limits_of(pod::spec(pod), rules)
 }
 
 /// What the containers of a pod get together.
 pub(crate) fn containers_resources(pod: &Pod, rules: &Rules) -> LinuxResources {
-    resources(limits_of(pod, rules, 0, 0))
+    let mut spec = pod::spec(pod).clone();
+    spec.overhead = None;
+    resources(limits_of(&spec, rules))
 }
 
 /// What a pod costs beside its containers, where its RuntimeClass says so.
@@ -114,38 +113,29 @@ fn resources(limits: Limits) -> LinuxResources {
     }
 }
 
-/// The pod's own amounts, or sums over its containers; with so much more CPU and memory.
-fn limits_of(pod: &Pod, rules: &Rules, more_cpu: i64, more_memory: i64) -> Limits {
-    let main = pod::main_containers(pod);
-    let init = pod::init_containers(pod);
-    let sidecars = || init.iter().filter(|container| pod::is_sidecar(container));
-    let total = |value: &dyn Fn(&Container) -> i64| -> i64 {
-        let lasting: i64 = main.iter().chain(sidecars()).map(value).sum();
-        let once = init
-            .iter()
-            .filter(|container| !pod::is_sidecar(container))
-            .map(value)
-            .max();
-        lasting.max(once.unwrap_or(0))
+fn limits_of(spec: &PodSpec, rules: &Rules) -> Limits {
+    // Who has a limit alone asks for as much.
+    let asked = |container: &Container| {
+        let cpu = pod::request(container, "cpu");
+        cpu.map(|cpu| ("cpu".to_owned(), cpu)).into_iter().collect()
     };
-    let declared = |value: &dyn Fn(&Container) -> i64| {
-        let everywhere = main.iter().chain(init).all(|container| value(container) > 0);
-        everywhere.then(|| total(value))
+    let (requests, limits) = (pods::requests_with(spec, asked), pods::limits(spec));
+    let own = spec.resources.as_ref().and_then(|own| own.limits.as_ref());
+    let limit = |resource: &str| {
+        let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let has = |container: &Container| pod::limit(container, resource).is_some_and(|limit| !limit.is_zero());
+        let bounded = pod::quantity(own, resource).is_some() || all().all(has);
+        limits.get(resource).filter(|limit| bounded && !limit.is_zero())
     };
-    let cpu_request = pod_request(pod, "cpu").map(|cpu| clamp(cpu.as_milli()));
-    let cpu_limit = pod_limit(pod, "cpu").map(|cpu| clamp(cpu.as_milli()));
-    let memory_limit = pod_limit(pod, "memory").map(|memory| clamp(memory.value()));
-    let cpu_request = cpu_request.unwrap_or_else(|| total(&|container| milli(container, pod::request)));
-    let cpu_limit = cpu_limit.or_else(|| declared(&|container| milli(container, pod::limit)));
-    let memory_limit = memory_limit.or_else(|| declared(&|container| bytes(container, pod::limit)));
-    let quota = cpu_limit
+    let cpu = requests.get("cpu").map_or(0, |cpu| clamp(cpu.as_milli()));
+    let quota = limit("cpu")
         .filter(|_| rules.quota)
-        .and_then(|cpu| quota(cpu + more_cpu, rules.period));
+        .and_then(|cpu| quota(clamp(cpu.as_milli()), rules.period));
     Limits {
-        shares: Some(shares(cpu_request + more_cpu)),
+        shares: Some(shares(cpu)),
         quota,
         period: quota.and_then(|_| i64::try_from(rules.period.as_micros()).ok()),
-        memory: memory_limit.map(|memory| memory + more_memory),
+        memory: limit("memory").map(|memory| clamp(memory.value())),
         pids: (rules.pids > 0).then_some(rules.pids),
     }
 }
@@ -255,6 +245,25 @@ pub(super) mod tests {
         );
         let partly = pod_limits(&with(&[full, json!({})]), &RULES);
         assert_eq!((partly.shares, partly.quota, partly.memory), (Some(512), None, None));
+    }
+
+    /// While an init container runs, the sidecars that began before it run too.
+    #[test]
+    fn an_init_container_runs_beside_sidecars() {
+        let limited = |name: &str, memory: &str, cpu: &str| json!({"name": name, "resources": {"limits": {"memory": memory, "cpu": cpu}}});
+        let mut sidecar = limited("s", "100Mi", "100m");
+        sidecar["restartPolicy"] = "Always".into();
+        let mut p = pod(&json!({
+            "initContainers": [sidecar, limited("i", "200Mi", "300m")], "containers": [limited("c", "50Mi", "50m")],
+        }));
+        let limits = pod_limits(&p, &RULES);
+        assert_eq!(
+            (limits.shares, limits.quota, limits.memory),
+            (Some(409), Some(40_000), Some(300 << 20))
+        );
+        p.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[1].resources = None;
+        let limits = pod_limits(&p, &RULES);
+        assert_eq!((limits.shares, limits.quota, limits.memory), (Some(153), None, None));
     }
 
     /// KEP-2837: what `spec.resources` names is the pod's; a container without a limit may use up to that.

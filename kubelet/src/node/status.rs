@@ -185,6 +185,10 @@ pub(crate) fn allocatable(config: &Config, facts: &Facts) -> BTreeMap<String, Qu
             _ => 0,
         };
         take((kept > 0).then(|| kibi(kept)));
+        // What is set aside as huge pages is nobody's plain memory.
+        if resource == "memory" {
+            take(Some(kibi(facts.hugepages.values().sum())));
+        }
     }
     allocatable
 }
@@ -423,6 +427,20 @@ mod tests {
             json!({"cpu": "1500m", "memory": "3996Mi", "ephemeral-storage": "90Gi", "pods": "110"})
         );
         assert_eq!(value["nodeInfo"]["containerRuntimeVersion"], "containerd://1.6.20");
+    }
+
+    #[test]
+    fn huge_pages_are_no_memory_of_pods() {
+        let facts = Facts {
+            memory: 4 << 30,
+            hugepages: BTreeMap::from([("1Gi".into(), 1 << 30), ("2Mi".into(), 512 << 20)]),
+            ..Facts::default()
+        };
+        let found = |config: &Config| allocatable(config, &facts)["memory"].to_string();
+        let mut config = Config::default();
+        assert_eq!(found(&config), "2460Mi", "less what eviction keeps free");
+        config.kubelet.system_reserved = BTreeMap::from([("memory".into(), "3Gi".into())]);
+        assert_eq!(found(&config), "0");
     }
 
     #[test]
