@@ -259,8 +259,9 @@ impl Volumes {
     }
 }
 
-fn fs_group(pod: &Pod) -> Option<i64> {
-    pod::spec(pod).security_context.as_ref()?.fs_group
+fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = pod::spec(pod).security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok()
 }
 
 /// Upstream's plugin names, as they stand in paths.
@@ -322,9 +323,6 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
         .map_err(|source| Error::file("set the mode of", path, source))
 }
 
-fn set_group(path: &Path, group: Option<i64>) -> Result<(), Error> {
-    let Some(group) = group.and_then(|group| u32::try_from(group).ok()) else {
-        return Ok(());
-    };
-    std::os::unix::fs::lchown(path, None, Some(group)).map_err(|source| Error::file("set the group of", path, source))
+fn set_group(path: &Path, group: Option<u32>) -> Result<(), Error> {
+    std::os::unix::fs::lchown(path, None, group).map_err(|source| Error::file("set the group of", path, source))
 }

@@ -2,10 +2,11 @@
 //! named after the time, and what the pod sees are links through `..data`, as upstream's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::symlink;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
-use super::{Error, make_dir, set_group, set_mode};
+use super::{Error, make_dir};
 
 const DATA: &str = "..data";
 const NEXT: &str = "..data_tmp";
@@ -15,20 +16,32 @@ const NEXT: &str = "..data_tmp";
 pub(super) struct File {
     pub(super) content: Vec<u8>,
     pub(super) mode: u32,
+    /// Whose it is when it is not root's.
+    pub(super) owner: Option<u32>,
+}
+
+impl File {
+    /// With fsGroup the group reads too, as upstream's ownership change does.
+    fn mode(&self, group: Option<u32>) -> u32 {
+        group.map_or(self.mode, |_| self.mode | 0o440) & 0o777
+    }
 }
 
 /// Files by their path in the volume.
 pub(super) type Files = BTreeMap<PathBuf, File>;
 
 /// Makes the volume at `dir` hold exactly `files`.
-pub(super) fn write(dir: &Path, files: &Files, group: Option<i64>) -> Result<(), Error> {
+pub(super) fn write(dir: &Path, files: &Files, group: Option<u32>) -> Result<(), Error> {
     for path in files.keys() {
         check(path)?;
     }
     let current = std::fs::read_link(dir.join(DATA))
         .ok()
         .filter(|link| link.components().count() == 1);
-    if current.as_ref().is_some_and(|current| same(&dir.join(current), files)) {
+    if current
+        .as_ref()
+        .is_some_and(|current| same(&dir.join(current), files, group))
+    {
         return link_all(dir, files);
     }
     let stamp = format!("..{}", jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%9f"));
@@ -57,16 +70,19 @@ fn check(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn same(dir: &Path, files: &Files) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
+fn same(dir: &Path, files: &Files, group: Option<u32>) -> bool {
     let mut present = BTreeSet::new();
     if list(dir, Path::new(""), &mut present).is_err() || present.len() != files.len() {
         return false;
     }
     files.iter().all(|(path, file)| {
         let path = dir.join(path);
-        let mode = std::fs::metadata(&path).map(|data| data.permissions().mode() & 0o777);
-        mode.is_ok_and(|mode| mode == file.mode & 0o777 || mode == (file.mode | 0o440) & 0o777)
+        let is_given = |found: std::fs::Metadata| {
+            found.mode() & 0o777 == file.mode(group)
+                && file.owner.is_none_or(|owner| owner == found.uid())
+                && group.is_none_or(|group| group == found.gid())
+        };
+        std::fs::metadata(&path).is_ok_and(is_given)
             && std::fs::read(&path).is_ok_and(|content| content == file.content)
     })
 }
@@ -84,15 +100,24 @@ fn list(dir: &Path, below: &Path, found: &mut BTreeSet<PathBuf>) -> std::io::Res
     Ok(())
 }
 
-fn write_file(dir: &Path, path: &Path, file: &File, group: Option<i64>) -> Result<(), Error> {
+fn write_file(dir: &Path, path: &Path, file: &File, group: Option<u32>) -> Result<(), Error> {
     let target = dir.join(path);
     if let Some(parent) = target.parent() {
         make_dir(parent, 0o755)?;
     }
-    std::fs::write(&target, &file.content).map_err(|source| Error::file("write", &target, source))?;
-    set_group(&target, group)?;
-    // With fsGroup the group reads too, as upstream's ownership change does.
-    set_mode(&target, if group.is_some() { file.mode | 0o440 } else { file.mode })
+    let failed = |source| Error::file("write", &target, source);
+    // Nobody else reads it before it is whose it will be.
+    let mut options = std::fs::OpenOptions::new();
+    let mut made = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&target)
+        .map_err(failed)?;
+    made.write_all(&file.content).map_err(failed)?;
+    std::os::unix::fs::fchown(&made, file.owner, group).map_err(failed)?;
+    let mode = std::fs::Permissions::from_mode(file.mode(group));
+    made.set_permissions(mode).map_err(failed)
 }
 
 /// The first part of each path is a link through `..data`.
@@ -142,14 +167,13 @@ fn clean(dir: &Path, stamp: &str, files: &Files) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     fn files(list: &[(&str, &str)]) -> Files {
         let file = |content: &str| File {
             content: content.into(),
             mode: 0o640,
+            owner: None,
         };
         list.iter()
             .map(|(path, content)| (PathBuf::from(path), file(content)))
@@ -175,6 +199,23 @@ mod tests {
         write(dir.path(), &files(&[("a", "3")]), None).unwrap();
         assert_eq!((at("a").as_deref(), at("d/b")), (Some("3"), None));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn files_are_whose_they_are_to_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut list = files(&[("token", "t")]);
+        let found = |list: &Files, group| {
+            write(dir.path(), list, group).unwrap();
+            let found = std::fs::metadata(dir.path().join("token")).unwrap();
+            (found.mode() & 0o777, found.uid(), found.gid())
+        };
+        assert_eq!(found(&list, None), (0o640, 0, 0));
+        for file in list.values_mut() {
+            (file.mode, file.owner) = (0o600, Some(1000));
+        }
+        assert_eq!(found(&list, None), (0o600, 1000, 0));
+        assert_eq!(found(&list, Some(2000)), (0o640, 1000, 2000));
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! The files of configMap, secret, downwardAPI and projected volumes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use skiff_api::k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, Volume, VolumeProjection};
 
 use super::atomic::{File, Files};
-use super::{Error, Tokens};
+use super::{Error, Tokens, fs_group};
 use crate::env::{self, Facts};
 use crate::objects::{Kind, Objects};
+use crate::pod;
 
 const DEFAULT_MODE: i32 = 0o644;
+/// Of a token that need not be read by everybody: fsGroup may still open it to its group.
+const CLOSED: i32 = 0o600;
 
 /// Collects the files of one volume.
 struct Collector<'a> {
@@ -75,7 +78,13 @@ impl Collector<'_> {
         }
         if let Some(source) = &part.service_account_token {
             let token = self.tokens.get(self.pod, source).await?;
-            self.add(&source.path, token.into_bytes(), None);
+            let owner = common_user(self.pod);
+            let closed = owner.is_some() || fs_group(self.pod).is_some();
+            let mode = if closed { CLOSED } else { self.mode };
+            self.add(&source.path, token.into_bytes(), Some(mode));
+            if let Some(file) = self.files.get_mut(Path::new(&source.path)) {
+                file.owner = owner;
+            }
         }
         if part.cluster_trust_bundle.is_some() {
             return Err(Error::Unsupported("clusterTrustBundle"));
@@ -136,6 +145,63 @@ impl Collector<'_> {
 
     fn add(&mut self, path: &str, content: Vec<u8>, mode: Option<i32>) {
         let mode = u32::try_from(mode.unwrap_or(self.mode)).unwrap_or(0o644);
-        self.files.insert(PathBuf::from(path), File { content, mode });
+        let owner = None;
+        self.files.insert(PathBuf::from(path), File { content, mode, owner });
+    }
+}
+
+/// The user that all containers of the pod run as, where the pod says so.
+fn common_user(pod: &Pod) -> Option<u32> {
+    let of_pod = pod::spec(pod)
+        .security_context
+        .as_ref()
+        .and_then(|context| context.run_as_user);
+    let containers = pod::init_containers(pod).iter().chain(pod::main_containers(pod));
+    let mut users = containers.map(|container| {
+        let own = container
+            .security_context
+            .as_ref()
+            .and_then(|context| context.run_as_user);
+        own.or(of_pod)
+    });
+    let first = users.next()??;
+    users
+        .all(|user| user == Some(first))
+        .then(|| u32::try_from(first).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::tests::pod;
+
+    #[test]
+    fn who_owns_a_token() {
+        let as_user = |name: &str, user: i64| json!({"name": name, "securityContext": {"runAsUser": user}});
+        let plain = json!({"name": "p"});
+        let cases = [
+            (json!({}), None),
+            (json!({"securityContext": {"runAsUser": 7}}), Some(7)),
+            (json!({"containers": [as_user("a", 7), as_user("b", 7)]}), Some(7)),
+            (json!({"containers": [as_user("a", 7), as_user("b", 8)]}), None),
+            (json!({"containers": [as_user("a", 7), plain]}), None),
+            (
+                json!({"initContainers": [plain], "containers": [as_user("a", 7)]}),
+                None,
+            ),
+            (
+                json!({"securityContext": {"runAsUser": 7}, "initContainers": [plain], "containers": [as_user("a", 8)]}),
+                None,
+            ),
+            (
+                json!({"securityContext": {"runAsUser": 7}, "initContainers": [plain], "containers": [as_user("a", 7)]}),
+                Some(7),
+            ),
+        ];
+        for (spec, owner) in cases {
+            assert_eq!(common_user(&pod(&spec)), owner, "{spec}");
+        }
     }
 }
