@@ -99,7 +99,7 @@ impl ImageGc {
             bytes = wanted,
             "the images' disk is nearly full: removing images that nobody uses"
         );
-        let freed = self.free(&mut known, &images, wanted, &self.rules).await;
+        let freed = self.free(&mut known, &images, wanted).await;
         if freed < wanted {
             self.warn(
                 "FreeDiskSpaceFailed",
@@ -112,20 +112,16 @@ impl ImageGc {
         Ok(())
     }
 
-    /// Removes every image that nobody uses, however young; returns the bytes freed.
+    /// Removes every image that nobody uses and that is no longer young; returns the bytes freed.
     pub(crate) async fn remove_unused(&self) -> Result<u64, String> {
         let mut known = self.known.lock().await;
         let images = self.look(&mut known).await?;
-        let rules = Rules {
-            minimum_age: Duration::ZERO,
-            ..self.rules
-        };
-        Ok(self.free(&mut known, &images, u64::MAX, &rules).await)
+        Ok(self.free(&mut known, &images, u64::MAX).await)
     }
 
-    async fn free(&self, known: &mut Known, images: &[Image], wanted: u64, rules: &Rules) -> u64 {
+    async fn free(&self, known: &mut Known, images: &[Image], wanted: u64) -> u64 {
         let mut freed = 0;
-        for (id, size) in plan::least_used(known, wanted, rules, Instant::now()) {
+        for (id, size) in plan::least_used(known, wanted, &self.rules, Instant::now()) {
             if self.remove(known, images, &id, "space").await {
                 freed += size;
             }
@@ -184,5 +180,37 @@ impl ImageGc {
 
     fn warn(&self, reason: &'static str, message: String) {
         self.events.node(Severity::Warning, reason, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skiff_cri::fake::FakeRuntime;
+    use skiff_daemon::Metrics;
+
+    use super::*;
+    use crate::events;
+
+    /// A pod that is about to start has pulled it.
+    #[tokio::test(start_paused = true)]
+    async fn a_young_image_survives_a_full_disk() {
+        let runtime = FakeRuntime::new();
+        runtime.add_image("busybox:1");
+        let (events, _writer) = events::recorder("node-1");
+        let images = ImageGc {
+            runtime: Arc::new(runtime),
+            events,
+            measures: Measures::new(&Metrics::default(), &Metrics::default(), "node-1"),
+            rules: Rules {
+                high: 85,
+                low: 80,
+                minimum_age: Duration::from_secs(120),
+                maximum_age: None,
+            },
+            known: Mutex::default(),
+        };
+        assert_eq!(images.remove_unused().await, Ok(0));
+        tokio::time::advance(Duration::from_secs(120)).await;
+        assert_eq!(images.remove_unused().await, Ok(1 << 20));
     }
 }
