@@ -1,24 +1,27 @@
 //! Events about pods and the node, aggregated: what repeats is counted, not written again.
 //!
-//! One task writes; callers never wait for it. When the API server is away, the newest events win.
+//! One task writes; callers never wait for it. When the API server is away, an event is tried again for about a minute; those that
+//! wait meanwhile are kept as far as there is room, the newest first.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use skiff_daemon::Shutdown;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::pod::{self, Role};
 
-/// Events waiting to be written; beyond that they are dropped.
+/// Events waiting to be written; beyond that the oldest are dropped.
 const QUEUE: usize = 1000;
 /// Different events remembered, to count repetitions.
 const REMEMBERED: usize = 1000;
@@ -27,6 +30,12 @@ const WINDOW: Duration = Duration::from_secs(600);
 /// Upstream's spam filter: so many events at once for one object, then one in five minutes.
 const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_secs(300);
+
+/// How often an event is written at most, as upstream,
+const TRIES: usize = 12;
+/// and after which pause it is tried again: at first, and at last.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Severity of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,7 +49,7 @@ pub(crate) enum Severity {
 /// Records events; clones share one queue.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
-    queue: mpsc::Sender<Note>,
+    queue: Arc<Queue>,
     node: String,
 }
 
@@ -51,12 +60,21 @@ struct Note {
     reason: Cow<'static, str>,
     message: String,
     at: Timestamp,
+    /// Tells events of one moment apart.
+    serial: u64,
+}
+
+/// What waits to be written.
+#[derive(Debug, Default)]
+struct Queue {
+    notes: Mutex<VecDeque<Note>>,
+    more: Notify,
 }
 
 /// The end of the queue, to be given to [`Writer::run`].
 #[derive(Debug)]
 pub(crate) struct Writer {
-    queue: mpsc::Receiver<Note>,
+    queue: Arc<Queue>,
     node: String,
     known: HashMap<Key, Known>,
     budgets: HashMap<String, Budget>,
@@ -87,20 +105,47 @@ struct Budget {
 
 /// A recorder and the writer behind it.
 pub(crate) fn recorder(node: &str) -> (Recorder, Writer) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    let queue = Arc::new(Queue::default());
     let writer = Writer {
-        queue: receiver,
+        queue: queue.clone(),
         node: node.to_owned(),
         known: HashMap::new(),
         budgets: HashMap::new(),
     };
     (
         Recorder {
-            queue: sender,
+            queue,
             node: node.to_owned(),
         },
         writer,
     )
+}
+
+// === impl Queue ===
+
+impl Queue {
+    fn push(&self, note: Note) {
+        let mut notes = self.notes.lock();
+        if notes.len() >= QUEUE {
+            tracing::debug!("the oldest event is dropped");
+            notes.pop_front();
+        }
+        notes.push_back(note);
+        self.more.notify_one();
+    }
+
+    fn pop(&self) -> Option<Note> {
+        self.notes.lock().pop_front()
+    }
+
+    async fn next(&self) -> Note {
+        loop {
+            if let Some(note) = self.pop() {
+                return note;
+            }
+            self.more.notified().await;
+        }
+    }
 }
 
 // === impl Recorder ===
@@ -145,16 +190,15 @@ impl Recorder {
     }
 
     fn send(&self, object: ObjectReference, severity: Severity, reason: Cow<'static, str>, message: String) {
-        let note = Note {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        self.queue.push(Note {
             object,
             severity,
             reason,
             message,
             at: Timestamp::now(),
-        };
-        if let Err(error) = self.queue.try_send(note) {
-            tracing::debug!(%error, "event dropped");
-        }
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+        });
     }
 }
 
@@ -179,15 +223,32 @@ impl Writer {
             let note = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                note = self.queue.recv() => note,
+                note = self.queue.next() => note,
             };
-            let Some(note) = note else { return };
             if !self.within_budget(&note) {
                 continue;
             }
-            if let Err(error) = self.write(&client, note).await {
-                tracing::debug!(error = skiff_daemon::error_chain(&error), "cannot write an event");
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = self.insist(&client, &note) => {}
             }
+        }
+    }
+
+    /// Writes an event, again and again while nobody says what is wrong with it.
+    async fn insist(&mut self, client: &kube::Client, note: &Note) {
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..TRIES {
+            let Err(error) = self.write(client, note).await else {
+                return;
+            };
+            tracing::debug!(error = skiff_daemon::error_chain(&error), "cannot write an event");
+            if is_refused(&error) {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
         }
     }
 
@@ -215,7 +276,7 @@ impl Writer {
         true
     }
 
-    async fn write(&mut self, client: &kube::Client, note: Note) -> kube::Result<()> {
+    async fn write(&mut self, client: &kube::Client, note: &Note) -> kube::Result<()> {
         let key = (
             note.object.uid.clone(),
             note.object.name.clone(),
@@ -226,16 +287,19 @@ impl Writer {
         );
         let now = Instant::now();
         if let Some(known) = self.known.get_mut(&key).filter(|known| now - known.seen < WINDOW) {
-            known.count += 1;
-            known.seen = now;
+            let count = known.count + 1;
             let api: Api<Event> = Api::namespaced(client.clone(), &known.namespace);
-            let patch = json!({"count": known.count, "lastTimestamp": Time(note.at), "message": note.message});
+            let patch = json!({"count": count, "lastTimestamp": Time(note.at), "message": note.message});
             match api
                 .patch(&known.name, &PatchParams::default(), &Patch::Strategic(patch))
                 .await
             {
                 Err(error) if is_not_found(&error) => {}
-                other => return other.map(|_| ()),
+                other => {
+                    other?;
+                    (known.count, known.seen) = (count, now);
+                    return Ok(());
+                }
             }
         }
         if self.known.len() >= REMEMBERED {
@@ -261,13 +325,12 @@ impl Writer {
     }
 }
 
-fn event(node: &str, note: Note) -> Event {
-    static SERIAL: AtomicU64 = AtomicU64::new(0);
-    let serial = note.at.as_nanosecond() + i128::from(SERIAL.fetch_add(1, Ordering::Relaxed));
+fn event(node: &str, note: &Note) -> Event {
+    let serial = note.at.as_nanosecond() + i128::from(note.serial);
     let namespace = note.object.namespace.clone().unwrap_or_else(|| "default".into());
     let mut event = Event {
-        reason: Some(note.reason.into()),
-        message: Some(note.message),
+        reason: Some(note.reason.clone().into()),
+        message: Some(note.message.clone()),
         type_: Some(
             if note.severity == Severity::Normal {
                 "Normal"
@@ -292,8 +355,13 @@ fn event(node: &str, note: Note) -> Event {
         note.object.name.as_deref().unwrap_or_default()
     ));
     event.metadata.namespace = Some(namespace);
-    event.involved_object = note.object;
+    event.involved_object = note.object.clone();
     event
+}
+
+/// Whether the API server has looked at the event and does not want it; a busy one is asked again.
+fn is_refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code < 500 && status.code != 429)
 }
 
 pub(crate) fn is_not_found(error: &kube::Error) -> bool {
@@ -314,8 +382,9 @@ mod tests {
             reason: "BackOff".into(),
             message: "m".into(),
             at: Timestamp::from_second(5).unwrap(),
+            serial: 0,
         };
-        let value = serde_json::to_value(event("node-1", note)).unwrap();
+        let value = serde_json::to_value(event("node-1", &note)).unwrap();
         assert!(value["metadata"]["name"].as_str().unwrap().starts_with("p."));
         assert_eq!(value["metadata"]["namespace"], "ns");
         assert_eq!(value["involvedObject"]["fieldPath"], "spec.containers{c}");
@@ -331,9 +400,71 @@ mod tests {
             recorder.node(Severity::Normal, "NodeReady", String::new());
         }
         let mut written = 0;
-        while let Ok(note) = writer.queue.try_recv() {
+        while let Some(note) = writer.queue.pop() {
             written += u32::from(writer.within_budget(&note));
         }
         assert_eq!(written, BURST);
+    }
+
+    #[test]
+    fn the_newest_events_win() {
+        let (recorder, writer) = recorder("node-1");
+        for index in 0..=QUEUE {
+            recorder.node(Severity::Normal, "NodeReady", index.to_string());
+        }
+        assert_eq!(writer.queue.pop().unwrap().message, "1");
+        assert_eq!(writer.queue.notes.lock().back().unwrap().message, QUEUE.to_string());
+    }
+
+    /// An answer of `None` is none: the API server is away.
+    #[tokio::test(start_paused = true)]
+    async fn an_event_is_written_when_the_api_server_is_back() {
+        type Script = VecDeque<Option<u16>>;
+        let away = std::iter::repeat_n(None, TRIES);
+        let script: Script = [None, Some(503), Some(201), Some(403)]
+            .into_iter()
+            .chain(away)
+            .chain([Some(201)])
+            .collect();
+        let script = Arc::new(Mutex::new(script));
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let serve = move |request: http::Request<kube::client::Body>| {
+            let (script, told) = (script.clone(), told.clone());
+            async move {
+                let answer = script.lock().pop_front().flatten();
+                let status = answer.ok_or_else(|| std::io::Error::other("away"))?;
+                let body = request
+                    .into_body()
+                    .collect_bytes()
+                    .await
+                    .map_err(std::io::Error::other)?;
+                let event: serde_json::Value = serde_json::from_slice(&body)?;
+                told.send((status, event["message"].as_str().unwrap_or_default().to_owned()))
+                    .ok();
+                let body = match status {
+                    201 => body.to_vec(),
+                    _ => json!({"kind": "Status", "status": "Failure", "code": status})
+                        .to_string()
+                        .into_bytes(),
+                };
+                let answer = http::Response::builder().status(status);
+                answer
+                    .body(kube::client::Body::from(body))
+                    .map_err(std::io::Error::other)
+            }
+        };
+        let client = kube::Client::new(tower::service_fn(serve), "default");
+        let (recorder, writer) = recorder("node-1");
+        for message in ["late", "refused", "lost", "after"] {
+            recorder.node(Severity::Normal, "NodeReady", message.into());
+        }
+        let shutdown = Shutdown::default();
+        let running = tokio::spawn(writer.run(client, shutdown.clone()));
+        for expected in [(503, "late"), (201, "late"), (403, "refused"), (201, "after")] {
+            let (status, message) = heard.recv().await.unwrap();
+            assert_eq!((status, message.as_str()), expected);
+        }
+        shutdown.cancel();
+        running.await.unwrap();
     }
 }

@@ -98,7 +98,8 @@ impl Images {
                 }
             })?;
             if let Some(found) = present {
-                let message = format!("Container image {wanted:?} already present on machine");
+                let message =
+                    format!("Container image {wanted:?} already present on machine and can be accessed by the pod");
                 self.events.container(pod, who, Severity::Normal, "Pulled", message);
                 return Ok(found);
             }

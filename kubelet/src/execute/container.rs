@@ -88,11 +88,7 @@ impl Starter<'_> {
             .map_err(|error| StartError::new("CreateContainerError", message(&error)))?;
         agent.ids.insert(&id, pod::uid(pod));
         hop::container(pod, &self.container.name, "container created");
-        self.event(
-            Severity::Normal,
-            "Created",
-            format!("Created container: {}", self.container.name),
-        );
+        self.event(Severity::Normal, "Created", "Container created".into());
         if self.context.cancel.is_cancelled() {
             return Ok(Outcome::Cancelled);
         }
@@ -101,11 +97,7 @@ impl Starter<'_> {
             ..StartError::new("RunContainerError", message(&error))
         })?;
         hop::container(pod, &self.container.name, "container started");
-        self.event(
-            Severity::Normal,
-            "Started",
-            format!("Started container {}", self.container.name),
-        );
+        self.event(Severity::Normal, "Started", "Container started".into());
         let hook = self
             .container
             .lifecycle

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use skiff_api::k8s_openapi::api::core::v1::Pod;
 
 use super::Worker;
 use crate::backoff;
@@ -10,7 +11,7 @@ use crate::events::Severity;
 use crate::execute::{Outcome, StartError};
 use crate::memory::{Doom, Failure, Volumes};
 use crate::plan::{Action, Task};
-use crate::pod;
+use crate::pod::{self, Role};
 use crate::probes::{self, Report};
 
 /// Upstream's back-off of mounting.
@@ -122,7 +123,7 @@ impl Worker {
             return;
         };
         let doom = |word: &str| Doom {
-            message: format!("Container {} failed {word} probe, will be restarted", report.name),
+            message: failed_probe(&self.pod, &report.name, word),
             grace: report.grace,
         };
         match (report.kind, report.success) {
@@ -136,5 +137,39 @@ impl Worker {
             }
             (probes::Kind::Liveness, true) => {}
         }
+    }
+}
+
+/// What is said of a container that a probe ends, in upstream's words.
+fn failed_probe(pod: &Pod, name: &str, word: &str) -> String {
+    let role = pod::container(pod, name).map(|(role, _)| role);
+    match (role, pod::restart_policy(pod)) {
+        (Some(Role::Sidecar), _) => format!("Init container {name} failed {word} probe"),
+        (_, "Never") => format!("Container {name} failed {word} probe"),
+        _ => format!("Container {name} failed {word} probe, will be restarted"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::tests::pod;
+
+    #[test]
+    fn only_what_is_restarted_is_said_to_be() {
+        let of = |policy: &str, name: &str| {
+            let sidecar = json!([{"name": "s", "restartPolicy": "Always"}]);
+            let pod = pod(&json!({"restartPolicy": policy, "initContainers": sidecar}));
+            failed_probe(&pod, name, "liveness")
+        };
+        let restarted = "Container c failed liveness probe, will be restarted";
+        assert_eq!(
+            (of("Always", "c"), of("OnFailure", "c")),
+            (restarted.into(), restarted.into())
+        );
+        assert_eq!(of("Never", "c"), "Container c failed liveness probe");
+        assert_eq!(of("Never", "s"), "Init container s failed liveness probe");
     }
 }

@@ -16,7 +16,7 @@ async fn a_pod_runs_and_goes() {
     assert_eq!(status["hostIP"], "127.0.0.1");
     let c = &status["containerStatuses"][0];
     assert!(c["containerID"].as_str().unwrap().starts_with("fake://container-"));
-    for text in ["Created: Created container: c", "Started: Started container c"] {
+    for text in ["Created: Container created", "Started: Container started"] {
         scene.until_event(text).await;
     }
     assert!(scene.pod_dir("p").join("etc-hosts").exists());
