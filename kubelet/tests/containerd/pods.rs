@@ -36,7 +36,38 @@ async fn a_node_that_forgot_its_pods_runs_them_again_and_counts_it() {
         .await;
     node.delete("p", 1);
     node.until_gone("p").await;
+    assert_eq!(ends_of(&node).await, "hook\nmain\nside\n");
     assert_eq!(node.leftovers().await, Vec::<String>::new());
+}
+
+/// In which order a pod with a sidecar ends: the main container's hook waits for the sidecar's, which runs beside it.
+async fn ends_of(node: &Node) -> String {
+    let dir = node.path_of("ends");
+    std::fs::create_dir(&dir).expect("a directory");
+    let with = |name: &str, hook: &str| {
+        let script =
+            format!("trap 'echo {name} >> /e/order; exit 0' TERM; while true; do /bin/busybox sleep 0.1; done");
+        let mut c = container(&script);
+        c["name"] = name.into();
+        c["volumeMounts"] = json!([{"name": "e", "mountPath": "/e"}]);
+        c["lifecycle"] = json!({"preStop": {"exec": {"command": ["/bin/busybox", "sh", "-c", hook]}}});
+        c
+    };
+    let mut side = with("side", ": > /e/told");
+    side["restartPolicy"] = "Always".into();
+    let main = with(
+        "main",
+        "until [ -e /e/told ]; do /bin/busybox sleep 0.1; done; echo hook >> /e/order",
+    );
+    let volumes = json!([{"name": "e", "hostPath": {"path": dir}}]);
+    node.create(
+        "ends",
+        &json!({"initContainers": [side], "containers": [main], "volumes": volumes}),
+    );
+    node.until_ready("ends").await;
+    node.delete("ends", 20);
+    node.until_gone("ends").await;
+    std::fs::read_to_string(dir.join("order")).expect("the order of ends")
 }
 
 #[tokio::test]
