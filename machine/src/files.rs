@@ -53,16 +53,21 @@ pub(crate) fn directory(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::file("create", path))
 }
 
+/// Removes a file or a link, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes `path` a symbolic link to `target`, in one step where there is another.
 pub(crate) fn link(target: &Path, path: &Path) -> Result<(), Error> {
     if fs::read_link(path).is_ok_and(|found| found == target) {
         return Ok(());
     }
     let new = path.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::file("remove", new)(error)),
-        _ => {}
-    }
+    remove(&new)?;
     symlink(target, &new).map_err(Error::file("create", &new))?;
     fs::rename(&new, path).map_err(Error::file("replace", path))
 }

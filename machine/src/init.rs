@@ -313,6 +313,11 @@ impl Node {
         })
     }
 
+    /// Whom its kubelet is known as.
+    pub(crate) fn user(&self) -> String {
+        format!("system:node:{}", self.name)
+    }
+
     #[cfg(test)]
     pub(crate) fn for_test(name: &str, address: &str) -> Self {
         Self {

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::api::Client;
 use crate::config::{Endpoint, Join};
 use crate::files::Wanted;
+use crate::init::kubeconfig::serves;
 use crate::init::{self, ClusterInfo, Node, configuration, containerd, runtime, start};
 use crate::preflight::{self, Facts};
 use crate::record::{Record, Role};
@@ -75,7 +76,7 @@ pub async fn join(machine: &Machine<'_>, wish: Join) -> Result<Joined, Error> {
     files.extend(shared.files(machine, node, &found));
     init::write_all(machine, "kubelet-start", files)?;
     crate::files::directory(&machine.layout.static_pods())?;
-    bootstrap(machine, info, &wish).await?;
+    bootstrap(machine, info, &wish, node).await?;
     identity::proxy(machine, api, info).await?;
     machine.services.start(Service::Proxy)?;
     let network = shared.network != "none";
@@ -244,9 +245,18 @@ fn document(map: &str, text: &Value) -> Result<Value, Error> {
 }
 
 /// Has the kubelet get its certificate with the token.
-async fn bootstrap(machine: &Machine<'_>, info: &ClusterInfo, wish: &Join) -> Result<(), Error> {
+async fn bootstrap(machine: &Machine<'_>, info: &ClusterInfo, wish: &Join, node: &Node) -> Result<(), Error> {
     let kubeconfig = machine.layout.kubeconfig("kubelet");
-    if !kubeconfig.exists() {
+    if !serves(machine, &kubeconfig, &info.server, &info.ca_pem, &node.user()) {
+        if kubeconfig.exists() {
+            machine.say(
+                "kubelet-start",
+                "Removing the kubelet's certificates: they are another cluster's or another node's, or end soon",
+            );
+            // One of a former run would go on with them.
+            machine.services.stop(Service::Kubelet)?;
+            identity::forget_kubelet(&machine.layout)?;
+        }
         let bootstrap = skiff_pki::Kubeconfig::with_token(
             &info.server,
             &info.ca_pem,
@@ -271,9 +281,5 @@ async fn bootstrap(machine: &Machine<'_>, info: &ClusterInfo, wish: &Join) -> Re
 
 /// It has served; the token in it is nobody's business.
 fn remove_bootstrap_kubeconfig(machine: &Machine<'_>) -> Result<(), Error> {
-    let path = machine.layout.kubeconfig("bootstrap-kubelet");
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
-        _ => Ok(()),
-    }
+    crate::files::remove(&machine.layout.kubeconfig("bootstrap-kubelet"))
 }

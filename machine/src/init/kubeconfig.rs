@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use skiff_pki::kubeconfig::{Credentials, User};
-use skiff_pki::{Kubeconfig, Request};
+use skiff_pki::{Identity, Kubeconfig, Request};
 
 use super::Node;
 use super::certs::Authorities;
@@ -63,7 +63,7 @@ pub(crate) fn apply(
         let path = machine.layout.kubeconfig(wanted.name);
         let ca = authorities.cluster.certificate_pem();
         let server = if wanted.local { local } else { cluster };
-        if serves(machine, &path, server, ca) {
+        if serves(machine, &path, server, ca, &wanted.request.common_name) {
             machine.say(
                 PHASE,
                 format!("Using existing kubeconfig file: {:?}", path.display().to_string()),
@@ -84,7 +84,8 @@ pub(crate) fn apply(
 fn kubelet(machine: &Machine<'_>, authorities: &Authorities, server: &str, node: &Node) -> Result<(), Error> {
     let path = machine.layout.kubeconfig("kubelet");
     let ca = authorities.cluster.certificate_pem();
-    if serves(machine, &path, server, ca) {
+    let user = node.user();
+    if serves(machine, &path, server, ca, &user) {
         machine.say(
             PHASE,
             format!("Using existing kubeconfig file: {:?}", path.display().to_string()),
@@ -92,7 +93,6 @@ fn kubelet(machine: &Machine<'_>, authorities: &Authorities, server: &str, node:
         return Ok(());
     }
     machine.say(PHASE, "Writing \"kubelet.conf\" kubeconfig file");
-    let user = format!("system:node:{}", node.name);
     let identity = authorities.cluster.issue(&Request::client(&user, &["system:nodes"]))?;
     let pki = machine.layout.kubelet_pki();
     let stamp = (machine.now)().strftime("%Y-%m-%d-%H-%M-%S");
@@ -113,14 +113,19 @@ fn kubelet(machine: &Machine<'_>, authorities: &Authorities, server: &str, node:
     Ok(kubeconfig.write(&path)?)
 }
 
-fn serves(machine: &Machine<'_>, path: &Path, server: &str, ca: &str) -> bool {
-    Kubeconfig::load(path).is_ok_and(|found| is_good(&found, server, ca, (machine.now)()))
+/// Whether a kubeconfig leads to this server, trusts this authority, and shows a certificate of this user that is not near its end:
+/// a former run may have been for another cluster, or under another name.
+pub(crate) fn serves(machine: &Machine<'_>, path: &Path, server: &str, ca: &str, user: &str) -> bool {
+    Kubeconfig::load(path).is_ok_and(|found| is_good(&found, server, ca, user, (machine.now)()))
 }
 
-/// Whether what is there leads to this server, trusts this authority, and shows a certificate that is not near its end.
-fn is_good(found: &Credentials, server: &str, ca: &str, now: Timestamp) -> bool {
-    let lasts = found.identity.as_ref().and_then(|identity| identity.validity().ok());
-    found.server == server && found.ca_pem == ca && lasts.is_some_and(|validity| !validity.should_renew(now))
+fn is_good(found: &Credentials, server: &str, ca: &str, user: &str, now: Timestamp) -> bool {
+    let shows = |identity: &Identity| {
+        let subject = Request::like(identity.certificate_pem())?.common_name;
+        Ok::<_, skiff_pki::Error>(subject == user && !identity.validity()?.should_renew(now))
+    };
+    let shown = found.identity.as_ref().is_some_and(|it| shows(it).unwrap_or(false));
+    shown && found.server == server && found.ca_pem == ca
 }
 
 #[cfg(test)]
@@ -143,20 +148,22 @@ mod tests {
         };
         let now = Timestamp::now();
         let ca = authority.certificate_pem();
-        assert!(is_good(&credentials, "https://a:6443", ca, now));
-        assert!(!is_good(&credentials, "https://b:6443", ca, now));
-        assert!(!is_good(&credentials, "https://a:6443", "another", now));
-        assert!(!is_good(
-            &credentials,
-            "https://a:6443",
-            ca,
-            now + Duration::from_secs(360 * 24 * 3600)
-        ));
+        let late = now + Duration::from_secs(360 * 24 * 3600);
+        for (server, ca, user, now, wanted) in [
+            ("https://a:6443", ca, "u", now, true),
+            ("https://b:6443", ca, "u", now, false),
+            ("https://a:6443", "another", "u", now, false),
+            ("https://a:6443", ca, "another", now, false),
+            ("https://a:6443", ca, "u", late, false),
+        ] {
+            let good = is_good(&credentials, server, ca, user, now);
+            assert_eq!(good, wanted, "{server} {user} {now}");
+        }
         let without = Credentials {
             identity: None,
             ..credentials
         };
-        assert!(!is_good(&without, "https://a:6443", ca, now));
+        assert!(!is_good(&without, "https://a:6443", ca, "u", now));
     }
 
     #[test]

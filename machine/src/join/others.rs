@@ -33,9 +33,16 @@ pub(super) async fn check(machine: &Machine<'_>, api: &Client, node: &Node) -> R
             Err(Error::Api { source, .. }) if code(&source) == Some(403) => return Ok(()),
             page => page?.unwrap_or_default(),
         };
-        let nodes = page["items"].as_array().into_iter().flatten();
-        if let Some(conflict) = nodes.filter_map(|found| own.conflict(found)).next() {
-            return Err(conflict);
+        for found in page["items"].as_array().into_iter().flatten() {
+            if let Some(conflict) = own.conflict(found) {
+                return Err(conflict);
+            }
+            if let Some(former) = own.former_name(found) {
+                let text = format!(
+                    "WARNING: this machine was joined as {former:?} before, by a run that was interrupted; once it has joined: kubectl delete node {former}"
+                );
+                machine.say("discovery", text);
+            }
         }
         match page["metadata"]["continue"].as_str() {
             Some(token) if !token.is_empty() => path = format!("/api/v1/nodes?limit={PAGE}&continue={token}"),
@@ -52,6 +59,14 @@ fn boot_id() -> String {
     text.trim().to_owned()
 }
 
+/// A node's addresses among nodes.
+fn internal(node: &Value) -> impl Iterator<Item = &str> {
+    let addresses = node["status"]["addresses"].as_array();
+    (addresses.into_iter().flatten())
+        .filter(|address| address["type"] == "InternalIP")
+        .filter_map(|address| address["address"].as_str())
+}
+
 /// What this machine is known by.
 struct Own<'a> {
     name: &'a str,
@@ -60,30 +75,37 @@ struct Own<'a> {
 }
 
 impl Own<'_> {
-    /// What a live node elsewhere has of ours. A node of our name that is this machine was joined by a run that was interrupted.
+    /// What a live node elsewhere has of ours. A node that is this machine was joined by a run that was interrupted.
     fn conflict(&self, found: &Value) -> Option<Error> {
-        if !start::is_ready(found) {
+        if !start::is_ready(found) || self.is_this_machine(found) {
             return None;
         }
         let name = found["metadata"]["name"].as_str().unwrap_or_default();
-        let addresses = found["status"]["addresses"].as_array();
-        let internal: Vec<&str> = (addresses.into_iter().flatten())
-            .filter(|address| address["type"] == "InternalIP")
-            .filter_map(|address| address["address"].as_str())
-            .collect();
-        let same_address = internal.iter().any(|address| address.parse() == Ok(self.address));
         if name != self.name {
-            return same_address.then(|| Error::AddressTaken {
+            return self.has_address(found).then(|| Error::AddressTaken {
                 name: name.to_owned(),
                 address: self.address,
             });
         }
-        // The same address, but another start: every virtual machine behind a NAT of its own has the same one.
-        let same_machine = same_address && found["status"]["nodeInfo"]["bootID"] == *self.boot_id;
-        (!same_machine).then(|| Error::NameTaken {
+        Some(Error::NameTaken {
             name: name.to_owned(),
-            address: internal.first().copied().unwrap_or("an unknown address").to_owned(),
+            address: internal(found).next().unwrap_or("an unknown address").to_owned(),
         })
+    }
+
+    /// The name under which this machine was joined, where that is another.
+    fn former_name<'a>(&self, found: &'a Value) -> Option<&'a str> {
+        let name = found["metadata"]["name"].as_str()?;
+        (name != self.name && self.is_this_machine(found)).then_some(name)
+    }
+
+    /// The same address alone does not tell: every virtual machine behind a NAT of its own has the same one.
+    fn is_this_machine(&self, found: &Value) -> bool {
+        self.has_address(found) && found["status"]["nodeInfo"]["bootID"] == *self.boot_id
+    }
+
+    fn has_address(&self, found: &Value) -> bool {
+        internal(found).any(|address| address.parse() == Ok(self.address))
     }
 }
 
@@ -125,8 +147,17 @@ mod tests {
                 Some("live node \"m\" is known by 10.0.2.15"),
             ),
             (node("m", "10.0.2.15", "False", "that"), None),
+            // This machine, joined under another name by a run that was interrupted.
+            (node("m", "10.0.2.15", "True", "this"), None),
             (json!({}), None),
         ];
+        assert_eq!(own.former_name(&node("m", "10.0.2.15", "True", "this")), Some("m"));
+        for other in [
+            node("n", "10.0.2.15", "True", "this"),
+            node("m", "10.0.2.15", "True", "that"),
+        ] {
+            assert_eq!(own.former_name(&other), None);
+        }
         for (found, wanted) in cases {
             let conflict = own.conflict(&found).map(|error| error.to_string());
             match (conflict, wanted) {

@@ -10,7 +10,7 @@ mod secrecy;
 mod typed;
 
 use anyhow::Context as _;
-use skiff_machine::config::{Init, InitFlags};
+use skiff_machine::config::{Init, InitFlags, JoinFlags};
 use skiff_machine::record::Host;
 use skiff_machine::reset::Wish;
 use skiff_machine::{Error, check};
@@ -163,6 +163,10 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
     let line = done.join_command.split_whitespace().filter(|word| *word != "\\");
     typed::dry_run(worker, &line.skip(1).collect::<Vec<_>>(), "/etc/kubernetes/proxy.conf")?;
     assert_eq!(host(worker)?, before);
+    // A run under another name, which got its certificate.
+    let other = |flags: &mut JoinFlags| flags.node.name = Some("other".to_owned());
+    let ended = worker.end_at(JOIN_LINES[5], || worker.join_with(&done.join_command, other))?;
+    anyhow::ensure!(ended, "join has never told {}", JOIN_LINES[5]);
     for line in JOIN_LINES {
         let ended = worker.end_at(line, || worker.join(&done.join_command))?;
         anyhow::ensure!(ended, "join has never told {line}");
@@ -170,6 +174,8 @@ async fn a_machine_joins_runs_a_pod_and_leaves_nothing() -> anyhow::Result<()> {
     let joined = worker.join(&done.join_command)?;
     let joined = told(joined, worker).with_context(|| master.report())?;
     assert_eq!(joined.address, worker.node.address);
+    let anew = "[kubelet-start] Removing the kubelet's certificates";
+    assert_eq!(worker.told.text().matches(anew).count(), 1, "{}", worker.told.text());
     for machine in [master, worker] {
         let name = &machine.node.name;
         let node = format!("node/{name}");
