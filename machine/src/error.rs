@@ -276,6 +276,12 @@ pub enum Error {
     /// No randomness.
     #[error("the system gives no random bytes for a token")]
     Random,
+    /// Another token's id.
+    #[error("a token with id {id:?} already exists; `skiff token list` shows it, `skiff token delete {id}` removes it")]
+    TokenExists {
+        /// Its id.
+        id: String,
+    },
     /// Not a token's id.
     #[error("{id:?} is neither a token nor a token's id; `skiff token list` shows them")]
     TokenId {

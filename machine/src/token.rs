@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use skiff_pki::BootstrapToken;
 
 use crate::Error;
-use crate::api::Client;
+use crate::api::{Client, code};
 
 /// The group of tokens that nodes join with; what it may do is bound to it by `init`.
 pub const NODE_GROUP: &str = "system:bootstrappers:kubeadm:default-node-token";
@@ -24,6 +24,10 @@ const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 const PREFIX: &str = "bootstrap-token-";
 const ID_LENGTH: usize = 6;
+const EXPIRATION: &str = "expiration";
+const DESCRIPTION: &str = "description";
+const USAGE_PREFIX: &str = "usage-bootstrap-";
+const GROUPS: &str = "auth-extra-groups";
 
 /// A bootstrap token as it is typed and printed.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -133,16 +137,16 @@ pub fn secret(token: &Token, wish: &Wish, now: Timestamp) -> Value {
     set("token-id", token.id());
     set("token-secret", token.secret());
     if let Some(ttl) = wish.ttl {
-        set("expiration", &expiration(now, ttl));
+        set(EXPIRATION, &expiration(now, ttl));
     }
     if !wish.description.is_empty() {
-        set("description", &wish.description);
+        set(DESCRIPTION, &wish.description);
     }
     for usage in &wish.usages {
-        set(&format!("usage-bootstrap-{usage}"), "true");
+        set(&format!("{USAGE_PREFIX}{usage}"), "true");
     }
     if !wish.groups.is_empty() {
-        set("auth-extra-groups", &wish.groups.join(","));
+        set(GROUPS, &wish.groups.join(","));
     }
     json!({
         "apiVersion": "v1",
@@ -161,12 +165,43 @@ fn expiration(now: Timestamp, ttl: Duration) -> String {
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).to_string()
 }
 
-/// Makes a token known to the cluster, or changes what it is for.
+/// Makes a token known to the cluster; returns its Secret.
+///
+/// # Errors
+/// When one has its id already, or the API server refuses.
+pub async fn create(api: &Client, token: &Token, wish: &Wish) -> Result<Value, Error> {
+    match api.create(SECRETS, &secret(token, wish, Timestamp::now())).await {
+        Err(Error::Api { source, .. }) if code(&source) == Some(409) => Err(Error::TokenExists {
+            id: token.id().to_owned(),
+        }),
+        made => made,
+    }
+}
+
+/// Makes a token known to the cluster; one with its id is this token from then on, and for nothing else.
 ///
 /// # Errors
 /// When the API server refuses.
-pub async fn create(api: &Client, token: &Token, wish: &Wish) -> Result<(), Error> {
-    api.apply(SECRETS, &secret(token, wish, Timestamp::now())).await
+pub(crate) async fn set(api: &Client, token: &Token, wish: &Wish) -> Result<(), Error> {
+    match create(api, token, wish).await {
+        Err(Error::TokenExists { .. }) => {
+            let patch = replacing(secret(token, wish, Timestamp::now()));
+            api.merge(&format!("{SECRETS}/{}", token.secret_name()), &patch).await
+        }
+        made => made.map(drop),
+    }
+}
+
+/// The patch that leaves nothing of what a Secret of this name was for.
+fn replacing(mut secret: Value) -> Value {
+    let usages = USAGES.map(|usage| format!("{USAGE_PREFIX}{usage}"));
+    let rights = [EXPIRATION, DESCRIPTION, GROUPS].map(str::to_owned);
+    if let Some(data) = secret["data"].as_object_mut() {
+        for key in usages.into_iter().chain(rights) {
+            data.entry(key).or_insert(Value::Null);
+        }
+    }
+    secret
 }
 
 /// The cluster's tokens, in order of their ids.
@@ -211,13 +246,13 @@ fn read(secret: &Value) -> Option<Listed> {
     let usages = ["authentication", "signing"].into_iter();
     Some(Listed {
         token,
-        expires: text("expiration"),
+        expires: text(EXPIRATION),
         usages: usages
-            .filter(|usage| text(&format!("usage-bootstrap-{usage}")).as_deref() == Some("true"))
+            .filter(|usage| text(&format!("{USAGE_PREFIX}{usage}")).as_deref() == Some("true"))
             .map(str::to_owned)
             .collect(),
-        description: text("description").unwrap_or_default(),
-        groups: text("auth-extra-groups")
+        description: text(DESCRIPTION).unwrap_or_default(),
+        groups: text(GROUPS)
             .iter()
             .flat_map(|groups| groups.split(','))
             .map(str::to_owned)
@@ -265,6 +300,38 @@ mod tests {
             ..Wish::default()
         };
         assert_eq!(read(&super::secret(&token, &endless, now)).unwrap().expires, None);
+    }
+
+    #[test]
+    fn a_token_that_is_set_again_keeps_nothing_of_what_it_was_for() {
+        let token: Token = "abcdef.0123456789abcdef".parse().unwrap();
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let less = Wish {
+            ttl: None,
+            description: String::new(),
+            usages: vec!["signing".to_owned()],
+            groups: Vec::new(),
+        };
+        for (wish, removed) in [
+            (Wish::default(), &["description"][..]),
+            (
+                less,
+                &[
+                    "auth-extra-groups",
+                    "description",
+                    "expiration",
+                    "usage-bootstrap-authentication",
+                ],
+            ),
+        ] {
+            let patch = replacing(secret(&token, &wish, now));
+            let data = patch["data"].as_object().unwrap();
+            let nulls: Vec<_> = data.iter().filter(|(_, value)| value.is_null()).collect();
+            let mut nulls: Vec<_> = nulls.into_iter().map(|(key, _)| key.as_str()).collect();
+            nulls.sort_unstable();
+            assert_eq!(nulls, removed);
+            assert_eq!(data["token-secret"], STANDARD.encode(token.secret()));
+        }
     }
 
     #[test]

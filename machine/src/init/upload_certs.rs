@@ -106,11 +106,9 @@ async fn owner(api: &Client) -> Result<Value, Error> {
         usages: Vec::new(),
         groups: Vec::new(),
     };
-    token::create(api, &token, &wish).await?;
-    let name = token.secret_name();
-    let made = api.get(&format!("{SECRETS}/{name}")).await?.unwrap_or_default();
+    let made = token::create(api, &token, &wish).await?;
     Ok(json!({
-        "apiVersion": "v1", "kind": "Secret", "name": name, "uid": made["metadata"]["uid"],
+        "apiVersion": "v1", "kind": "Secret", "name": token.secret_name(), "uid": made["metadata"]["uid"],
         "controller": true, "blockOwnerDeletion": true,
     }))
 }

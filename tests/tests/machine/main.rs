@@ -72,11 +72,21 @@ async fn a_bare_machine_becomes_a_control_plane_however_often_it_is_interrupted(
     let master = &machines.all[0];
     told_and_not_done(master)?;
 
+    let token = "abcdef.0123456789abcdef";
+    let flags = |ttl: u64| InitFlags {
+        token: token.parse().ok(),
+        token_ttl: Some(std::time::Duration::from_secs(ttl)),
+        ..InitFlags::default()
+    };
     for line in INIT_LINES {
-        let ended = master.end_at(line, || master.init(InitFlags::default()))?;
+        let ended = master.end_at(line, || master.init(flags(3600)))?;
         anyhow::ensure!(ended, "init has never told {line}");
     }
-    let done = told(master.init(InitFlags::default())?, master)?;
+    // The last line of all counts: this token is for ever.
+    let done = told(master.init(flags(0))?, master)?;
+    let secret = "bootstrap-token-abcdef";
+    let data = master.kubectl(&["get", "secret", secret, "-n", "kube-system", "-o", "jsonpath={.data}"])?;
+    assert!(data.contains("token-secret") && !data.contains("expiration"), "{data}");
     let line = done.join_command;
     assert!(line.contains("skiff join 172.30.0.11:6443 --token "), "{line}");
 

@@ -69,6 +69,12 @@ pub(crate) fn tokens(master: &TestMachine) -> anyhow::Result<()> {
     let table = ok(&["token", "list"])?;
     let shown = table.lines().find(|line| line.contains(token)).unwrap_or_default();
     assert!(shown.contains("59m") || shown.contains("1h"), "{table}");
+    let twice = refused(master, &["token", "create", token, "--ttl", "0"])?;
+    let id = token.split('.').next().unwrap_or_default();
+    assert!(
+        twice.contains(&format!("a token with id {id:?} already exists")),
+        "{twice}"
+    );
     ok(&["token", "delete", token])?;
     assert!(!ok(&["token", "list"])?.contains(token));
     let again = refused(master, &["token", "delete", token])?;
