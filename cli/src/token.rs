@@ -165,12 +165,5 @@ fn table(tokens: &[Listed]) -> String {
 }
 
 fn group(text: &str) -> Result<String, String> {
-    let valid = text
-        .strip_prefix("system:bootstrappers:")
-        .is_some_and(|rest| !rest.is_empty());
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err("a token's group begins with system:bootstrappers:".to_owned())
-    }
+    token::check_group(text).map(|()| text.to_owned())
 }

@@ -12,7 +12,7 @@ use skiff_pki::{CertificateAuthority, Kubeconfig, Validity};
 use crate::{Error, Layout};
 
 /// The certificates that `init` makes, beside kubeconfigs; and who signs them.
-const LEAVES: [(&str, &str); 3] = [
+pub(crate) const LEAVES: [(&str, &str); 3] = [
     ("apiserver", "ca"),
     ("apiserver-kubelet-client", "ca"),
     ("front-proxy-client", "front-proxy-ca"),

@@ -25,13 +25,13 @@ use crate::files::Wanted;
 use crate::preflight::{self, Level};
 use crate::record::{self, Host, Record, Role};
 use crate::services::Service;
-use crate::token::{self, Token, Wish};
+use crate::token::{self, Token};
 use crate::{Error, Machine, address};
 
 pub use cluster_info::{ClusterInfo, cluster_info, join_command};
 
 /// Phases, in their order: what `--skip-phases` takes.
-pub const PHASES: [&str; 11] = [
+pub const PHASES: [&str; 12] = [
     "preflight",
     "certs",
     "kubeconfig",
@@ -43,7 +43,10 @@ pub const PHASES: [&str; 11] = [
     "mark-control-plane",
     "bootstrap-token",
     "addon",
+    NO_PROXY,
 ];
+/// kubeadm's name for what those leave out who have another bring Services and the network of pods.
+const NO_PROXY: &str = "addon/kube-proxy";
 
 /// This machine as a node.
 #[derive(Clone, Debug)]
@@ -54,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) kubelet_args: Vec<Argument>,
     /// Whether the ingress controller runs here.
     pub(crate) ingress: bool,
+    /// Whether the proxy does.
+    pub(crate) proxy: bool,
 }
 
 /// What a person is told at the end.
@@ -90,9 +95,13 @@ pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Erro
     }
     let server = server_url(&wish.cluster, &node);
     let local = local_url(wish.cluster.port, &node);
-    let authorities = certs::apply(machine, &wish.cluster, &node)?;
+    let authority = if run("certs") {
+        certs::apply(machine, &wish.cluster, &node)?
+    } else {
+        certs::load(machine)?
+    };
     if run("kubeconfig") {
-        kubeconfig::apply(machine, &authorities, &server, &local, &node)?;
+        kubeconfig::apply(machine, &authority, &server, &local, &node)?;
     }
     if run("control-plane") {
         start::server(machine, &wish.cluster, &node).await?;
@@ -111,14 +120,23 @@ pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Erro
     if run("kubelet-start") {
         let network = &wish.cluster.network;
         let files = configuration::node(&machine.layout, &node, &runtime, &kubelet, &proxy, network);
-        start::node(machine, files, run("addon"))?;
+        start::node(machine, files, node.proxy)?;
     }
-    let (token, key) = share(machine, &api, &wish, &server, &authorities, (&kubelet, &proxy)).await?;
+    let configuration = objects::configuration(&wish.cluster, &kubelet, node.proxy.then_some(&proxy));
+    let (token, key) = share(
+        machine,
+        &api,
+        &wish,
+        &server,
+        authority.certificate_pem(),
+        configuration,
+    )
+    .await?;
     if run("addon") {
         addon(machine, &node)?;
     }
     if run("kubelet-start") {
-        let network = run("addon") && wish.cluster.network != "none";
+        let network = node.proxy && wish.cluster.network != "none";
         start::wait_for_node(machine, &api, &node.name, network, wish.timeouts.kubelet).await?;
     }
     if run("mark-control-plane") {
@@ -128,7 +146,7 @@ pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Erro
         check_endpoint(machine, &server).await?;
     }
     complete(machine, record)?;
-    let pin = skiff_pki::public_key_pin(authorities.cluster_ca())?;
+    let pin = skiff_pki::public_key_pin(authority.certificate_pem())?;
     let line = |key| join_command(&server, token.as_ref(), &pin, key);
     Ok(Initialized {
         node: node.name,
@@ -145,13 +163,13 @@ async fn share(
     api: &Client,
     wish: &Init,
     server: &str,
-    authorities: &certs::Authorities,
-    (kubelet, proxy): (&Value, &Value),
+    ca_pem: &str,
+    configuration: Vec<objects::Object>,
 ) -> Result<(Option<Token>, Option<CertificateKey>), Error> {
     let run = |phase: &str| !wish.skip_phases.contains(phase);
     if run("upload-config") {
         machine.say("upload-config", "Storing the configuration used in ConfigMap \"kubeadm-config\", \"kubelet-config\" and \"kube-proxy\" in the \"kube-system\" Namespace");
-        apply_objects(api, objects::configuration(&wish.cluster, kubelet, proxy)).await?;
+        apply_objects(api, configuration).await?;
     }
     let key = if wish.upload_certs && run("upload-certs") {
         let key = wish.certificate_key.clone();
@@ -163,7 +181,7 @@ async fn share(
         None
     };
     let token = if run("bootstrap-token") {
-        Some(bootstrap_token(machine, api, wish, server, authorities.cluster_ca()).await?)
+        bootstrap_tokens(machine, api, wish, server, ca_pem).await?
     } else {
         None
     };
@@ -208,7 +226,7 @@ pub async fn dry_run(machine: &Machine<'_>, wish: Init) -> Result<Value, Error> 
     files.extend(tell_files(machine, &wanted));
     let all = [
         objects::identities(),
-        objects::configuration(&wish.cluster, &kubelet, &proxy),
+        objects::configuration(&wish.cluster, &kubelet, node.proxy.then_some(&proxy)),
         objects::joining(&server, ""),
     ]
     .concat();
@@ -290,6 +308,7 @@ fn resolve_node(machine: &Machine<'_>, wish: &Init) -> Result<Node, Error> {
     let mut node = Node::new(&wish.node, choice.ip)?;
     node.taints = wish.node.taints.clone().unwrap_or_else(control_plane_taints);
     node.ingress = !wish.skip_phases.contains("addon");
+    node.proxy = node.ingress && !wish.skip_phases.contains(NO_PROXY);
     Ok(node)
 }
 
@@ -310,6 +329,7 @@ impl Node {
             taints: wish.taints.clone().unwrap_or_default(),
             kubelet_args: wish.kubelet_args.clone(),
             ingress: false,
+            proxy: true,
         })
     }
 
@@ -326,6 +346,7 @@ impl Node {
             taints: Vec::new(),
             kubelet_args: Vec::new(),
             ingress: true,
+            proxy: true,
         }
     }
 }
@@ -433,36 +454,37 @@ pub(crate) async fn apply_objects(api: &Client, objects: Vec<objects::Object>) -
     Ok(())
 }
 
-async fn bootstrap_token(
+/// Makes the tokens known; returns the first one.
+async fn bootstrap_tokens(
     machine: &Machine<'_>,
     api: &Client,
     wish: &Init,
     server: &str,
     ca_pem: &str,
-) -> Result<Token, Error> {
-    let token = match &wish.token {
-        Some(token) => token.clone(),
-        None => Token::generate()?,
-    };
-    machine.say("bootstrap-token", format!("Using token: {token}"));
+) -> Result<Option<Token>, Error> {
+    let mut tokens = Vec::new();
+    for wanted in &wish.tokens {
+        let token = wanted.token.clone().map_or_else(Token::generate, Ok)?;
+        machine.say("bootstrap-token", format!("Using token: {token}"));
+        tokens.push((token, &wanted.purpose));
+    }
     machine.say(
         "bootstrap-token",
         "Configuring bootstrap tokens, cluster-info ConfigMap, RBAC Roles",
     );
     apply_objects(api, objects::joining(server, ca_pem)).await?;
-    let purpose = Wish {
-        ttl: wish.token_ttl,
-        description: "The default bootstrap token generated by 'skiff init'.".to_owned(),
-        ..Wish::default()
-    };
-    token::set(api, &token, &purpose).await?;
-    Ok(token)
+    for (token, purpose) in &tokens {
+        token::set(api, token, purpose).await?;
+    }
+    Ok(tokens.into_iter().next().map(|(token, _)| token))
 }
 
 /// Proxy and ingress controller: kubeadm's add-ons run beside the kubelet here. Cluster DNS is part of the server.
 fn addon(machine: &Machine<'_>, node: &Node) -> Result<(), Error> {
     machine.say("addon", "Cluster DNS is served by skiff-server");
-    machine.say("addon", "Applied essential addon: kube-proxy (skiff-proxy)");
+    if node.proxy {
+        machine.say("addon", "Applied essential addon: kube-proxy (skiff-proxy)");
+    }
     write_all(machine, "addon", configuration::ingress(&machine.layout, node))?;
     machine.services.start(Service::Ingress)?;
     machine.say("addon", "Applied addon: ingress controller (skiff-ingress)");
@@ -506,6 +528,9 @@ mod tests {
     fn phases_that_do_not_exist_are_refused() {
         check_phases(&BTreeSet::from(["addon".to_owned()])).unwrap();
         let error = check_phases(&BTreeSet::from(["addons".to_owned()])).unwrap_err();
-        assert!(error.to_string().contains("bootstrap-token, addon"), "{error}");
+        assert!(
+            error.to_string().contains("bootstrap-token, addon, addon/kube-proxy"),
+            "{error}"
+        );
     }
 }

@@ -77,8 +77,10 @@ pub async fn join(machine: &Machine<'_>, wish: Join) -> Result<Joined, Error> {
     init::write_all(machine, "kubelet-start", files)?;
     crate::files::directory(&machine.layout.static_pods())?;
     bootstrap(machine, info, &wish, node).await?;
-    identity::proxy(machine, api, info).await?;
-    machine.services.start(Service::Proxy)?;
+    if node.proxy {
+        identity::proxy(machine, api, info).await?;
+        machine.services.start(Service::Proxy)?;
+    }
     let network = shared.network != "none";
     start::wait_for_node(machine, api, &node.name, network, wish.timeouts.kubelet).await?;
     remove_bootstrap_kubeconfig(machine)?;
@@ -120,7 +122,7 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
     let former = Record::read(&machine.layout)?;
     let admin = machine.layout.kubeconfig("admin");
     init::refuse_second(former.as_ref(), role, &admin.display().to_string())?;
-    let node = resolve_node(machine, wish, &wish.endpoint).await?;
+    let mut node = resolve_node(machine, wish, &wish.endpoint).await?;
     let endpoint = wish
         .node
         .runtime_endpoint
@@ -132,6 +134,7 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
     let api = Client::with_token(&info.server, Some(&info.ca_pem), Some(&wish.bootstrap_token))?;
     others::check(machine, &api, &node).await?;
     let shared = Shared::read(machine, &api, wish).await?;
+    node.proxy = shared.proxy.is_some();
     // Whether swap may be on is only known now.
     facts.swap_allowed = preflight::observe::swap_allowed(&shared.kubelet);
     let mut findings = preflight::judge(&facts, &wish.node.ignore);
@@ -180,7 +183,8 @@ async fn check(machine: &Machine<'_>, role: Role, node: &Node, endpoint: &str, w
 /// What all nodes of the cluster share.
 struct Shared {
     kubelet: Value,
-    proxy: Value,
+    /// `None` where another brings Services and the network of pods.
+    proxy: Option<Value>,
     network: String,
 }
 
@@ -195,12 +199,24 @@ impl Shared {
             "preflight",
             "Reading configuration from the \"kube-proxy\" ConfigMap in namespace \"kube-system\"...",
         );
-        let proxy = config_map(api, "kube-proxy").await?;
         let mut shared = Self {
             kubelet: document("kubelet-config", &kubelet["kubelet"])?,
-            proxy: document("kube-proxy", &proxy["config.conf"])?,
-            network: proxy["network"].as_str().unwrap_or("auto").to_owned(),
+            proxy: None,
+            network: "none".to_owned(),
         };
+        match find_config_map(api, "kube-proxy").await? {
+            Some(proxy) => {
+                shared.proxy = Some(document("kube-proxy", &proxy["config.conf"])?);
+                proxy["network"]
+                    .as_str()
+                    .unwrap_or("auto")
+                    .clone_into(&mut shared.network);
+            }
+            None => machine.say(
+                "preflight",
+                "There is none: another brings Services and the network of pods, and skiff-proxy does not run here",
+            ),
+        }
         shared.make_local(machine, &wish.kubelet, &wish.proxy);
         Ok(shared)
     }
@@ -212,7 +228,7 @@ impl Shared {
             node,
             runtime,
             &self.kubelet,
-            &self.proxy,
+            self.proxy.as_ref().unwrap_or(&Value::Null),
             &self.network,
         )
     }
@@ -223,19 +239,25 @@ impl Shared {
         let layout = &machine.layout;
         self.kubelet["authentication"]["x509"]["clientCAFile"] = json!(layout.ca_certificate());
         self.kubelet["staticPodPath"] = json!(layout.static_pods());
-        self.proxy["clientConnection"]["kubeconfig"] = json!(layout.kubeconfig("proxy"));
         configuration::lay_over(&mut self.kubelet, kubelet);
-        configuration::lay_over(&mut self.proxy, proxy);
+        if let Some(shared) = &mut self.proxy {
+            shared["clientConnection"]["kubeconfig"] = json!(layout.kubeconfig("proxy"));
+            configuration::lay_over(shared, proxy);
+        }
     }
 }
 
 async fn config_map(api: &Client, name: &str) -> Result<Value, Error> {
+    let found = find_config_map(api, name).await?;
+    found.ok_or_else(|| Error::NoConfiguration { name: name.to_owned() })
+}
+
+async fn find_config_map(api: &Client, name: &str) -> Result<Option<Value>, Error> {
     let found = api
         .get(&format!("/api/v1/namespaces/kube-system/configmaps/{name}"))
         .await?;
     let data = found.map(|mut map| map["data"].take());
-    data.filter(Value::is_object)
-        .ok_or_else(|| Error::NoConfiguration { name: name.to_owned() })
+    Ok(data.filter(Value::is_object))
 }
 
 fn document(map: &str, text: &Value) -> Result<Value, Error> {

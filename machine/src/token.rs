@@ -130,6 +130,17 @@ impl Default for Wish {
     }
 }
 
+/// Whether who shows a token can be in a group of this name.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_group(name: &str) -> Result<(), String> {
+    match name.strip_prefix("system:bootstrappers:") {
+        Some(rest) if !rest.is_empty() => Ok(()),
+        _ => Err("a token's group begins with system:bootstrappers:".to_owned()),
+    }
+}
+
 /// The Secret that makes a token known.
 pub fn secret(token: &Token, wish: &Wish, now: Timestamp) -> Value {
     let mut data = Map::new();

@@ -113,6 +113,9 @@ pub(crate) struct BootstrapToken {
     pub(crate) token: Option<Token>,
     #[serde(deserialize_with = "duration")]
     pub(crate) ttl: Option<Duration>,
+    pub(crate) description: Option<String>,
+    pub(crate) usages: Vec<String>,
+    pub(crate) groups: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -13,22 +13,6 @@ use crate::{Error, Machine};
 
 const PHASE: &str = "certs";
 
-/// The authorities of a cluster.
-#[derive(Debug)]
-pub(crate) struct Authorities {
-    /// Of clients and servers.
-    pub(crate) cluster: CertificateAuthority,
-    /// Of the API server as a client of extension API servers.
-    front_proxy: CertificateAuthority,
-}
-
-impl Authorities {
-    /// The certificate that everybody trusts.
-    pub(crate) fn cluster_ca(&self) -> &str {
-        self.cluster.certificate_pem()
-    }
-}
-
 /// Which of an authority's two files are there.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Found {
@@ -121,30 +105,37 @@ fn subject_alternative_names(cluster: &Cluster, node: &Node) -> (Vec<String>, Ve
     (names.into_iter().collect(), addresses.into_iter().collect())
 }
 
-/// Makes what is missing or no longer serves.
-pub(crate) fn apply(machine: &Machine<'_>, cluster: &Cluster, node: &Node) -> Result<Authorities, Error> {
+/// Makes what is missing or no longer serves. Returns the authority of clients and servers.
+pub(crate) fn apply(machine: &Machine<'_>, cluster: &Cluster, node: &Node) -> Result<CertificateAuthority, Error> {
     let pki = machine.layout.pki();
     machine.say(
         PHASE,
         format!("Using certificateDir folder {:?}", pki.display().to_string()),
     );
-    let authorities = Authorities {
-        cluster: authority(machine, &pki, "ca", "kubernetes")?,
-        front_proxy: authority(machine, &pki, "front-proxy-ca", "front-proxy-ca")?,
-    };
+    let own = authority(machine, &pki, "ca", "kubernetes")?;
+    let front_proxy = authority(machine, &pki, "front-proxy-ca", "front-proxy-ca")?;
     for leaf in plan_leaves(cluster, node) {
-        let authority = if leaf.front_proxy {
-            &authorities.front_proxy
-        } else {
-            &authorities.cluster
-        };
-        issue(machine, authority, &pki, leaf.name, &leaf.request)?;
+        let signer = if leaf.front_proxy { &front_proxy } else { &own };
+        issue(machine, signer, &pki, leaf.name, &leaf.request)?;
     }
     if !pki.join("sa.key").exists() {
         machine.say(PHASE, "Generating \"sa\" key and public key");
     }
     ServiceAccountKey::load_or_generate(&pki)?;
-    Ok(authorities)
+    Ok(own)
+}
+
+/// Takes what somebody else has put there, and makes nothing; what is missing is told before anything is begun with it.
+pub(crate) fn load(machine: &Machine<'_>) -> Result<CertificateAuthority, Error> {
+    let pki = machine.layout.pki();
+    let authority = CertificateAuthority::load(&pki, "ca")?;
+    check_time(machine, &authority, &machine.layout.ca_certificate())?;
+    skiff_pki::files::read(&pki.join("front-proxy-ca.crt"))?;
+    for (name, _) in crate::certs::LEAVES {
+        Identity::load(&pki, name)?;
+    }
+    ServiceAccountKey::load(&pki)?;
+    Ok(authority)
 }
 
 fn authority(machine: &Machine<'_>, pki: &Path, name: &str, common_name: &str) -> Result<CertificateAuthority, Error> {

@@ -95,19 +95,18 @@ pub(crate) fn node(
     if !node.taints.is_empty() {
         kubelet["registerWithTaints"] = json!(node.taints);
     }
-    let mut proxy = proxy.clone();
-    proxy["hostnameOverride"] = node.name.as_str().into();
-    vec![
+    let mut files = vec![
         yaml(layout, "kubelet", &kubelet),
-        yaml(layout, "proxy", &proxy),
         environment(layout, "kubelet", "KUBELET_ARGS", &kubelet_arguments(layout, node)),
-        environment(
-            layout,
-            "proxy",
-            "PROXY_ARGS",
-            &proxy_arguments(layout, runtime, network),
-        ),
-    ]
+    ];
+    if node.proxy {
+        let mut proxy = proxy.clone();
+        proxy["hostnameOverride"] = node.name.as_str().into();
+        let arguments = proxy_arguments(layout, runtime, network);
+        files.push(yaml(layout, "proxy", &proxy));
+        files.push(environment(layout, "proxy", "PROXY_ARGS", &arguments));
+    }
+    files
 }
 
 /// The ingress controller's files.
@@ -241,6 +240,18 @@ mod tests {
         assert_eq!(
             content("/etc/skiff/proxy.env"),
             "PROXY_ARGS=\"--network=auto --cni-conf-dir=/etc/cni/net.d\"\n"
+        );
+        let without = Node {
+            proxy: false,
+            ..Node::for_test("n", "192.168.56.10")
+        };
+        let fewer = super::node(&layout, &without, &runtime, &kubelet, &Value::Null, "none");
+        assert!(
+            fewer.len() == 2
+                && fewer
+                    .iter()
+                    .all(|file| file.path.to_string_lossy().contains("/kubelet.")),
+            "{fewer:?}"
         );
         let kubelet: Value = serde_saphyr::from_str(&content("/etc/skiff/kubelet.yaml")).unwrap();
         assert_eq!(kubelet["cgroupDriver"], "systemd");

@@ -4,10 +4,9 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use skiff_pki::kubeconfig::{Credentials, User};
-use skiff_pki::{Identity, Kubeconfig, Request};
+use skiff_pki::{CertificateAuthority, Identity, Kubeconfig, Request};
 
 use super::Node;
-use super::certs::Authorities;
 use crate::{Error, Machine, files};
 
 const PHASE: &str = "kubeconfig";
@@ -38,8 +37,10 @@ fn plan(node: &Node) -> Vec<Wanted> {
         person("admin", "kubernetes-admin", "kubeadm:cluster-admins"),
         // Works even where the bindings are damaged: not for every day.
         person("super-admin", "kubernetes-super-admin", "system:masters"),
-        part("proxy", "system:kube-proxy"),
     ];
+    if node.proxy {
+        wanted.push(part("proxy", "system:kube-proxy"));
+    }
     if node.ingress {
         wanted.push(part("ingress", "system:skiff-ingress"));
     }
@@ -49,7 +50,7 @@ fn plan(node: &Node) -> Vec<Wanted> {
 /// Writes those that are missing or no longer serve. People come by the cluster's address, this machine's parts go to its own server.
 pub(crate) fn apply(
     machine: &Machine<'_>,
-    authorities: &Authorities,
+    authority: &CertificateAuthority,
     cluster: &str,
     local: &str,
     node: &Node,
@@ -61,7 +62,7 @@ pub(crate) fn apply(
     );
     for wanted in plan(node) {
         let path = machine.layout.kubeconfig(wanted.name);
-        let ca = authorities.cluster.certificate_pem();
+        let ca = authority.certificate_pem();
         let server = if wanted.local { local } else { cluster };
         if serves(machine, &path, server, ca, &wanted.request.common_name) {
             machine.say(
@@ -74,16 +75,16 @@ pub(crate) fn apply(
             PHASE,
             format!("Writing {:?} kubeconfig file", format!("{}.conf", wanted.name)),
         );
-        let identity = authorities.cluster.issue(&wanted.request)?;
+        let identity = authority.issue(&wanted.request)?;
         Kubeconfig::embedded(CLUSTER, server, ca, &wanted.request.common_name, &identity).write(&path)?;
     }
-    kubelet(machine, authorities, local, node)
+    kubelet(machine, authority, local, node)
 }
 
 /// The kubelet's: its certificate is a file of its own, so that the kubelet can renew it.
-fn kubelet(machine: &Machine<'_>, authorities: &Authorities, server: &str, node: &Node) -> Result<(), Error> {
+fn kubelet(machine: &Machine<'_>, authority: &CertificateAuthority, server: &str, node: &Node) -> Result<(), Error> {
     let path = machine.layout.kubeconfig("kubelet");
-    let ca = authorities.cluster.certificate_pem();
+    let ca = authority.certificate_pem();
     let user = node.user();
     if serves(machine, &path, server, ca, &user) {
         machine.say(
@@ -93,7 +94,7 @@ fn kubelet(machine: &Machine<'_>, authorities: &Authorities, server: &str, node:
         return Ok(());
     }
     machine.say(PHASE, "Writing \"kubelet.conf\" kubeconfig file");
-    let identity = authorities.cluster.issue(&Request::client(&user, &["system:nodes"]))?;
+    let identity = authority.issue(&Request::client(&user, &["system:nodes"]))?;
     let pki = machine.layout.kubelet_pki();
     let stamp = (machine.now)().strftime("%Y-%m-%d-%H-%M-%S");
     let file = pki.join(format!("kubelet-client-{stamp}.pem"));
@@ -131,8 +132,6 @@ fn is_good(found: &Credentials, server: &str, ca: &str, user: &str, now: Timesta
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use skiff_pki::CertificateAuthority;
 
     use super::*;
 

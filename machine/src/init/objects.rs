@@ -29,8 +29,8 @@ pub(crate) fn identities() -> Vec<Object> {
     ]
 }
 
-/// What a joining machine reads, and who may.
-pub(crate) fn configuration(cluster: &Cluster, kubelet: &Value, proxy: &Value) -> Vec<Object> {
+/// What a joining machine reads, and who may; without a proxy no node runs one.
+pub(crate) fn configuration(cluster: &Cluster, kubelet: &Value, proxy: Option<&Value>) -> Vec<Object> {
     let joining = group(NODE_GROUP);
     let nodes = json!([joining[0], group("system:nodes")[0]]);
     let reads = |role: &str, map: &str, subjects: &Value| {
@@ -45,11 +45,11 @@ pub(crate) fn configuration(cluster: &Cluster, kubelet: &Value, proxy: &Value) -
             json!({ "ClusterConfiguration": text(&cluster_configuration(cluster)) }),
         ),
         config_map("kubelet-config", json!({ "kubelet": text(kubelet) })),
-        config_map(
-            "kube-proxy",
-            json!({ "config.conf": text(proxy), "network": cluster.network }),
-        ),
     ];
+    objects.extend(proxy.map(|proxy| {
+        let data = json!({ "config.conf": text(proxy), "network": cluster.network });
+        config_map("kube-proxy", data)
+    }));
     objects.extend(reads("kubeadm:nodes-kubeadm-config", "kubeadm-config", &nodes));
     objects.extend(reads("kubeadm:kubelet-config", "kubelet-config", &nodes));
     objects.extend(reads("kube-proxy", "kube-proxy", &joining));
@@ -205,7 +205,7 @@ mod tests {
         let cluster = Init::new(InitFlags::default(), None).unwrap().cluster;
         let objects = [
             identities(),
-            configuration(&cluster, &json!({ "kind": "KubeletConfiguration" }), &json!({})),
+            configuration(&cluster, &json!({ "kind": "KubeletConfiguration" }), Some(&json!({}))),
             joining("https://a:6443", "PEM"),
             for_control_planes("kubeadm-certs"),
         ]
@@ -234,6 +234,19 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn without_a_proxy_who_joins_is_told_that_there_is_none() {
+        let cluster = Init::new(InitFlags::default(), None).unwrap().cluster;
+        let kinds = |proxy: Option<&Value>| {
+            let objects = configuration(&cluster, &json!({}), proxy).into_iter();
+            let objects = objects.filter(|(_, object)| object["metadata"]["name"] == "kube-proxy");
+            objects.map(|(_, object)| object["kind"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(Some(&json!({}))), ["ConfigMap", "Role", "RoleBinding"]);
+        // Who may not read a map cannot tell that there is none.
+        assert_eq!(kinds(None), ["Role", "RoleBinding"]);
     }
 
     #[test]

@@ -23,16 +23,16 @@ pub(super) async fn join(machine: &Machine<'_>, wish: &Join, mut plan: Plan) -> 
     containerd::mend(machine, &plan.endpoint, &mut record).await?;
     keys(machine, &plan, &cluster, wanted).await?;
 
-    let authorities = certs::apply(machine, &cluster, node)?;
+    let authority = certs::apply(machine, &cluster, node)?;
     let local = init::local_url(cluster.port, node);
-    kubeconfig::apply(machine, &authorities, &plan.info.server, &local, node)?;
+    kubeconfig::apply(machine, &authority, &plan.info.server, &local, node)?;
     start::server(machine, &cluster, node).await?;
     let api = Client::from_file_at(&machine.layout.kubeconfig("super-admin"), &local).await?;
     start::wait_for_api(machine, &api, wish.timeouts.control_plane).await?;
 
     let found = runtime::observe(&plan.endpoint).await?;
     runtime::apply(machine, &found, &mut record)?;
-    start::node(machine, plan.shared.files(machine, node, &found), true)?;
+    start::node(machine, plan.shared.files(machine, node, &found), node.proxy)?;
     let network = plan.shared.network != "none";
     start::wait_for_node(machine, &api, &node.name, network, wish.timeouts.kubelet).await?;
     start::mark_control_plane(machine, &api, node, &plan.endpoint).await?;
