@@ -89,6 +89,7 @@ async fn see(machine: &Machine<'_>, record: &Record) -> Result<Seen, Error> {
         &record.runtime_endpoint,
         api_port(machine),
         true,
+        None,
     )
     .await;
     let (api, object) = ask(machine, record).await;
@@ -231,6 +232,11 @@ fn judge_service(service: Service, state: State, log: &str) -> Part {
     let name = service.to_string();
     match state {
         State::Running => ok(name, "runs"),
+        State::Starting => Part {
+            name,
+            health: Health::Warning,
+            text: format!("is being started; its log says what it waits for: {log}"),
+        },
         State::Stopped => failed(name, format!("is stopped; start it: systemctl start {service}")),
         State::Failed => failed(name, format!("ends again and again; its log says why: {log}")),
         State::Absent => failed(name, "its unit is not installed; install the skiff package again"),
@@ -295,7 +301,7 @@ fn judge_node(seen: &Seen) -> Option<Part> {
 fn runs(seen: &Seen, service: Service) -> bool {
     seen.services
         .iter()
-        .any(|(found, state, _)| *found == service && *state == State::Running)
+        .any(|(found, state, _)| *found == service && matches!(state, State::Running | State::Starting))
 }
 
 fn ok(name: impl Into<String>, text: impl Into<String>) -> Part {

@@ -139,6 +139,9 @@ pub async fn init(machine: &Machine<'_>, wish: Init) -> Result<Initialized, Erro
         let network = node.proxy && wish.cluster.network != "none";
         start::wait_for_node(machine, &api, &node.name, network, wish.timeouts.kubelet).await?;
     }
+    if run("addon") {
+        start::wait_for_ingress(machine).await;
+    }
     if run("mark-control-plane") {
         start::mark_control_plane(machine, &api, &node, &endpoint).await?;
     }
@@ -294,7 +297,7 @@ async fn look(machine: &Machine<'_>, wish: &Init) -> Result<(Option<Record>, Str
         .unwrap_or_else(|| machine.layout.runtime_endpoint());
     let node = resolve_node(machine, wish)?;
     if !wish.skip_phases.contains("preflight") {
-        check(machine, Role::ControlPlane, &node.name, &endpoint, wish).await?;
+        check(machine, &node, &endpoint, wish).await?;
     }
     Ok((former, endpoint, node))
 }
@@ -370,17 +373,12 @@ pub(crate) fn local_url(port: u16, node: &Node) -> String {
     Endpoint { host, port }.url()
 }
 
-pub(crate) async fn check(
-    machine: &Machine<'_>,
-    role: Role,
-    node: &str,
-    endpoint: &str,
-    wish: &Init,
-) -> Result<(), Error> {
+async fn check(machine: &Machine<'_>, node: &Node, endpoint: &str, wish: &Init) -> Result<(), Error> {
     machine.say("preflight", "Running pre-flight checks");
     let kubelet = configuration::kubelet_of_all(&machine.layout, &wish.cluster);
     let swap_allowed = preflight::observe::swap_allowed(&kubelet);
-    let facts = preflight::observe(machine, role, node, endpoint, wish.cluster.port, swap_allowed).await;
+    let (role, port) = (Role::ControlPlane, wish.cluster.port);
+    let facts = preflight::observe(machine, role, &node.name, endpoint, port, swap_allowed, Some(node)).await;
     settle(machine, preflight::judge(&facts, &wish.node.ignore))
 }
 
@@ -486,9 +484,7 @@ fn addon(machine: &Machine<'_>, node: &Node) -> Result<(), Error> {
         machine.say("addon", "Applied essential addon: kube-proxy (skiff-proxy)");
     }
     write_all(machine, "addon", configuration::ingress(&machine.layout, node))?;
-    machine.services.start(Service::Ingress)?;
-    machine.say("addon", "Applied addon: ingress controller (skiff-ingress)");
-    Ok(())
+    Ok(machine.services.start(Service::Ingress)?)
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ async fn check(machine: &Machine<'_>, role: Role, node: &Node, endpoint: &str, w
         .control_plane
         .as_ref()
         .map_or(wish.endpoint.port, |wanted| wanted.port);
-    let facts = preflight::observe(machine, role, &node.name, endpoint, port, true).await;
+    let facts = preflight::observe(machine, role, &node.name, endpoint, port, true, Some(node)).await;
     init::settle(machine, preflight::judge(&facts, &wish.node.ignore))?;
     Ok(facts)
 }

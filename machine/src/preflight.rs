@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use crate::record::Role;
 
-pub use observe::observe;
+pub(crate) use observe::observe;
 
 /// kubeadm's name of the check that swap is off.
 pub(crate) const SWAP: &str = "Swap";
@@ -57,6 +57,8 @@ pub struct Facts {
     pub missing_programs: Vec<(&'static str, &'static str)>,
     /// TCP ports that are needed and taken, and what for; not those that our own services hold.
     pub taken_ports: Vec<(u16, &'static str)>,
+    /// The same of what a cluster can begin without.
+    pub taken_addon_ports: Vec<(u16, &'static str)>,
     /// Controllers of cgroups that are needed and not there.
     pub missing_controllers: Vec<&'static str>,
     /// Swap devices in use.
@@ -220,6 +222,12 @@ fn judge_surroundings(facts: &Facts, findings: &mut Findings) {
             format!("Port {port} is in use, and {what} needs it; `ss -lntp sport = :{port}` shows by whom. If a cluster runs here already: skiff reset"),
         );
     }
+    for (port, what) in &facts.taken_addon_ports {
+        findings.warning(
+            format!("Port-{port}"),
+            format!("Port {port} is in use, and {what} needs it: that does not work before it is free; `ss -lntp sport = :{port}` shows by whom"),
+        );
+    }
     for (directory, (free, whole)) in &facts.disks {
         let directory = directory.display();
         if *free < DISK_NEEDED {
@@ -342,6 +350,7 @@ mod tests {
             runtime: Runtime::Ready,
             missing_programs: Vec::new(),
             taken_ports: Vec::new(),
+            taken_addon_ports: Vec::new(),
             missing_controllers: Vec::new(),
             swap: Vec::new(),
             swap_allowed: false,
@@ -364,7 +373,7 @@ mod tests {
     #[test]
     fn each_fault_names_its_remedy() {
         type Spoil = fn(&mut Facts);
-        let cases: [(Spoil, &str, Level, &str); 18] = [
+        let cases: [(Spoil, &str, Level, &str); 19] = [
             (|facts| facts.root = false, "IsPrivilegedUser", Level::Error, "sudo"),
             (
                 |facts| facts.services = Err("install the skiff package".to_owned()),
@@ -420,6 +429,12 @@ mod tests {
                 "Port-6443",
                 Level::Error,
                 "skiff reset",
+            ),
+            (
+                |facts| facts.taken_addon_ports.push((80, "the ingress controller")),
+                "Port-80",
+                Level::Warning,
+                "ss -lntp sport = :80",
             ),
             (
                 |facts| facts.disks = BTreeMap::from([("/x".into(), (1, 1 << 40))]),

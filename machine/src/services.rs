@@ -46,8 +46,10 @@ impl fmt::Display for Service {
 /// How a service is doing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
-    /// It runs, or is being started.
+    /// It runs, and is ready where it tells.
     Running,
+    /// It is being started.
+    Starting,
     /// It is not wanted to run.
     Stopped,
     /// It ended by itself, and is tried again now and then at most.
@@ -216,7 +218,8 @@ fn read_state(text: &str) -> State {
         ("not-found" | "", _, _) => State::Absent,
         // Waiting to be tried again after a failure.
         (_, "failed", _) | (_, _, "auto-restart") => State::Failed,
-        (_, "active" | "activating" | "reloading", _) => State::Running,
+        (_, "active" | "reloading", _) => State::Running,
+        (_, "activating", _) => State::Starting,
         _ => State::Stopped,
     }
 }
@@ -234,7 +237,7 @@ mod tests {
             ),
             (
                 "LoadState=loaded\nActiveState=activating\nSubState=start\n",
-                State::Running,
+                State::Starting,
             ),
             (
                 "LoadState=loaded\nActiveState=activating\nSubState=auto-restart\n",

@@ -8,8 +8,11 @@ use super::{Node, configuration, write_all};
 use crate::api::Client;
 use crate::config::Cluster;
 use crate::files::Wanted;
-use crate::services::Service;
+use crate::services::{Service, State};
 use crate::{Error, Machine};
+
+/// It begins together with the node, and waits for the same server.
+const INGRESS_WITHIN: Duration = Duration::from_secs(30);
 
 const LABELS: [&str; 2] = [
     "node-role.kubernetes.io/control-plane",
@@ -105,6 +108,20 @@ pub(crate) async fn wait_for_node(
         format!("The node is {what} after {:.1}s", begin.elapsed().as_secs_f64()),
     );
     Ok(())
+}
+
+/// Waits until the ingress controller serves. The cluster works without it: that it does not is only told.
+pub(crate) async fn wait_for_ingress(machine: &Machine<'_>) {
+    let serves = async || (machine.services.state(Service::Ingress).ok()? == State::Running).then_some(());
+    let what = "the ingress controller does not serve";
+    let told = match machine.wait(what, INGRESS_WITHIN, &[Service::Ingress], serves).await {
+        Ok(()) => "Applied addon: ingress controller (skiff-ingress)".to_owned(),
+        Err(error) => format!(
+            "WARNING: the ingress controller does not run yet, and is tried again and again (are its ports, 80 and 443, somebody else's? `ss -lntp`): {}",
+            skiff_daemon::error_chain(&error)
+        ),
+    };
+    machine.say("addon", told);
 }
 
 pub(crate) fn is_ready(node: &Value) -> bool {

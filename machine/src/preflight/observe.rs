@@ -11,6 +11,7 @@ use skiff_cri::{Client, Error as CriError};
 
 use super::{Facts, Firewall, Runtime};
 use crate::Machine;
+use crate::init::Node;
 use crate::record::Role;
 use crate::services::{Service, State};
 
@@ -27,14 +28,15 @@ const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 /// How long a runtime may take to answer.
 const RUNTIME_WITHIN: Duration = Duration::from_secs(5);
 
-/// Looks at everything.
-pub async fn observe(
+/// Looks at everything; `begun` is the node to be, whose addons are still to find their ports free.
+pub(crate) async fn observe(
     machine: &Machine<'_>,
     role: Role,
     node: &str,
     endpoint: &str,
     api_port: u16,
     swap_allowed: bool,
+    begun: Option<&Node>,
 ) -> Facts {
     Facts {
         role,
@@ -48,6 +50,7 @@ pub async fn observe(
             .filter(|(program, _)| !is_installed(program))
             .collect(),
         taken_ports: taken_ports(machine, role, api_port),
+        taken_addon_ports: begun.map_or_else(Vec::new, |node| taken(machine, addon_ports(role, node))),
         missing_controllers: missing_controllers(),
         swap: swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()),
         swap_allowed,
@@ -97,28 +100,51 @@ fn is_installed(program: &str) -> bool {
 
 /// Ports that somebody else holds: those of our own services, running from a former run, do not count.
 fn taken_ports(machine: &Machine<'_>, role: Role, api_port: u16) -> Vec<(u16, &'static str)> {
+    let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     let mut wanted = vec![
-        (10250, "the kubelet", Service::Kubelet),
-        (10248, "the kubelet's health check", Service::Kubelet),
-        (10256, "the proxy's health check", Service::Proxy),
+        (everywhere(10250), "the kubelet", Service::Kubelet),
+        (everywhere(10248), "the kubelet's health check", Service::Kubelet),
+        (everywhere(10256), "the proxy's health check", Service::Proxy),
     ];
     if role == Role::ControlPlane {
-        wanted.insert(0, (api_port, "the API server", Service::Server));
+        wanted.insert(0, (everywhere(api_port), "the API server", Service::Server));
     }
+    taken(machine, wanted)
+}
+
+/// Where a service listens, and what for.
+type Wanted = (SocketAddr, &'static str, Service);
+
+/// What a cluster can begin without: where somebody else listens there, only that part does not work.
+fn addon_ports(role: Role, node: &Node) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    if role == Role::ControlPlane {
+        // At this address alone: a resolver of the machine's own listens at loopback.
+        wanted.push(((node.address, 53).into(), "cluster DNS", Service::Server));
+    }
+    if node.ingress {
+        let ports = [80, 443].map(|port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+        wanted.extend(ports.map(|address| (address, "the ingress controller", Service::Ingress)));
+    }
+    if node.proxy {
+        let address = (Ipv4Addr::LOCALHOST, 10249).into();
+        wanted.push((address, "the proxy's metrics", Service::Proxy));
+    }
+    wanted
+}
+
+fn taken(machine: &Machine<'_>, wanted: Vec<Wanted>) -> Vec<(u16, &'static str)> {
     let ours = |service| {
-        machine
-            .services
-            .state(service)
-            .is_ok_and(|state| state == State::Running)
+        let state = machine.services.state(service);
+        state.is_ok_and(|state| matches!(state, State::Running | State::Starting))
     };
     let taken = wanted
         .into_iter()
-        .filter(|(port, _, service)| !ours(*service) && is_taken(*port));
-    taken.map(|(port, what, _)| (port, what)).collect()
+        .filter(|(address, _, service)| !ours(*service) && is_taken(*address));
+    taken.map(|(address, what, _)| (address.port(), what)).collect()
 }
 
-fn is_taken(port: u16) -> bool {
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+fn is_taken(address: SocketAddr) -> bool {
     TcpListener::bind(address).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
 }
 
@@ -224,10 +250,36 @@ mod tests {
     #[test]
     fn a_taken_port_is_seen() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        assert!(is_taken(port));
+        let address = listener.local_addr().unwrap();
+        // Who wants it everywhere, and who wants it here; but not who wants it elsewhere.
+        let [everywhere, elsewhere] = [[0, 0, 0, 0], [127, 0, 0, 53]].map(|ip| SocketAddr::from((ip, address.port())));
+        assert!(is_taken(address) && is_taken(everywhere) && !is_taken(elsewhere));
         drop(listener);
-        assert!(!is_taken(port));
+        assert!(!is_taken(address));
+    }
+
+    #[test]
+    fn addons_are_asked_for_where_they_are_to_run() {
+        let node = |ingress: bool, proxy: bool| Node {
+            ingress,
+            proxy,
+            ..Node::for_test("n", "10.0.0.1")
+        };
+        let cases = [
+            (
+                Role::ControlPlane,
+                node(true, true),
+                "10.0.0.1:53 0.0.0.0:80 0.0.0.0:443 127.0.0.1:10249",
+            ),
+            (Role::ControlPlane, node(false, false), "10.0.0.1:53"),
+            (Role::Worker, node(false, true), "127.0.0.1:10249"),
+        ];
+        for (role, node, wanted) in cases {
+            let asked: Vec<_> = (addon_ports(role, &node).iter())
+                .map(|(address, ..)| address.to_string())
+                .collect();
+            assert_eq!(asked.join(" "), wanted);
+        }
     }
 
     #[test]

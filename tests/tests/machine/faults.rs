@@ -246,7 +246,19 @@ async fn what_keeps_a_machine_from_beginning_is_told_and_mended() -> anyhow::Res
     let without = refusal(master.init(skipping("certs"))?)?;
     assert!(without.contains("read") && without.contains("pki/ca.crt"), "{without}");
     assert!(!master.layout.pki().exists(), "certificates were made");
+    let others = master.listen(80)?;
     told(master.init(skipping("addon/kube-proxy"))?, master)?;
+    drop(others);
+    let lines = master.told.text();
+    assert!(
+        lines.contains("[preflight] [WARNING Port-80]: Port 80 is in use"),
+        "{lines}"
+    );
+    assert!(
+        lines.contains("[addon] WARNING: the ingress controller does not run yet"),
+        "{lines}"
+    );
+    assert!(!lines.contains("Applied addon: ingress"), "{lines}");
     let node = master.kubectl(&["get", "node", &master.node.name, "-o", "name"])?;
     assert!(node.contains(&master.node.name), "{node}");
     assert_eq!(master.services.process(Service::Proxy).map(|process| process.pid), None);
