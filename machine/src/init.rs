@@ -6,6 +6,7 @@ pub(crate) mod certs;
 mod cluster_info;
 pub(crate) mod configuration;
 pub(crate) mod containerd;
+pub(crate) mod dry_run;
 pub(crate) mod kubeconfig;
 mod objects;
 pub(crate) mod runtime;
@@ -29,6 +30,7 @@ use crate::token::{self, Token};
 use crate::{Error, Machine, address};
 
 pub use cluster_info::{ClusterInfo, cluster_info, join_command};
+pub use dry_run::dry_run;
 
 /// Phases, in their order: what `--skip-phases` takes.
 pub const PHASES: [&str; 12] = [
@@ -202,57 +204,6 @@ async fn check_endpoint(machine: &Machine<'_>, server: &str) -> Result<(), Error
         );
     }
     Ok(())
-}
-
-/// What `init` would do, told and not done.
-///
-/// # Errors
-/// What keeps `init` from being run at all.
-pub async fn dry_run(machine: &Machine<'_>, wish: Init) -> Result<Value, Error> {
-    check_phases(&wish.skip_phases)?;
-    let (_, endpoint, node) = look(machine, &wish).await?;
-    let runtime = runtime::observe(&endpoint).await?;
-    let kubelet = configuration::kubelet_of_all(&machine.layout, &wish.cluster);
-    let proxy = configuration::proxy_of_all(&machine.layout, &wish.cluster);
-    let mut wanted = vec![configuration::server(&machine.layout, &wish.cluster, &node)];
-    wanted.extend(configuration::node(
-        &machine.layout,
-        &node,
-        &runtime,
-        &kubelet,
-        &proxy,
-        &wish.cluster.network,
-    ));
-    wanted.extend(configuration::ingress(&machine.layout, &node));
-    let server = server_url(&wish.cluster, &node);
-    let mut files = vec![json!({ "path": machine.layout.pki(), "content": "authorities, certificates and keys" })];
-    files.extend(tell_files(machine, &wanted));
-    let all = [
-        objects::identities(),
-        objects::configuration(&wish.cluster, &kubelet, node.proxy.then_some(&proxy)),
-        objects::joining(&server, ""),
-    ]
-    .concat();
-    for (_, object) in &all {
-        let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        machine.say(
-            "dryrun",
-            format!("Would create {} {name:?}", object["kind"].as_str().unwrap_or_default()),
-        );
-    }
-    let objects: Vec<_> = all.into_iter().map(|(_, object)| object).collect();
-    Ok(json!({ "node": node.name, "nodeIP": node.address, "server": server, "files": files, "objects": objects }))
-}
-
-/// Tells what would be written, and returns it for programs.
-pub(crate) fn tell_files(machine: &Machine<'_>, files: &[Wanted]) -> Vec<Value> {
-    let mut told = Vec::new();
-    for file in files {
-        let path = file.path.display().to_string();
-        machine.say("dryrun", format!("Would write {path:?} with:\n{}", file.content));
-        told.push(json!({ "path": path, "content": file.content }));
-    }
-    told
 }
 
 fn check_phases(skip: &BTreeSet<String>) -> Result<(), Error> {

@@ -109,8 +109,40 @@ pub async fn dry_run(machine: &Machine<'_>, wish: Join) -> Result<Value, Error> 
         files.push(configuration::server(&machine.layout, &cluster, &plan.node));
     }
     files.extend(plan.shared.files(machine, &plan.node, &found));
-    let files = init::tell_files(machine, &files);
-    Ok(json!({ "node": plan.node.name, "nodeIP": plan.node.address, "server": plan.info.server, "files": files }))
+    let steps = steps(machine, &plan, wish.control_plane.is_some(), &found).await?;
+    init::dry_run::tell(machine, &steps);
+    let files = init::dry_run::tell_files(machine, &files);
+    let node = &plan.node;
+    Ok(json!({
+        "node": node.name, "nodeIP": node.address, "server": plan.info.server, "steps": steps, "files": files,
+    }))
+}
+
+/// What would be done beside the files.
+async fn steps(
+    machine: &Machine<'_>,
+    plan: &Plan,
+    control_plane: bool,
+    runtime: &configuration::Runtime,
+) -> Result<Vec<String>, Error> {
+    let node = &plan.node;
+    let kubeconfigs = match (control_plane, node.proxy) {
+        (true, _) => init::kubeconfig::names(node),
+        (false, true) => vec!["proxy", "kubelet"],
+        (false, false) => vec!["kubelet"],
+    };
+    let mut services = Service::ALL.to_vec();
+    services.retain(|service| match service {
+        Service::Server => control_plane,
+        Service::Kubelet => true,
+        Service::Proxy => node.proxy,
+        Service::Ingress => node.ingress,
+    });
+    let mut steps = init::dry_run::prepare(machine, &plan.endpoint).await?;
+    steps.extend(init::dry_run::kubeconfigs(machine, &kubeconfigs));
+    steps.extend(init::dry_run::link(machine, runtime));
+    steps.extend(init::dry_run::start(&services));
+    Ok(steps)
 }
 
 /// Looks at this machine and at the cluster; changes neither.

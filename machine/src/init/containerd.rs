@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -22,15 +22,14 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// What a file without a version would be read as has other names for everything.
 const FRESH: &str = "version = 2\n";
 
-/// Changes containerd's file and starts it anew, where that is right and no pod runs yet; puts the file back if containerd does not
-/// come up with it.
-pub(crate) async fn mend(machine: &Machine<'_>, endpoint: &str, record: &mut Record) -> Result<(), Error> {
+/// The change that containerd's file needs, where that is right and no pod runs yet; what keeps it from being made is told.
+pub(crate) async fn plan(machine: &Machine<'_>, endpoint: &str) -> Result<Option<(PathBuf, Replaced)>, Error> {
     // Another socket is another runtime, whose file is elsewhere.
     if !machine.services.manages_cgroups() || endpoint != machine.layout.runtime_endpoint() {
-        return Ok(());
+        return Ok(None);
     }
     if runtime::observe(endpoint).await?.settings.cgroup_driver != Some(CgroupDriver::Cgroupfs) {
-        return Ok(());
+        return Ok(None);
     }
     let path = machine.layout.containerd_config();
     let before = read(&path)?;
@@ -41,17 +40,25 @@ pub(crate) async fn mend(machine: &Machine<'_>, endpoint: &str, record: &mut Rec
     })?;
     let Some(after) = edited else {
         machine.say(PHASE, "WARNING: containerd makes cgroups beside systemd, and its configuration has a form that skiff leaves alone; set SystemdCgroup = true for runc in it");
-        return Ok(());
+        return Ok(None);
     };
     if has_pods(endpoint).await {
         machine.say(PHASE, "WARNING: containerd makes cgroups beside systemd; pods run already, so that this stays (after `skiff reset`, SystemdCgroup = true changes it)");
-        return Ok(());
+        return Ok(None);
     }
+    Ok(Some((path, Replaced { before, after })))
+}
+
+/// Changes containerd's file and starts it anew; puts the file back if containerd does not come up with it.
+pub(crate) async fn mend(machine: &Machine<'_>, endpoint: &str, record: &mut Record) -> Result<(), Error> {
+    let Some((path, found)) = plan(machine, endpoint).await? else {
+        return Ok(());
+    };
     machine.say(
         PHASE,
         format!("Setting SystemdCgroup = true in {:?}", path.display().to_string()),
     );
-    let change = change(record.replaced.get(&path), before, after);
+    let change = change(record.replaced.get(&path), found.before, found.after);
     record.replaced.insert(path.clone(), change.clone());
     record.write(&machine.layout)?;
     write(&path, &change.after)?;
@@ -191,8 +198,6 @@ fn table<'a>(mut within: &'a mut Table, path: &[&str]) -> Option<&'a mut Table> 
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use skiff_cri::testing::{FORKY, TRIXIE};
 
     use super::*;

@@ -47,6 +47,12 @@ fn plan(node: &Node) -> Vec<Wanted> {
     wanted
 }
 
+/// The names of those that a control plane has: `admin` is `admin.conf`.
+pub(crate) fn names(node: &Node) -> Vec<&'static str> {
+    let parts = plan(node).into_iter().map(|wanted| wanted.name);
+    parts.chain(["kubelet"]).collect()
+}
+
 /// Writes those that are missing or no longer serve. People come by the cluster's address, this machine's parts go to its own server.
 pub(crate) fn apply(
     machine: &Machine<'_>,

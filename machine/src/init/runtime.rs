@@ -44,10 +44,8 @@ pub(crate) fn apply(machine: &Machine<'_>, runtime: &Runtime, record: &mut Recor
     machine.say(PHASE, format!("Using the image {image:?} for pods' sandboxes"));
     write_pause(&machine.layout.images(), image)?;
 
-    let folder = runtime.settings.cni_plugin_dir.clone();
-    let folder = folder.unwrap_or_else(|| machine.layout.root().join(PLUGIN_DIR));
+    let (folder, missing) = missing_plugins(machine, runtime);
     directory(&folder)?;
-    let missing = plan(&PLUGINS, |plugin| is_usable(&folder.join(plugin)));
     if !missing.is_empty() {
         let names = missing.join(", ");
         machine.say(
@@ -61,6 +59,14 @@ pub(crate) fn apply(machine: &Machine<'_>, runtime: &Runtime, record: &mut Recor
         link(&machine.plugin_program, &path)?;
     }
     Ok(())
+}
+
+/// Where the runtime looks for plugins, and those that have to be linked there.
+pub(crate) fn missing_plugins(machine: &Machine<'_>, runtime: &Runtime) -> (PathBuf, Vec<&'static str>) {
+    let folder = runtime.settings.cni_plugin_dir.clone();
+    let folder = folder.unwrap_or_else(|| machine.layout.root().join(PLUGIN_DIR));
+    let missing = plan(&PLUGINS, |plugin| is_usable(&folder.join(plugin)));
+    (folder, missing)
 }
 
 /// A program, or a link to one; a link to nothing is not.

@@ -36,6 +36,18 @@ pub(crate) fn missing_features() -> Vec<&'static str> {
     missing.collect()
 }
 
+/// What [`apply`] would do.
+pub(crate) fn plan() -> Vec<String> {
+    let modules = FEATURES.into_iter().filter(|feature| !has(feature));
+    let modules = modules.map(|module| format!("load the kernel module {module}"));
+    // What is not there yet comes with its module, and as another value than ours.
+    let other = |(name, value): &(&str, &str)| sysctl::get(name).map_or(true, |found| found != *value);
+    let settings = SETTINGS.into_iter().filter(other);
+    modules
+        .chain(settings.map(|(name, value)| format!("set {name} = {value}")))
+        .collect()
+}
+
 /// Loads and sets what is missing; returns what could not be, as findings.
 pub(crate) fn apply(machine: &Machine<'_>) -> Vec<preflight::Finding> {
     let mut failed = Vec::new();

@@ -38,7 +38,18 @@ pub(crate) fn dry_run(machine: &TestMachine, arguments: &[&str], wanted: &str) -
     let told = ok(machine, &typed)?;
     let file = "[dryrun] Would write \"/etc/skiff/kubelet.yaml\" with:";
     anyhow::ensure!(told.contains(file) && told.contains(wanted), "{told}");
+    for step in [
+        "write \"/etc/kubernetes/proxy.conf\"",
+        "start skiff-kubelet, now and at every boot",
+    ] {
+        anyhow::ensure!(told.contains(&format!("[dryrun] Would {step}")), "{step}: {told}");
+    }
     let plan = json(machine, &typed)?;
+    let steps = plan["steps"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    anyhow::ensure!(
+        steps.clone().any(|step| step.starts_with("start skiff-proxy")),
+        "{plan:#}"
+    );
     let files = plan["files"].as_array().into_iter().flatten();
     let paths: Vec<_> = files.filter_map(|file| file["path"].as_str()).collect();
     anyhow::ensure!(paths.contains(&"/etc/skiff/proxy.yaml"), "{plan:#}");
