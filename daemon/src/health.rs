@@ -18,6 +18,9 @@ use tokio::time::Instant;
 
 use crate::{Metrics, Shutdown, metrics};
 
+/// The endpoint of [`Health::report`] that systemd's watchdog goes by.
+pub(crate) const WATCHDOG: &str = "watchdog";
+
 /// The checks of one process; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
@@ -88,12 +91,13 @@ impl Health {
         self.checks.read().values().all(|state| state.failure.is_none())
     }
 
-    /// Every check of `endpoint` (`livez` asks only those for liveness), but those excluded.
+    /// Every check of `endpoint` (`livez` asks only those for liveness, [`WATCHDOG`] those of them that a start anew mends), but those
+    /// excluded.
     pub fn report(&self, endpoint: &str, exclude: &[String]) -> Report {
         let mut text = "[+]ping ok\n".to_owned();
         let mut ok = true;
         for (name, state) in self.checks.read().iter() {
-            if (endpoint == "livez" && state.liveness.is_none()) || exclude.contains(name) {
+            if !state.counts_for(endpoint) || exclude.contains(name) {
                 continue;
             }
             let line = match state.failure_at(endpoint) {
@@ -133,6 +137,15 @@ impl Health {
 }
 
 impl CheckState {
+    fn counts_for(&self, endpoint: &str) -> bool {
+        match endpoint {
+            "livez" => self.liveness.is_some(),
+            // What one is patient with, a start anew does not mend.
+            WATCHDOG => self.liveness == Some(Duration::ZERO),
+            _ => true,
+        }
+    }
+
     /// Why it fails, in the eyes of `endpoint`.
     fn failure_at(&self, endpoint: &str) -> Option<&str> {
         let patience = self.liveness.filter(|_| endpoint == "livez").unwrap_or_default();
@@ -272,6 +285,7 @@ mod tests {
         assert!(health.report("livez", &[]).ok);
         liveness.fail("stuck");
         assert!(!health.report("livez", &[]).ok);
+        assert!(!health.report(WATCHDOG, &[]).ok);
         assert!(
             health
                 .report("readyz", &["loop".to_owned(), "informer-sync".to_owned()])
@@ -299,6 +313,7 @@ mod tests {
         assert_eq!(seen(), [true, false]);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(seen(), [false, false]);
+        assert!(health.report(WATCHDOG, &[]).ok, "a start anew brings no etcd");
         check.pass();
         check.fail("again");
         assert_eq!(seen(), [true, false]);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::health::WATCHDOG;
 use crate::{Context, Health};
 
 /// The process serves, or has read its files anew.
@@ -44,14 +45,14 @@ impl Context {
     }
 }
 
-/// Feeds systemd's watchdog while the checks for liveness pass. A runtime whose threads are all stuck does not come to it.
+/// Feeds systemd's watchdog while the checks pass that a start anew mends. A runtime whose threads are all stuck does not come to it.
 async fn live(health: Health, limit: Duration) {
     // Half the time is systemd's advice; a little less, since a busy machine is late.
     let mut beat = tokio::time::interval(limit / 3);
     let mut well = true;
     loop {
         beat.tick().await;
-        let report = health.report("livez", &[]);
+        let report = health.report(WATCHDOG, &[]);
         if report.ok {
             tell(&[NotifyState::Watchdog]);
         } else if well {

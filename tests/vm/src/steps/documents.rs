@@ -15,9 +15,9 @@ pub(crate) fn typed(cluster: &mut Cluster) -> anyhow::Result<()> {
         .master()
         .run("stat --format %a /var/backups/skiff /var/backups/skiff-keys.tar.gz")?;
     anyhow::ensure!(modes == "600\n600", "everybody can read a backup: {modes}");
-    cluster.kubectl("create configmap after")?;
+    cluster.kubectl("create configmap undone")?;
     cluster.follow("backup.md", "come back")?;
-    let restored = |names: &String| names.contains("/before") && !names.contains("/after");
+    let restored = |names: &String| names.contains("/before") && !names.contains("/undone");
     let look = || cluster.kubectl("get configmaps --output name");
     until("the state of the backup", LIMIT, look, restored)?;
     cluster.kubectl("delete configmap before")?;
