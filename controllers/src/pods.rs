@@ -42,11 +42,10 @@ impl Pod {
         conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True")
     }
 
+    /// Who needs to be ready for no time is available at once, also where its node's clock is ahead of ours.
     pub(crate) fn is_available(&self, min_ready_seconds: i32, now: Timestamp) -> bool {
-        self.is_ready()
-            && self
-                .available_in(min_ready_seconds, now)
-                .is_none_or(|left| !left.is_positive())
+        let left = self.available_in(min_ready_seconds, now);
+        self.is_ready() && (min_ready_seconds == 0 || left.is_none_or(|left| !left.is_positive()))
     }
 
     /// For a ready pod, how long until it counts as available.

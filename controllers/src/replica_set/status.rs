@@ -149,6 +149,17 @@ mod tests {
     }
 
     #[test]
+    fn a_node_whose_clock_is_ahead_holds_nobody_up() {
+        let now: Timestamp = "2026-01-01T00:00:20Z".parse().unwrap();
+        let pods = [pod(json!({}), Some("2026-01-01T00:00:21Z"))];
+        let mut at_once = set(Value::Null);
+        at_once.spec.min_ready_seconds = None;
+        let available = |set: &ReplicaSet| calculate(set, &pods, 0, None, now).available_replicas;
+        assert_eq!(available(&at_once), Some(1));
+        assert_eq!(available(&set(Value::Null)), None);
+    }
+
+    #[test]
     fn a_failure_is_a_condition_until_it_is_over() {
         let now = Timestamp::UNIX_EPOCH;
         let failed = calculate(&set(Value::Null), &[], 0, Some((true, "exceeded quota".into())), now);

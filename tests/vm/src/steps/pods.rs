@@ -21,7 +21,9 @@ spec:
 ";
 
 pub(crate) fn deployment(cluster: &mut Cluster) -> anyhow::Result<()> {
-    cluster.master().run(cluster.readme.block("try it")?)?;
+    // Each of its lines must succeed, not the last one alone.
+    let typed = format!("set -e\n{}", cluster.readme.block("try it")?);
+    cluster.master().run(&typed)?;
     let places = cluster.places("app=hello")?;
     anyhow::ensure!(places.len() == 2, "ready pods run on {places:?}");
     let on_tainted = !cluster.workers().is_empty() && places.contains(&"master".to_owned());
