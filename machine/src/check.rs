@@ -210,7 +210,7 @@ pub fn judge(seen: &Seen) -> Vec<Part> {
 
 fn judge_certificate(name: &str, left: Duration) -> Option<Part> {
     let remedy = if name == "kubelet-client-current.pem" {
-        "the kubelet renews it while it runs and reaches the API server; one that has ended is replaced by `skiff reset` and `skiff join`"
+        "the kubelet renews it while it runs and reaches the API server; on a worker, one that has ended is replaced by `skiff reset` and `skiff join`; a control plane's reset would remove the cluster"
     } else {
         "run on the control plane: skiff certs renew all"
     };
