@@ -132,7 +132,7 @@ pub(super) fn config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
     let hostname = if host {
         String::new()
     } else {
-        hosts::hostname(pod, &agent.config.kubelet.cluster_domain).0
+        hosts::hostname(pod, &agent.config.kubelet.cluster_domain)
     };
     SandboxConfig {
         metadata: SandboxMetadata {
