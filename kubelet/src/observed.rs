@@ -1,12 +1,13 @@
 //! What the runtime says about one pod.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use skiff_cri::{self as cri, ContainerFilter, ContainerState, Runtime, SandboxFilter, SandboxState};
 
-use crate::labels;
+use crate::{files, labels};
 
 /// Sandboxes and containers of one pod, newest first.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -154,7 +155,7 @@ impl Container {
     /// What it has left in its termination message file, so far.
     pub(crate) fn written_message(&self) -> String {
         let file = self.message_file.as_deref();
-        file.and_then(|file| read_head(file, MESSAGE_LIMIT)).unwrap_or_default()
+        file.map(read_message).unwrap_or_default()
     }
 }
 
@@ -286,7 +287,7 @@ const MESSAGE_LIMIT: usize = 4096;
 /// What the container left in its termination message file (4 KiB at most), or the end of its log where the pod asks for
 /// that and the container failed, or what the runtime says.
 fn termination_message(status: &cri::ContainerStatus, file: Option<&str>) -> String {
-    let written = file.and_then(|file| read_head(file, MESSAGE_LIMIT)).unwrap_or_default();
+    let written = file.map(read_message).unwrap_or_default();
     if !written.is_empty() {
         return if status.message.is_empty() {
             written
@@ -304,23 +305,24 @@ fn termination_message(status: &cri::ContainerStatus, file: Option<&str>) -> Str
     status.message.clone()
 }
 
-fn read_head(path: &str, limit: usize) -> Option<String> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).ok()?;
-    file.take(limit as u64).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+/// Where a volume is mounted at the message's path, the pod chooses what lies there.
+fn read_message(path: &str) -> String {
+    let bytes = files::read_head(Path::new(path), MESSAGE_LIMIT).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The last 80 lines, 2 KiB at most, of a CRI log file, without its time stamps.
 fn log_tail(path: &str) -> Option<String> {
     use std::io::{Read as _, Seek as _, SeekFrom};
     const LIMIT: usize = 2048;
-    let mut file = std::fs::File::open(path).ok()?;
+    /// Room for all lines, with what the runtime writes before each.
+    const READ: u64 = 64 * 1024;
+    let mut file = files::open_regular(Path::new(path)).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(64 * 1024))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(READ))).ok()?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).ok()?;
+    // It may grow meanwhile, as fast as it is read.
+    file.take(READ).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
     let joined = lines[lines.len().saturating_sub(80)..]
@@ -398,6 +400,12 @@ mod tests {
             ..cri::ContainerStatus::default()
         };
         assert_eq!(termination_message(&status, file.to_str()), "why");
+        std::fs::write(&file, "x".repeat(MESSAGE_LIMIT + 1)).unwrap();
+        assert_eq!(termination_message(&status, file.to_str()).len(), MESSAGE_LIMIT);
+        // Nobody ever writes into it.
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(termination_message(&status, pipe.to_str()), "");
         assert_eq!(termination_message(&status, None), "");
         status.annotations.insert(
             labels::TERMINATION_MESSAGE_POLICY.into(),

@@ -10,7 +10,7 @@ use skiff_cri::{Mount, MountPropagation};
 
 use crate::agent::Agent;
 use crate::observed::Sandbox;
-use crate::{env, hosts, pod};
+use crate::{env, files, hosts, pod};
 
 /// What a container's mounts come from.
 pub(super) struct Subject<'a> {
@@ -141,16 +141,17 @@ impl Subject<'_> {
     fn hosts_file(&self) -> std::io::Result<PathBuf> {
         let path = self.agent.volumes.pod_dir(pod::uid(self.pod)).join("etc-hosts");
         let node = if pod::host_network(self.pod) {
-            Some(std::fs::read_to_string("/etc/hosts")?)
+            Some(String::from_utf8_lossy(&std::fs::read("/etc/hosts")?).into_owned())
         } else {
             None
         };
         let domain = &self.agent.config.kubelet.cluster_domain;
         let text = hosts::file(self.pod, &self.sandbox.ips, domain, node.as_deref());
-        // Containers see the file by its inode: it is written in place.
-        if std::fs::read_to_string(&path).is_ok_and(|known| known == text) {
+        // Containers may write it, as much as they like.
+        if files::read_head(&path, text.len() + 1).is_ok_and(|known| known == text.as_bytes()) {
             return Ok(path);
         }
+        // They see it by its inode: it is written in place.
         std::fs::write(&path, text)?;
         Ok(path)
     }
