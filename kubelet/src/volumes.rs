@@ -292,8 +292,7 @@ fn mount_memory_for_secrets(path: &Path, volume: &Volume) -> Result<(), Error> {
             .any(|source| source.secret.is_some() || source.service_account_token.is_some());
     make_dir(path, 0o755)?;
     if secret && !is_mounted(path)? {
-        mount_tmpfs(path, "")?;
-        set_mode(path, 0o755)?;
+        mount_tmpfs(path, "mode=755")?;
     }
     Ok(())
 }
