@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_cri::events::{EventKind, Notice};
@@ -57,7 +58,7 @@ impl Directory {
         self.handles.read().values().map(entry).collect()
     }
 
-    /// A pod by name; with `uid` only if it is that one.
+    /// A pod by name; with `uid` only if it is that one. One that ends yet may have the name of one that has begun.
     pub(crate) fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Option<Entry> {
         let handles = self.handles.read();
         let matches = |pod: &Pod| {
@@ -65,7 +66,8 @@ impl Directory {
         };
         handles
             .values()
-            .find(|handle| matches(&handle.wish.borrow().pod))
+            .filter(|handle| matches(&handle.wish.borrow().pod))
+            .max_by_key(|handle| standing(&handle.wish.borrow()))
             .map(entry)
     }
 
@@ -75,6 +77,12 @@ impl Directory {
         let handle = handles.get(uid);
         handle.inspect(|handle| handle.end(finish)).is_some()
     }
+}
+
+/// Of several pods of one name, the name means the one with the highest standing.
+fn standing(wish: &Wish) -> (bool, bool, Option<Timestamp>) {
+    let created = wish.pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    (!wish.gone, pod::deletion_time(&wish.pod).is_none(), created)
 }
 
 fn entry(handle: &Handle) -> Entry {
@@ -434,5 +442,37 @@ impl Dispatcher {
         };
         let handle = pod_worker::spawn(self.agent.clone(), wish, Admission::default(), self.done.clone());
         self.directory.handles.write().insert(uid.to_owned(), handle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_name_means_the_pod_that_lives() {
+        let wish = |gone: bool, deleted: bool, minute: u8| {
+            let mut pod = pod::tests::pod(&json!({}));
+            let time = |minute| serde_json::from_value(json!(format!("2026-01-01T00:{minute:02}:00Z"))).unwrap();
+            pod.metadata.creation_timestamp = Some(time(minute));
+            pod.metadata.deletion_timestamp = deleted.then(|| time(59));
+            Wish {
+                gone,
+                ..Wish::of(Arc::new(pod))
+            }
+        };
+        let rising = [
+            wish(true, true, 9),
+            wish(true, false, 8),
+            wish(false, true, 7),
+            wish(false, false, 5),
+            wish(false, false, 6),
+        ];
+        assert!(rising.is_sorted_by_key(standing));
+        let mut orphan = wish(true, false, 0);
+        Arc::make_mut(&mut orphan.pod).metadata.creation_timestamp = None;
+        assert!(standing(&orphan) < standing(&rising[1]));
     }
 }
