@@ -170,13 +170,13 @@ impl Dispatcher {
 
     fn update(&mut self, update: Update) {
         match update {
-            Update::Apply(pod) if pod::is_mirror(&pod) => self.mirror(pod::key(&pod), Some(pod)),
+            Update::Apply(pod) if self.is_mirror(&pod) => self.mirror(pod::key(&pod), Some(pod)),
             Update::Apply(pod) => self.wish(pod),
-            Update::Remove(pod) if pod::is_mirror(&pod) => self.mirror(pod::key(&pod), None),
+            Update::Remove(pod) if self.is_mirror(&pod) => self.mirror(pod::key(&pod), None),
             Update::Remove(pod) => self.remove(pod),
             Update::All(Source::Api, pods) => {
                 self.awaited.remove(&Source::Api);
-                let (mirrors, mut pods): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| pod::is_mirror(pod));
+                let (mirrors, mut pods): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| self.is_mirror(pod));
                 self.all_mirrors(mirrors);
                 let present: HashSet<String> = pods.iter().map(|pod| pod::uid(pod).to_owned()).collect();
                 for handle in self.directory.handles.read().values() {
@@ -198,6 +198,11 @@ impl Dispatcher {
                 self.all_statics(pods);
             }
         }
+    }
+
+    /// Whether a pod of the API is a mirror. One that runs here is none, whatever somebody writes on it later.
+    fn is_mirror(&self, pod: &Pod) -> bool {
+        pod::is_mirror(pod) && !self.directory.handles.read().contains_key(pod::uid(pod))
     }
 
     /// Those whose worker was told that they are gone.
