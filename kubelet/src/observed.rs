@@ -95,6 +95,14 @@ pub(crate) struct Exit {
 // === impl Observed ===
 
 impl Observed {
+    /// Newest first, as the attempts count: the clock by which they were made may have been set between two of them.
+    fn sort(&mut self) {
+        self.sandboxes
+            .sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created)));
+        self.containers
+            .sort_by_key(|container| std::cmp::Reverse((container.attempt, container.created)));
+    }
+
     /// The newest sandbox.
     pub(crate) fn sandbox(&self) -> Option<&Sandbox> {
         self.sandboxes.first()
@@ -185,12 +193,7 @@ pub(crate) async fn observe(runtime: &Arc<dyn Runtime>, uid: &str, known: &Obser
             .containers
             .extend(observe_container(runtime, container, known).await?);
     }
-    observed
-        .sandboxes
-        .sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created)));
-    observed
-        .containers
-        .sort_by_key(|container| std::cmp::Reverse((container.created, container.attempt)));
+    observed.sort();
     Ok(observed)
 }
 
@@ -382,6 +385,35 @@ pub(crate) struct PodIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_attempt_tells_which_container_is_the_newest() {
+        let made = |attempt: u32, second: i64| {
+            let status = cri::ContainerStatus {
+                id: format!("c{attempt}-{second}"),
+                metadata: cri::ContainerMetadata {
+                    name: "c".into(),
+                    attempt,
+                },
+                created_at: Timestamp::from_second(second).unwrap(),
+                ..cri::ContainerStatus::default()
+            };
+            from_status("s".into(), status)
+        };
+        // The clock was set back an hour before the last two.
+        let mut observed = Observed {
+            containers: vec![made(0, 4000), made(2, 500), made(1, 4100), made(2, 501)],
+            ..Observed::default()
+        };
+        observed.sort();
+        let ids: Vec<&str> = observed
+            .containers
+            .iter()
+            .map(|container| container.id.as_str())
+            .collect();
+        assert_eq!(ids, ["c2-501", "c2-500", "c1-4100", "c0-4000"]);
+        assert_eq!(observed.latest("c").map(|container| container.attempt), Some(2));
+    }
 
     #[test]
     fn termination_messages() {
