@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use skiff_daemon::error_chain;
 use skiff_net::iptables::{Family, Iptables, Restore, Saved};
-use tracing::{debug, info};
+use skiff_net::sysctl;
+use tracing::{debug, info, warn};
 
+use crate::kernel::ROUTE_LOCALNET;
 use crate::names::PREFIXES;
 use crate::plan::{self, Hub, Settings};
 use crate::sync;
@@ -18,7 +20,7 @@ use crate::{Error, express};
 pub fn cleanup() -> Result<(), Error> {
     let iptables = Iptables::detect(Family::V4).map_err(Error::Iptables)?;
     let saved = iptables.save(None).map_err(Error::Iptables)?;
-    let transactions = removal(&saved);
+    let transactions = removal(&saved, close_loopback(&saved));
     for changes in &transactions {
         iptables.apply(changes).map_err(Error::Iptables)?;
     }
@@ -33,6 +35,32 @@ pub fn cleanup() -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether loopback is closed to other machines without a rule of ours: then the rule may go.
+fn close_loopback(saved: &Saved) -> bool {
+    if !saved
+        .chain("filter", FIREWALL)
+        .unwrap_or_default()
+        .iter()
+        .any(|rule| is_guard(rule))
+    {
+        return true;
+    }
+    match sysctl::set(ROUTE_LOCALNET, "0") {
+        Ok(_) => true,
+        Err(error) => {
+            warn!(
+                error = error_chain(&error),
+                "this node's loopback stays open to routed packets: the rule that guards it stays, too"
+            );
+            false
+        }
+    }
+}
+
+fn is_guard(rule: &str) -> bool {
+    rule.contains("block incoming localnet connections")
+}
+
 /// The chains that do not depend on any Service, by table.
 fn fixed() -> BTreeSet<(&'static str, &'static str)> {
     let base = plan::base(&Settings::default());
@@ -44,18 +72,19 @@ fn fixed() -> BTreeSet<(&'static str, &'static str)> {
         .collect()
 }
 
-/// Decides what goes, in the order in which it can.
-fn removal(saved: &Saved) -> Vec<Restore> {
+/// Decides what goes, in the order in which it can; the guard of loopback only where it is not needed.
+fn removal(saved: &Saved, loopback_is_closed: bool) -> Vec<Restore> {
     let fixed: Vec<_> = fixed()
         .into_iter()
         .filter(|(table, name)| saved.chain(table, name).is_some())
+        .filter(|(_, name)| loopback_is_closed || *name != FIREWALL)
         .collect();
     let is_own = |table: &str, name: &str| {
         fixed.contains(&(table, name)) || (table == "nat" && PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
     };
     let mut first = Restore::new();
     let mut needed = BTreeSet::new();
-    let shared = shared_firewall(saved, &mut first);
+    let shared = loopback_is_closed && shared_firewall(saved, &mut first);
     for (table, chains) in &saved.tables {
         let Some(table) = TABLES.into_iter().find(|known| known == table) else {
             continue;
@@ -98,9 +127,7 @@ const FIREWALL: &str = "KUBE-FIREWALL";
 /// Whether the firewall chain has rules of others. Then only ours goes.
 fn shared_firewall(saved: &Saved, first: &mut Restore) -> bool {
     let rules = saved.chain("filter", FIREWALL).unwrap_or_default();
-    let (ours, others): (Vec<_>, Vec<_>) = rules
-        .iter()
-        .partition(|rule| rule.contains("block incoming localnet connections"));
+    let (ours, others): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| is_guard(rule));
     if others.is_empty() {
         return false;
     }
@@ -121,7 +148,7 @@ mod tests {
     use super::*;
 
     fn text(saved: &str) -> String {
-        removal(&Saved::parse(saved)).iter().map(Restore::text).collect()
+        removal(&Saved::parse(saved), true).iter().map(Restore::text).collect()
     }
 
     #[test]
@@ -155,6 +182,17 @@ mod tests {
         assert!(
             own.contains("-D INPUT -j KUBE-FIREWALL") && own.contains("-X KUBE-FIREWALL"),
             "{own}"
+        );
+    }
+
+    #[test]
+    fn the_guard_stays_while_loopback_is_open() {
+        let saved = "*filter\n:INPUT ACCEPT [0:0]\n:KUBE-FIREWALL - [0:0]\n:KUBE-FORWARD - [0:0]\n-A INPUT -j KUBE-FIREWALL\n\
+                     -A KUBE-FIREWALL -m comment --comment \"block incoming localnet connections\" -j DROP\nCOMMIT\n";
+        let removed: String = removal(&Saved::parse(saved), false).iter().map(Restore::text).collect();
+        assert!(
+            removed.contains("-X KUBE-FORWARD") && !removed.contains("KUBE-FIREWALL"),
+            "{removed}"
         );
     }
 

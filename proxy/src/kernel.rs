@@ -12,10 +12,14 @@ use crate::config::Conntrack;
 /// The size of the table of connections, shared by all network namespaces.
 const HASH_SIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
 
-/// Lets traffic to Services pass. Repeated with every full writing of the rules.
+/// Whether packets of other machines may be routed to loopback: node ports at 127.0.0.1 need it.
+pub(crate) const ROUTE_LOCALNET: &str = "net.ipv4.conf.all.route_localnet";
+
+/// Lets traffic to Services pass. Repeated with every full writing of the rules, when these are in force: without the rule
+/// that guards it, loopback would be open to neighbours.
 pub(crate) fn open_ways(localhost_node_ports: bool) {
     let settings = [
-        ("net.ipv4.conf.all.route_localnet", localhost_node_ports),
+        (ROUTE_LOCALNET, localhost_node_ports),
         ("net.bridge.bridge-nf-call-iptables", true),
     ];
     for (name, _) in settings.iter().filter(|(_, wanted)| *wanted) {

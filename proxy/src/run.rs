@@ -317,8 +317,6 @@ impl Proxy {
     async fn sync_all(&mut self) -> Result<(), iptables::Error> {
         let began = Instant::now();
         let (_, triggers) = self.index.take_dirty(usize::MAX);
-        let localhost = self.settings.localhost_node_ports;
-        blocking(move || kernel::open_ways(localhost)).await;
         self.find_node_addresses().await;
         let iptables = self.iptables.clone();
         let saved = blocking(move || iptables.save(None)).await?;
@@ -337,6 +335,8 @@ impl Proxy {
         for changes in transactions {
             self.apply(changes).await?;
         }
+        let localhost = self.settings.localhost_node_ports;
+        blocking(move || kernel::open_ways(localhost)).await;
         self.reset_express().await;
         self.in_force = true;
         let mut flows = StaleFlows::default();

@@ -12,6 +12,12 @@ use crate::world::{World, ask, settled, until};
 const SERVICE: &str = "10.96.0.10:80";
 const CONFIG: &str = "metricsBindAddress: \":0\"\n";
 
+/// Whether packets of other machines are routed to the node's loopback.
+fn loopback_is_open(world: &World) -> bool {
+    let setting = "cat /proc/sys/net/ipv4/conf/all/route_localnet";
+    world.shell(setting).trim() == "1"
+}
+
 #[test]
 fn cleaning_up_leaves_what_was_there_before() {
     let world = World::new();
@@ -30,11 +36,14 @@ fn cleaning_up_leaves_what_was_there_before() {
     world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
     let proxy = world.start(CONFIG);
     until("answers", || ask(&world.node, SERVICE).ok());
+    until("loopback is open", || loopback_is_open(&world).then_some(()));
     proxy.stop();
     // Once more: nothing is there any more, and that is no error.
     for _ in 0..2 {
         world.node.run(skiff_proxy::cleanup).unwrap().unwrap();
         assert_eq!(settled(&world.rules()), before);
+        // The rule that guarded it is gone.
+        assert!(!loopback_is_open(&world));
     }
 }
 
@@ -112,8 +121,10 @@ fn a_lock_that_another_holds_is_waited_for() {
     };
     let message = until("an event of the node", || told("RulesNotWritten").pop());
     assert!(message.contains("another program holds the iptables lock"), "{message}");
+    assert!(!loopback_is_open(&world), "before there is a rule that guards it");
     drop(lock);
     until("answers", || ask(&world.node, SERVICE).ok());
+    until("loopback is open", || loopback_is_open(&world).then_some(()));
     assert_eq!(
         told("RulesNotWritten").len(),
         1,
