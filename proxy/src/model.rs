@@ -160,6 +160,8 @@ impl Default for Node {
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     pub(crate) ready: bool,
+    /// It answers, ready or not.
+    pub(crate) serving: bool,
     pub(crate) draining: bool,
     pub(crate) local: bool,
     pub(crate) for_node: Hint,
@@ -185,6 +187,7 @@ pub(crate) fn backends<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>,
             found.extend(slice.endpoints.iter().map(|endpoint| Backend {
                 address: SocketAddr::new(endpoint.ip, target.port),
                 ready: endpoint.ready,
+                serving: endpoint.ready || endpoint.serving,
                 draining: endpoint.serving && endpoint.terminating,
                 local: endpoint.local,
                 for_node: endpoint.for_node,
@@ -198,6 +201,7 @@ pub(crate) fn backends<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>,
         let same = next.address == kept.address;
         if same {
             kept.ready |= next.ready;
+            kept.serving |= next.serving;
             kept.draining |= next.draining;
             kept.local |= next.local;
             kept.for_node = kept.for_node.max(next.for_node);

@@ -116,7 +116,7 @@ pub struct UdpPort {
     pub fronts: Vec<SocketAddr>,
     /// The number at any address of this node; 0 for none.
     pub node_port: u16,
-    /// The endpoints.
+    /// Endpoints that answer, though new clients may be sent to others.
     pub backends: Vec<SocketAddr>,
 }
 

@@ -87,10 +87,12 @@ impl PortPlan<'_> {
                 .fronts()
                 .map(|(ip, _)| SocketAddr::new(ip, self.port.port))
                 .collect();
+            // As upstream: a flow stays with whoever still answers, as a TCP connection does, whatever policies say of new ones.
+            let serving = self.backends.iter().filter(|backend| backend.serving);
             rules.udp.push(UdpPort {
                 fronts,
                 node_port: self.port.node_port,
-                backends: endpoints,
+                backends: serving.map(|backend| backend.address).collect(),
             });
         }
     }

@@ -280,6 +280,29 @@ fn a_load_balancer_with_sources() {
 }
 
 #[test]
+fn udp_flows_may_stay_with_every_endpoint_that_answers() {
+    let mut service = service(&[("", Protocol::Udp, 53, 30053)]);
+    service.external_local = true;
+    let endpoints = [
+        "10.244.0.2 ready local",
+        "10.244.0.3 draining local",
+        "10.244.1.4 ready",
+        "10.244.0.5 local",
+    ];
+    for internal_local in [false, true] {
+        service.internal_local = internal_local;
+        let rules = plan(
+            &settings(),
+            "shop/dns",
+            &service,
+            [slice("", Protocol::Udp, &endpoints)].iter(),
+        );
+        let stay: Vec<_> = rules.udp[0].backends.iter().map(|to| to.ip().to_string()).collect();
+        assert_eq!(stay, ["10.244.0.2", "10.244.0.3", "10.244.1.4"]);
+    }
+}
+
+#[test]
 fn clients_that_stay() {
     let mut service = service(&[("", Protocol::Tcp, 80, 0)]);
     service.affinity = Some(600);

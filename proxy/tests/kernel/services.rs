@@ -229,6 +229,39 @@ fn udp_flows_follow_the_endpoints() {
 }
 
 #[test]
+fn udp_flows_stay_with_an_endpoint_that_drains() {
+    let world = World::new();
+    let (client, _a, _b) = (
+        world.pod("c", "10.244.0.9"),
+        world.pod("a", "10.244.0.2"),
+        world.pod("b", "10.244.0.3"),
+    );
+    world.api.put(
+        "services",
+        service("dns", "10.96.0.53", json!({"ports": [{"port": 53, "protocol": "UDP"}]})),
+    );
+    world.api.put("endpointslices", slice("dns", "UDP", &["10.244.0.2"]));
+    let _proxy = world.start(CONFIG);
+    let to = "10.96.0.53:53";
+    let stays = udp_client(&client);
+    assert_eq!(until("a answers", || ask_udp(&stays, to).ok()), "a");
+    let mut drains = slice("dns", "UDP", &["10.244.0.2", "10.244.0.3"]);
+    drains["endpoints"][0]["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
+    world.api.put("endpointslices", drains);
+    // New clients are sent to the other one; when they are, the change is in force.
+    until("b answers", || {
+        ask_udp(&udp_client(&client), to).ok().filter(|name| name == "b")
+    });
+    // Flows are looked at after the rules were written; whether they were is seen by what is written next.
+    world.api.put("services", service("next", "10.96.0.54", json!({})));
+    world.api.put("endpointslices", slice("next", "TCP", &["10.244.0.3"]));
+    answers(&world.node, "10.96.0.54:80");
+    assert_eq!(ask_udp(&stays, to).unwrap(), "a");
+    world.api.put("endpointslices", slice("dns", "UDP", &["10.244.0.3"]));
+    until("b answers", || ask_udp(&stays, to).ok().filter(|name| name == "b"));
+}
+
+#[test]
 fn a_restart_disturbs_nobody_and_removes_what_is_stale() {
     let world = World::new();
     let _a = world.pod("a", "10.244.0.2");
