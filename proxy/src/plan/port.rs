@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::{Chain, Hub, Rules, Settings, UdpPort};
 use crate::model::{Backend, Hint, Port, Protocol, Service};
 use crate::names::{Kind, chain};
@@ -207,22 +209,7 @@ impl PortPlan<'_> {
                 _ => {}
             }
         }
-        let balanced = outside.is_some_and(|outside| !outside.load_balancer_ips.is_empty());
-        if balanced && !sources.is_empty() {
-            let comment = self.comment("loadbalancer IP");
-            let mut chain: Vec<_> = sources
-                .iter()
-                .map(|range| format!("{comment}-s {range} -j {}", self.chain(Kind::External)))
-                .collect();
-            chain.push(format!(
-                "-m comment --comment \"other traffic to {} will be dropped by KUBE-PROXY-FIREWALL\"",
-                self.id
-            ));
-            rules.chains.push(Chain {
-                name: self.chain(Kind::Firewall),
-                rules: chain,
-            });
-        }
+        self.write_firewall(rules);
         if self.port.node_port != 0 {
             let (protocol, number) = (self.protocol(), self.port.node_port);
             let rule = format!(
@@ -253,6 +240,36 @@ impl PortPlan<'_> {
             self.chain(to)
         );
         rules.hubs.push((Hub::Services, rule));
+    }
+
+    /// The chain that lets a load balancer's sources through.
+    fn write_firewall(&self, rules: &mut Rules) {
+        let Some(outside) = self.service.outside.as_deref() else {
+            return;
+        };
+        if outside.load_balancer_ips.is_empty() || outside.source_ranges.is_empty() {
+            return;
+        }
+        let comment = self.comment("loadbalancer IP");
+        let from = |source: String| format!("{comment}-s {source} -j {}", self.chain(Kind::External));
+        let mut chain: Vec<_> = outside
+            .source_ranges
+            .iter()
+            .map(|range| from(range.to_string()))
+            .collect();
+        // Where the address is one of the node's own, its programs send from that address itself.
+        let is_node = |range: &IpNet| self.settings.node_address.is_some_and(|node| range.contains(&node));
+        if outside.source_ranges.iter().any(is_node) {
+            chain.extend(outside.load_balancer_ips.iter().map(|ip| from(ip.to_string())));
+        }
+        chain.push(format!(
+            "-m comment --comment \"other traffic to {} will be dropped by KUBE-PROXY-FIREWALL\"",
+            self.id
+        ));
+        rules.chains.push(Chain {
+            name: self.chain(Kind::Firewall),
+            rules: chain,
+        });
     }
 
     fn write_external(&self, rules: &mut Rules, ways: &Ways) {

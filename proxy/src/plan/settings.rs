@@ -19,6 +19,8 @@ pub struct Settings {
     pub localhost_node_ports: bool,
     /// Addresses of this node at which node ports answer.
     pub node_ports: NodePorts,
+    /// This node's first address, once it is known.
+    pub node_address: Option<IpAddr>,
     /// Where Services get their addresses from: an address in it that no Service has is refused at once.
     pub service_ranges: Vec<IpNet>,
     /// The zone that this node is in, for endpoints that are meant for some zones.
@@ -35,6 +37,7 @@ impl Default for Settings {
             masquerade_bit: 14,
             localhost_node_ports: true,
             node_ports: NodePorts::Any,
+            node_address: None,
             service_ranges: Vec::new(),
             zone: None,
             pass_invalid: false,
@@ -59,6 +62,7 @@ impl Settings {
         Self {
             local,
             node_ports,
+            node_address: node.address,
             service_ranges: service_ranges.to_vec(),
             zone: node.zone.clone(),
             ..self.clone()

@@ -280,6 +280,29 @@ fn a_load_balancer_with_sources() {
 }
 
 #[test]
+fn a_node_among_the_sources_reaches_a_load_balancers_address_that_it_has_itself() {
+    let mut service = service(&[("", Protocol::Tcp, 80, 30080)]);
+    service.outside = Some(Box::new(Outside {
+        load_balancer_ips: vec!["192.0.2.1".parse().unwrap()],
+        source_ranges: vec!["203.0.113.0/24".parse().unwrap(), "172.30.0.0/24".parse().unwrap()],
+        ..Outside::default()
+    }));
+    let slices = [slice("", Protocol::Tcp, &["10.244.0.2 ready"])];
+    let passes = |node: Option<&str>| {
+        let settings = Settings {
+            node_address: node.map(|ip| ip.parse().unwrap()),
+            ..settings()
+        };
+        let text = text(&plan(&settings, "shop/web", &service, slices.iter()));
+        let own = |line: &str| line.starts_with("-A KUBE-FW-") && line.contains("-s 192.0.2.1 -j KUBE-EXT-");
+        text.lines().any(own)
+    };
+    for (node, wanted) in [(Some("172.30.0.1"), true), (Some("172.30.1.1"), false), (None, false)] {
+        assert_eq!(passes(node), wanted, "{node:?}");
+    }
+}
+
+#[test]
 fn udp_flows_may_stay_with_every_endpoint_that_answers() {
     let mut service = service(&[("", Protocol::Udp, 53, 30053)]);
     service.external_local = true;
