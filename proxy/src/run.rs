@@ -292,7 +292,7 @@ impl Proxy {
         for key in &dirty {
             let found = self.index.get(key);
             let rules = found.map(|(service, entry)| plan(&self.settings, key, service, entry.slices()));
-            health_checks.push(rules.as_ref().and_then(|rules| rules.health_check));
+            health_checks.push((key.clone(), rules.as_ref().and_then(|rules| rules.health_check)));
             if let Some(before) = self.applied.update(&mut changes, key, rules) {
                 before.iter().for_each(|port| flows.before(port));
                 self.applied.udp_ports_of(key).iter().for_each(|port| flows.now(port));
@@ -306,9 +306,7 @@ impl Proxy {
         self.metrics.partial_sync.observe(began.elapsed().as_secs_f64());
         self.observe(&triggers);
         // Load balancers are told when it is true.
-        for (key, check) in dirty.iter().zip(health_checks) {
-            self.service_health.set(key, check, &self.node_addresses).await;
-        }
+        self.service_health.update(&health_checks, &self.node_addresses).await;
         self.tell_of_ports_taken(&dirty).await;
         Ok(())
     }
@@ -326,7 +324,7 @@ impl Proxy {
         let mut health_checks = Vec::new();
         let services = all.into_iter().map(|(key, service, entry)| {
             let rules = plan(settings, key, service, entry.slices());
-            health_checks.extend(rules.health_check.map(|check| (key.clone(), check)));
+            health_checks.extend(rules.health_check.map(|check| (key.clone(), Some(check))));
             (key.clone(), rules)
         });
         let (applied, transactions) = Applied::rebuild(&self.base, services, &saved);
@@ -344,11 +342,7 @@ impl Proxy {
         self.forget(flows).await;
         self.metrics.full_sync.observe(began.elapsed().as_secs_f64());
         self.observe(&triggers);
-        let wanted: HashSet<&Key> = health_checks.iter().map(|(key, _)| key).collect();
-        self.service_health.keep_only(|key| wanted.contains(key));
-        for (key, check) in &health_checks {
-            self.service_health.set(key, Some(*check), &self.node_addresses).await;
-        }
+        self.service_health.replace(health_checks, &self.node_addresses).await;
         self.tell_of_ports_taken(&keys).await;
         info!(services = keys.len(), took = ?began.elapsed(), "all rules of services are in force");
         Ok(())

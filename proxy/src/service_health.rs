@@ -2,7 +2,7 @@
 //!
 //! One small server a Service. A port that is taken is tried again later; an event on the Service tells of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use skiff_daemon::Shutdown;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use crate::events::Events;
@@ -37,6 +38,14 @@ struct Server {
     port: u16,
     endpoints: Arc<AtomicUsize>,
     stop: Shutdown,
+    /// Each comes to its end when a listener is closed.
+    closed: Vec<oneshot::Receiver<()>>,
+}
+
+/// A listener that tells when it is closed: dropped, and the other end of the channel with it.
+struct Listener {
+    inner: TcpListener,
+    _open: oneshot::Sender<()>,
 }
 
 #[derive(Clone)]
@@ -58,13 +67,37 @@ impl ServiceHealth {
         }
     }
 
-    /// Opens, changes or closes the port of one Service. `addresses` are those of this node that node ports answer at.
-    pub(crate) async fn set(&mut self, key: &Key, wanted: Option<HealthCheck>, addresses: &[IpAddr]) {
-        let keeps = |server: &Server| wanted.is_some_and(|wanted| wanted.port == server.port);
-        if let Some(gone) = self.servers.get(key).filter(|server| !keeps(server)) {
-            gone.stop.cancel();
-            self.servers.remove(key);
+    /// Opens, changes and closes the ports of some Services. `addresses` are those of this node that node ports answer at.
+    ///
+    /// What is to be closed is closed first: a port may go from one Service to another.
+    pub(crate) async fn update(&mut self, checks: &[(Key, Option<HealthCheck>)], addresses: &[IpAddr]) {
+        let mut closing = Vec::new();
+        for (key, wanted) in checks {
+            let port = wanted.map(|wanted| wanted.port);
+            if self.servers.get(key).is_some_and(|server| Some(server.port) != port) {
+                closing.extend(self.servers.remove(key));
+            }
         }
+        let any_closed = !closing.is_empty();
+        close(closing).await;
+        for (key, wanted) in checks {
+            self.set(key, *wanted, addresses).await;
+        }
+        if any_closed {
+            self.retry(addresses).await;
+        }
+    }
+
+    /// The same for all Services: those that are not in `checks` have no ports.
+    pub(crate) async fn replace(&mut self, mut checks: Vec<(Key, Option<HealthCheck>)>, addresses: &[IpAddr]) {
+        let wanted: HashSet<&Key> = checks.iter().map(|(key, _)| key).collect();
+        let known = self.servers.keys().chain(self.waiting.keys());
+        let gone: Vec<_> = known.filter(|key| !wanted.contains(key)).cloned().collect();
+        checks.extend(gone.into_iter().map(|key| (key, None)));
+        self.update(&checks, addresses).await;
+    }
+
+    async fn set(&mut self, key: &Key, wanted: Option<HealthCheck>, addresses: &[IpAddr]) {
         let waited = self.waiting.remove(key);
         let Some(wanted) = wanted else { return };
         if let Some(server) = self.servers.get(key) {
@@ -87,18 +120,6 @@ impl ServiceHealth {
         }
     }
 
-    /// Closes the ports of all Services but those of `keys`.
-    pub(crate) fn keep_only(&mut self, keys: impl Fn(&Key) -> bool) {
-        self.waiting.retain(|key, _| keys(key));
-        self.servers.retain(|key, server| {
-            let keep = keys(key);
-            if !keep {
-                server.stop.cancel();
-            }
-            keep
-        });
-    }
-
     /// Tries the ports again that were taken.
     pub(crate) async fn retry(&mut self, addresses: &[IpAddr]) {
         for (key, wanted) in self.waiting.clone() {
@@ -109,9 +130,12 @@ impl ServiceHealth {
     async fn open(&self, key: &Key, wanted: HealthCheck, addresses: &[IpAddr]) -> std::io::Result<Server> {
         let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED)];
         let addresses = if addresses.is_empty() { &any } else { addresses };
-        let mut listeners = Vec::new();
+        let (mut listeners, mut closed) = (Vec::new(), Vec::new());
         for ip in addresses {
-            listeners.push(TcpListener::bind(SocketAddr::new(*ip, wanted.port)).await?);
+            let inner = TcpListener::bind(SocketAddr::new(*ip, wanted.port)).await?;
+            let (open, ends) = oneshot::channel();
+            listeners.push(Listener { inner, _open: open });
+            closed.push(ends);
         }
         let endpoints = Arc::new(AtomicUsize::new(wanted.endpoints));
         let stop = self.shutdown.child_token();
@@ -133,7 +157,30 @@ impl ServiceHealth {
             port: wanted.port,
             endpoints,
             stop,
+            closed,
         })
+    }
+}
+
+/// Closes the listeners of servers, and waits for that; requests that are being answered go on.
+async fn close(servers: Vec<Server>) {
+    servers.iter().for_each(|server| server.stop.cancel());
+    for closed in servers.into_iter().flat_map(|server| server.closed) {
+        // It ends without a word.
+        closed.await.ok();
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        axum::serve::Listener::accept(&mut self.inner).await
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.inner.local_addr()
     }
 }
 

@@ -208,6 +208,35 @@ fn a_taken_health_check_port_is_told_and_tried_again() {
 }
 
 #[test]
+fn a_health_check_port_goes_from_one_service_to_another() {
+    let world = World::new();
+    let has = |name: &str, ip: &str| {
+        let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000});
+        world.api.put("services", service(name, ip, spec));
+    };
+    let has_not = |name: &str, ip: &str| world.api.put("services", service(name, ip, json!({})));
+    let is_of = |name: &str| {
+        let wanted = format!("\"name\": \"{name}\"");
+        until(&format!("the port is {name}'s"), || {
+            let asked = get(&world.outside, &format!("{NODE}:32000"), "/").ok();
+            asked.filter(|(_, body)| body.contains(&wanted))
+        });
+    };
+    let (one, other) = (("a", "10.96.0.10"), ("b", "10.96.0.11"));
+    has(other.0, other.1);
+    let _proxy = world.start(CONFIG);
+    is_of("b");
+    // To and fro: whichever comes first in a sync.
+    for (from, to) in [(other, one), (one, other)] {
+        has_not(from.0, from.1);
+        has(to.0, to.1);
+        is_of(to.0);
+    }
+    let mut told = world.api.events().into_iter();
+    assert!(!told.any(|(reason, _)| reason == "FailedToStartServiceHealthcheck"));
+}
+
+#[test]
 fn a_node_port_that_a_program_has_is_told_of_and_works() {
     let world = World::new();
     let _a = world.pod("a", "10.244.0.2");
