@@ -29,8 +29,8 @@ const MOST_ENDPOINTS: usize = 1000;
 /// TCP in an IP header.
 const TCP: u8 = 6;
 
-/// What is in the table.
-#[derive(Debug, Default)]
+/// What is in the table. Changes make another one, which counts when the kernel has taken them.
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Express {
     services: BTreeMap<Key, Vec<Way>>,
     /// Its chains, but for those that are always there.
@@ -39,8 +39,9 @@ pub(crate) struct Express {
 }
 
 impl Express {
-    /// Adds Services or replaces them. Returns what is to be written, or nothing when the table would grow too large.
-    pub(crate) fn put(&mut self, settings: &Settings, changed: Vec<(Key, Vec<Way>)>) -> Option<Batch> {
+    /// Adds Services or replaces them. Returns the table then and what is to be written, or nothing when it would grow too
+    /// large.
+    pub(crate) fn put(&self, settings: &Settings, changed: Vec<(Key, Vec<Way>)>) -> Option<(Self, Batch)> {
         let mut services = self.services.clone();
         services.extend(changed);
         let endpoints: usize = services.values().flatten().map(|way| way.endpoints.len()).sum();
@@ -56,13 +57,13 @@ impl Express {
     }
 
     /// Takes all Services out.
-    pub(crate) fn clear(&mut self, settings: &Settings) -> Batch {
+    pub(crate) fn clear(&self, settings: &Settings) -> (Self, Batch) {
         self.rewrite(settings, BTreeMap::new())
     }
 
-    fn rewrite(&mut self, settings: &Settings, services: BTreeMap<Key, Vec<Way>>) -> Batch {
+    fn rewrite(&self, settings: &Settings, services: BTreeMap<Key, Vec<Way>>) -> (Self, Batch) {
         let mut batch = Batch::new();
-        if !std::mem::replace(&mut self.made, true) {
+        if !self.made {
             batch.table(TABLE);
             batch.chain(TABLE, SERVICES);
             for (name, hook) in HOOKS {
@@ -73,12 +74,15 @@ impl Express {
         batch.flush(TABLE, SERVICES);
         self.chains.iter().for_each(|chain| batch.flush(TABLE, chain));
         self.chains.iter().for_each(|chain| batch.delete_chain(TABLE, chain));
-        self.chains.clear();
+        let mut next = Self {
+            made: true,
+            ..Self::default()
+        };
         for way in services.values().flatten() {
-            self.write(&mut batch, settings, way);
+            next.write(&mut batch, settings, way);
         }
-        self.services = services;
-        batch
+        next.services = services;
+        (next, batch)
     }
 
     fn write(&mut self, batch: &mut Batch, settings: &Settings, way: &Way) {
@@ -153,17 +157,16 @@ mod tests {
     #[test]
     fn it_stays_small() {
         let settings = Settings::default();
-        let mut express = Express::default();
         let some =
             |range: std::ops::Range<usize>| range.map(|id| (format!("n/s{id}").into(), vec![way(id, 2)])).collect();
-        assert!(express.put(&settings, some(0..MOST_SERVICES)).is_some());
-        assert!(express.put(&settings, some(0..1)).is_some());
-        assert!(express.put(&settings, some(100..101)).is_none());
-        assert_eq!(express.services.len(), MOST_SERVICES);
-        express.clear(&settings);
-        assert!(express.is_empty() && express.chains.is_empty());
+        let (full, _) = Express::default().put(&settings, some(0..MOST_SERVICES)).unwrap();
+        let (full, _) = full.put(&settings, some(0..1)).unwrap();
+        assert!(full.put(&settings, some(100..101)).is_none());
+        assert_eq!(full.services.len(), MOST_SERVICES);
+        let (empty, _) = full.clear(&settings);
+        assert!(empty.is_empty() && empty.chains.is_empty());
         assert!(
-            express
+            empty
                 .put(&settings, vec![("n/a".into(), vec![way(0, MOST_ENDPOINTS + 1)])])
                 .is_none()
         );

@@ -5,8 +5,8 @@
 //! that changed, lets `sync` write the difference to what is in the kernel, and hands that to `iptables-restore` in one
 //! transaction. The first change of a burst is applied at once; what comes meanwhile goes into the next transaction.
 //!
-//! What is in the kernel is remembered, not read back. After a failure, and when the canary chain is gone (somebody
-//! flushed the rules), everything is written anew.
+//! What is in the kernel is remembered, not read back. After a failure, and when the canary chain or a jump into our chains
+//! is gone (somebody flushed rules), everything is written anew.
 
 mod cleanup;
 mod config;

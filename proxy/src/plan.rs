@@ -16,7 +16,7 @@ mod port;
 mod settings;
 
 pub use base::{Base, Jump, base};
-pub(crate) use base::{CANARY, CANARY_TABLES, NEVER_EMPTY};
+pub(crate) use base::{CANARY, CANARY_TABLES, NEVER_EMPTY, by_chain};
 pub use express::{Way, express};
 use port::PortPlan;
 pub use settings::{LocalTraffic, NodePorts, Settings};

@@ -27,6 +27,7 @@ use crate::{Error, kernel, watch};
 
 mod agenda;
 mod express;
+mod look;
 mod tell;
 
 use agenda::Agenda;
@@ -98,6 +99,7 @@ pub async fn run(config: Config, client: Client, daemon: Context) -> Result<(), 
         invalid_dropped: 0,
         express: Express::default(),
         express_works: false,
+        express_left: false,
         moving: BTreeSet::new(),
         in_force: false,
         agenda: Agenda::default(),
@@ -152,6 +154,8 @@ struct Proxy {
     express: Express,
     /// Whether there is one.
     express_works: bool,
+    /// Whether its table may be there and could not be removed.
+    express_left: bool,
     /// The Services that took it and are to move in with the others.
     moving: BTreeSet<Key>,
     /// Whether `applied` is what is in the kernel.
@@ -180,7 +184,7 @@ impl Proxy {
             if settings != self.settings {
                 self.settings = settings;
                 self.base = plan::base(&self.settings);
-                self.in_force = false;
+                self.write_anew();
             }
         }
         if self.index.is_complete() && (self.index.is_dirty() || !self.in_force) && self.agenda.pause.is_zero() {
@@ -194,6 +198,13 @@ impl Proxy {
             };
             self.agenda.sync_soon(Instant::now() + wait);
         }
+    }
+
+    /// What is in the kernel is not what is remembered: the next sync writes everything, and nothing else is done before.
+    fn write_anew(&mut self) {
+        self.in_force = false;
+        self.agenda.collect = None;
+        self.agenda.stay();
     }
 
     async fn act(&mut self) {
@@ -253,8 +264,7 @@ impl Proxy {
                 if self.in_force {
                     self.metrics.partial_failures.inc();
                 }
-                self.in_force = false;
-                self.agenda.collect = None;
+                self.write_anew();
                 self.agenda.pause = (self.agenda.pause * 2).clamp(RETRY, self.config.sync_period.max(RETRY));
                 self.agenda.sync = Some(now + self.agenda.pause);
                 let error = error_chain(&error);
@@ -357,42 +367,6 @@ impl Proxy {
         blocking(move || iptables.apply(&changes)).await
     }
 
-    /// Whether the rules are still there.
-    async fn look(&mut self) {
-        self.service_health.retry(&self.node_addresses).await;
-        if !self.in_force {
-            return;
-        }
-        self.count_invalid().await;
-        let iptables = self.iptables.clone();
-        let found = blocking(move || {
-            for table in plan::CANARY_TABLES {
-                if iptables.rules(table, plan::CANARY)?.is_none() {
-                    return Ok(false);
-                }
-            }
-            for (table, chain) in plan::NEVER_EMPTY {
-                if iptables.rules(table, chain)?.is_none_or(|rules| rules.is_empty()) {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        });
-        match found.await {
-            Ok(true) => {}
-            Ok(false) => {
-                warn!("somebody removed the rules of services: they are written anew");
-                self.tell_of_a_flush();
-                self.in_force = false;
-                self.health.queued();
-                self.agenda.sync_soon(Instant::now());
-            }
-            Err::<bool, iptables::Error>(error) => {
-                warn!(error = error_chain(&error), "cannot look at the rules of services")
-            }
-        }
-    }
-
     async fn forget(&self, flows: StaleFlows) {
         if flows.is_empty() {
             return;
@@ -436,18 +410,6 @@ impl Proxy {
                 self.node_addresses = own.filter(|ip| ports.contain(*ip)).collect();
             }
             Err(error) => warn!(error = error_chain(&error), "cannot list this node's addresses"),
-        }
-    }
-
-    /// Reads how many packets the rule against invalid ones has dropped.
-    async fn count_invalid(&mut self) {
-        let iptables = self.iptables.clone();
-        let read = blocking(move || iptables.packets("filter", "KUBE-FORWARD", "--ctstate INVALID"));
-        if let Ok(Some(packets)) = read.await {
-            // The rule begins anew whenever all rules are written.
-            let more = packets.checked_sub(self.invalid_dropped).unwrap_or(packets);
-            self.metrics.invalid_dropped.inc_by(more);
-            self.invalid_dropped = packets;
         }
     }
 

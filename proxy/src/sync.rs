@@ -231,8 +231,7 @@ impl Applied {
         }
         for jump in &base.jumps {
             let present = saved.chain(jump.table, jump.from).unwrap_or_default();
-            let target = format!("-j {}", jump.to);
-            if !present.iter().any(|rule| rule.ends_with(&target)) {
+            if !jump.is_among(present) {
                 switch.table(jump.table).insert(jump.from, &jump.rule);
             }
         }

@@ -1,5 +1,7 @@
 //! The rules that do not depend on any Service.
 
+use std::collections::BTreeMap;
+
 use ipnet::IpNet;
 
 use super::{Hub, NodePorts, Settings};
@@ -15,6 +17,23 @@ pub struct Jump {
     pub to: &'static str,
     /// The rule.
     pub rule: String,
+}
+
+impl Jump {
+    /// Whether a listing of the kernel's chain has it.
+    pub(crate) fn is_among(&self, rules: &[String]) -> bool {
+        let target = format!("-j {}", self.to);
+        rules.iter().any(|rule| rule.ends_with(&target))
+    }
+}
+
+/// The jumps by the kernel's chains that they are in, each with its table.
+pub(crate) fn by_chain(jumps: &[Jump]) -> BTreeMap<(&'static str, &'static str), Vec<&Jump>> {
+    let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for jump in jumps {
+        chains.entry((jump.table, jump.from)).or_default().push(jump);
+    }
+    chains
 }
 
 /// What is there without any Service.

@@ -37,6 +37,12 @@ impl Agenda {
         }
     }
 
+    /// Nothing moves in by itself: all is written, or has been.
+    pub(super) fn stay(&mut self) {
+        self.moving = None;
+        self.moving_since = None;
+    }
+
     /// Rules are to be written as soon as allowed.
     pub(super) fn sync_soon(&mut self, now: Instant) {
         let allowed = self.not_before.map_or(now, |at| at.max(now));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use skiff_daemon::error_chain;
 use skiff_net::iptables::Backend;
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{Proxy, blocking};
 use crate::express;
@@ -29,18 +29,19 @@ impl Proxy {
         let Some(changed) = keys.iter().map(|key| Some((key.clone(), self.ways(key)?))).collect() else {
             return false;
         };
-        let Some(batch) = self.express.put(&self.settings, changed) else {
+        let Some((next, batch)) = self.express.put(&self.settings, changed) else {
             return false;
         };
         if let Err(error) = blocking(move || express::apply(&batch)).await {
             // The usual way goes on to work; the table is tried again after all rules were written.
-            debug!(
+            warn!(
                 error = error_chain(&error),
-                "cannot use the quick way for services that changed"
+                "cannot use the quick way for services that changed: the usual one is taken"
             );
             self.express_works = false;
             return false;
         }
+        self.express = next;
         debug!(
             services = keys.len(),
             "services that changed are in force by the quick way"
@@ -62,33 +63,53 @@ impl Proxy {
 
     /// Empties the small table, after what was in it has moved in with the others.
     pub(super) async fn end_express(&mut self) {
-        self.agenda.moving = None;
-        self.agenda.moving_since = None;
+        self.agenda.stay();
         if self.express.is_empty() {
             return;
         }
-        let batch = self.express.clear(&self.settings);
-        if let Err(error) = blocking(move || express::apply(&batch)).await {
-            debug!(error = error_chain(&error), "the table of the quick way is gone");
-            self.express_works = false;
+        let (next, batch) = self.express.clear(&self.settings);
+        match blocking(move || express::apply(&batch)).await {
+            Ok(()) => self.express = next,
+            Err(error) => {
+                warn!(
+                    error = error_chain(&error),
+                    "the table of the quick way is not as it was left: it is removed"
+                );
+                self.express_works = false;
+                self.remove_express().await;
+            }
         }
     }
 
     /// Forgets the small table, whatever is in it: all rules have been written.
     pub(super) async fn reset_express(&mut self) {
-        self.express = express::Express::default();
         self.moving.clear();
-        self.agenda.moving = None;
-        self.agenda.moving_since = None;
+        self.agenda.stay();
         if self.iptables.backend() == Backend::Nft {
-            let removed = blocking(express::remove).await;
-            self.express_works = removed.is_ok();
-            if let Err(error) = removed {
-                debug!(
-                    error = error_chain(&error),
-                    "there is no quick way for services that change"
-                );
-            }
+            self.express_works = self.remove_express().await;
         }
+    }
+
+    /// Removes the small table where that failed before: packets would go by what it says, however old.
+    pub(super) async fn remove_express_left(&mut self) {
+        if self.express_left {
+            self.remove_express().await;
+        }
+    }
+
+    /// Removes the small table, and tells whether it is gone.
+    async fn remove_express(&mut self) -> bool {
+        let removed = blocking(express::remove).await;
+        if let Err(error) = &removed
+            && !self.express_left
+        {
+            warn!(
+                error = error_chain(error),
+                "cannot remove the table of the quick way: tried again"
+            );
+        }
+        self.express = express::Express::default();
+        self.express_left = removed.is_err();
+        !self.express_left
     }
 }

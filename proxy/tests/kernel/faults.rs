@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
+use skiff_net::nftables::{Batch, Nftables, Rule};
 
 use crate::api::{service, slice};
 use crate::world::{World, ask, settled, until};
@@ -152,6 +153,18 @@ fn a_flush_of_one_table_by_another_is_repaired() {
         world.shell(&format!("iptables -t {table} -F"));
         until(table, || (settled(&world.rules()) == before).then_some(()));
     }
+    for chain in ["PREROUTING", "OUTPUT", "POSTROUTING"] {
+        world.shell(&format!("iptables -t nat -F {chain}"));
+        until(chain, || (settled(&world.rules()) == before).then_some(()));
+    }
+    for chain in ["INPUT", "FORWARD", "OUTPUT"] {
+        // Ours stay as they are: only the ways into them are gone.
+        world.shell(&format!("iptables -F {chain}"));
+        until(chain, || (settled(&world.rules()) == before).then_some(()));
+    }
+    // One way of several.
+    world.shell("iptables -D OUTPUT -j KUBE-FIREWALL");
+    until("the guard", || (settled(&world.rules()) == before).then_some(()));
     assert!(ask(&world.node, SERVICE).is_ok());
     let told = || {
         world
@@ -238,6 +251,59 @@ fn the_quick_way_leads_to_the_same_place_and_ends() {
     world.api.delete("services", "web");
     until("nothing left", || (!world.rules().contains("test/web")).then_some(()));
     assert!(ask(&client, SERVICE).is_err());
+}
+
+#[test]
+fn what_took_the_quick_way_answers_though_it_cannot_move_in() {
+    let world = World::new();
+    let (client, _a) = (world.pod("c", "10.244.0.9"), world.pod("a", "10.244.0.2"));
+    crowd(&world);
+    let proxy = world.start(CONFIG);
+    let full = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1\n";
+    until("all", || proxy.metrics.encode().contains(full).then_some(()));
+    world.api.put("services", service("web", "10.96.0.10", json!({})));
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
+    until("answers", || ask(&client, SERVICE).ok());
+    // The chain that it is to move into is gone.
+    world.shell("iptables -t nat -F; iptables -t nat -X");
+    until("all once more", || {
+        assert!(ask(&client, SERVICE).is_ok());
+        (!proxy.metrics.encode().contains(full)).then_some(())
+    });
+    let failures = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total 1\n";
+    assert!(proxy.metrics.encode().contains(failures));
+    assert!(is_among_the_others(&world) && ask(&client, SERVICE).is_ok());
+}
+
+#[test]
+fn a_quick_way_that_cannot_be_changed_is_left() {
+    let world = World::new();
+    let (client, _a, _b) = (
+        world.pod("c", "10.244.0.9"),
+        world.pod("a", "10.244.0.2"),
+        world.pod("b", "10.244.0.3"),
+    );
+    crowd(&world);
+    let proxy = world.start(CONFIG);
+    let full = "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1\n";
+    until("all", || proxy.metrics.encode().contains(full).then_some(()));
+    world.api.put("services", service("web", "10.96.0.10", json!({})));
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.2"]));
+    until("answers", || ask(&client, SERVICE).ok());
+    // Somebody's rule leads to a chain of it, which therefore cannot be removed.
+    let endpoint = skiff_proxy::chain(skiff_proxy::Kind::Endpoint, "test/web", "tcp", "10.244.0.2:8080");
+    let mut batch = Batch::new();
+    batch.chain("kube-proxy-express", "MINE");
+    batch.rule("kube-proxy-express", "MINE", &Rule::new("mine").jump(&endpoint));
+    let apply = || Nftables::open().unwrap().apply(&batch);
+    world.node.run(apply).unwrap().unwrap();
+    world.api.put("endpointslices", slice("web", "TCP", &["10.244.0.3"]));
+    until("b alone", || {
+        (0..10)
+            .all(|_| ask(&client, SERVICE).is_ok_and(|(name, _)| name == "b"))
+            .then_some(())
+    });
+    assert!(is_among_the_others(&world));
 }
 
 #[test]
