@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep, timeout_at};
 
 use crate::access::Record;
 use crate::request::Refusal;
@@ -23,6 +24,14 @@ pub(crate) enum Error {
     TooLarge,
     #[error("the body paused for too long")]
     TooSlow,
+}
+
+/// As good as for ever; a clock cannot be read further ahead than it goes.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// The time some time later.
+fn later(since: Instant, time: Duration) -> Instant {
+    since + time.min(LONGEST)
 }
 
 /// Fires when nothing came for some time.
@@ -41,18 +50,38 @@ impl Pause {
         self.sleep = None;
     }
 
+    fn has_begun(&self) -> bool {
+        self.sleep.is_some()
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let limit = self.limit;
         let sleep = self
             .sleep
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(later(Instant::now(), limit))));
         sleep.as_mut().poll(cx)
     }
 }
 
-/// What became of an upload, for whoever has to answer it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Fate(Arc<AtomicU8>);
+/// What becomes of an upload, for whoever has to answer it.
+#[derive(Clone, Debug)]
+pub(crate) struct Fate(Arc<Course>);
+
+#[derive(Debug)]
+struct Course {
+    refusal: AtomicU8,
+    /// Since when the endpoint has had everything that there is, or will have: it answers or takes more from then on.
+    endpoints_turn: Mutex<Instant>,
+}
+
+impl Default for Fate {
+    fn default() -> Self {
+        Self(Arc::new(Course {
+            refusal: AtomicU8::default(),
+            endpoints_turn: Mutex::new(Instant::now()),
+        }))
+    }
+}
 
 impl Fate {
     const TOO_LARGE: u8 = 1;
@@ -60,11 +89,35 @@ impl Fate {
 
     /// The answer that the body itself asks for.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
-        match self.0.load(Ordering::Relaxed) {
+        match self.0.refusal.load(Ordering::Relaxed) {
             Self::TOO_LARGE => Some(Refusal::LargeBody),
             Self::TOO_SLOW => Some(Refusal::SlowBody),
             _ => None,
         }
+    }
+
+    /// Awaits what the endpoint says: for no longer than `limit` after it got the last piece of the body.
+    pub(crate) async fn within<T>(&self, limit: Duration, said: impl Future<Output = T>) -> Option<T> {
+        let mut said = std::pin::pin!(said);
+        self.endpoints_turn_from(Instant::now());
+        loop {
+            let end = later(*self.0.endpoints_turn.lock(), limit);
+            if end <= Instant::now() {
+                return None;
+            }
+            // Pieces that pass meanwhile give it more time.
+            if let Ok(said) = timeout_at(end, said.as_mut()).await {
+                return Some(said);
+            }
+        }
+    }
+
+    fn endpoints_turn_from(&self, time: Instant) {
+        *self.0.endpoints_turn.lock() = time;
+    }
+
+    fn refuse(&self, why: u8) {
+        self.0.refusal.store(why, Ordering::Relaxed);
     }
 }
 
@@ -111,20 +164,25 @@ impl Body for Upload {
         };
         let frame = match Pin::new(inner).poll_frame(cx) {
             Poll::Pending => {
+                if !this.pause.has_begun() {
+                    // The endpoint need not answer while it is the client who is waited for.
+                    this.fate.endpoints_turn_from(later(Instant::now(), this.pause.limit));
+                }
                 ready!(this.pause.poll(cx));
-                this.fate.0.store(Fate::TOO_SLOW, Ordering::Relaxed);
+                this.fate.refuse(Fate::TOO_SLOW);
                 return Poll::Ready(Some(Err(Error::TooSlow)));
             }
             Poll::Ready(frame) => frame,
         };
         this.pause.over();
+        this.fate.endpoints_turn_from(Instant::now());
         let Some(frame) = frame else { return Poll::Ready(None) };
         let frame = frame.map_err(Error::Read)?;
         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
         match this.left.checked_sub(length) {
             Some(left) => this.left = left,
             None => {
-                this.fate.0.store(Fate::TOO_LARGE, Ordering::Relaxed);
+                this.fate.refuse(Fate::TOO_LARGE);
                 return Poll::Ready(Some(Err(Error::TooLarge)));
             }
         }

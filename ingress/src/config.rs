@@ -62,7 +62,7 @@ pub struct Limits {
     pub request_body_timeout_seconds: u64,
     /// How long connecting to an endpoint may take.
     pub connect_timeout_seconds: u64,
-    /// How long an endpoint may take to begin its answer.
+    /// How long an endpoint may take to begin its answer, or to take the next piece of a request's body.
     pub response_timeout_seconds: u64,
     /// How long an endpoint's answer may pause, 0 for ever.
     pub response_body_timeout_seconds: u64,

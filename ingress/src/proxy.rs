@@ -14,7 +14,6 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use skiff_daemon::{Shutdown, error_chain};
-use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
@@ -248,10 +247,10 @@ impl Proxy {
                 }
             };
             let spare = repeatable.then(|| copy(&request));
-            match timeout(self.limits.response(), sender.send(request)).await {
-                Err(_) => return Err(fate.refusal().unwrap_or(Refusal::Timeout)),
-                Ok(Ok(response)) => return self.take(response, (endpoint, http2), sender, upgrade.take()),
-                Ok(Err(mut error)) => {
+            match fate.within(self.limits.response(), sender.send(request)).await {
+                None => return Err(fate.refusal().unwrap_or(Refusal::Timeout)),
+                Some(Ok(response)) => return self.take(response, (endpoint, http2), sender, upgrade.take()),
+                Some(Err(mut error)) => {
                     debug!(%endpoint, error = error_chain(error.error()), "endpoint failed to answer");
                     failure = fate.refusal().unwrap_or(Refusal::BadGateway);
                     next = error.take_message().or(spare);

@@ -174,6 +174,38 @@ fn an_upgraded_connection_carries_whatever_both_ends_say() {
 }
 
 #[test]
+fn an_upload_may_take_longer_than_an_answer_as_long_as_it_moves() {
+    let short = |config: &mut skiff_ingress::IngressConfiguration| {
+        config.limits.response_timeout_seconds = 1;
+    };
+    in_world(short, async |world| {
+        world.handle(1, |request: Request<Incoming>| async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Response::new(http_body_util::Full::new(body))
+        });
+        world.service("a", None, &[1]);
+        world.service("rpc", Some("kubernetes.io/h2c"), &[1]);
+        world.ingress("web", &[("one.test", "/", "a"), ("two.test", "/", "rpc")], json!({}));
+        world.until(&get("two.test", "/"), |answer| code(answer) == 200).await;
+        world.until(&get("one.test", "/"), |answer| code(answer) == 200).await;
+        for host in ["one.test", "two.test"] {
+            let mut stream = connect().await;
+            let head = format!("PUT / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 6\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            for piece in ["a", "b", "c", "d", "e", "f"] {
+                // The client's pace is what is tried here, not waited for; one pause is longer than the limit, too.
+                let pause = if piece == "f" { 1300 } else { 350 };
+                tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+                stream.write_all(piece.as_bytes()).await.unwrap();
+            }
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(code(&answer) == 200 && answer.ends_with("abcdef"), "{host}: {answer}");
+        }
+    });
+}
+
+#[test]
 fn a_large_body_passes_in_pieces() {
     in_world(
         |_| {},
