@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use http::request::Parts;
 use http::{Method, StatusCode, Version};
 use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -23,13 +25,35 @@ pub(crate) struct Activity {
     requests: AtomicUsize,
     /// Since when there is no request, and whether there ever was one.
     idle: Mutex<(Instant, bool)>,
+    _place: Place,
+}
+
+/// A connection's place among those that there may be; it is counted as long as that is held.
+#[derive(Debug)]
+pub(crate) struct Place {
+    gauge: Gauge,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    pub(crate) fn new(gauge: Gauge, permit: OwnedSemaphorePermit) -> Self {
+        gauge.inc();
+        Self { gauge, _permit: permit }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
 }
 
 impl Activity {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(place: Place) -> Arc<Self> {
         Arc::new(Self {
             requests: AtomicUsize::new(0),
             idle: Mutex::new((Instant::now(), false)),
+            _place: place,
         })
     }
 
@@ -67,7 +91,7 @@ pub(crate) struct Record {
     error: Option<String>,
     metrics: Metrics,
     log: bool,
-    activity: Arc<Activity>,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl Record {

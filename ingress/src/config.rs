@@ -42,7 +42,7 @@ pub struct IngressConfiguration {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
-    /// Connections at a time; more wait.
+    /// Connections at a time, upgraded ones among them; more wait.
     pub max_connections: usize,
     /// The request line and all headers, in bytes.
     pub max_header_bytes: usize,

@@ -249,7 +249,7 @@ impl Proxy {
             let spare = repeatable.then(|| copy(&request));
             match fate.within(self.limits.response(), sender.send(request)).await {
                 None => return Err(fate.refusal().unwrap_or(Refusal::Timeout)),
-                Some(Ok(response)) => return self.take(response, (endpoint, http2), sender, upgrade.take()),
+                Some(Ok(response)) => return self.take(response, (endpoint, http2), sender, upgrade.take(), record),
                 Some(Err(mut error)) => {
                     debug!(%endpoint, error = error_chain(error.error()), "endpoint failed to answer");
                     failure = fate.refusal().unwrap_or(Refusal::BadGateway);
@@ -280,6 +280,7 @@ impl Proxy {
         place: pool::Place,
         sender: Sender,
         upgrade: Option<(HeaderValue, OnUpgrade)>,
+        record: &Record,
     ) -> Result<Response<Incoming>, Refusal> {
         *response.version_mut() = Version::HTTP_11;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -296,6 +297,8 @@ impl Proxy {
         response.headers_mut().remove(CONTENT_LENGTH);
         headers::set_upgrade(response.headers_mut(), protocol);
         let (tunnels, end) = (self.metrics.tunnels.clone(), self.end.clone());
+        // It is still the client's connection, and has its place among all.
+        let activity = Arc::clone(&record.activity);
         self.tunnels.spawn(async move {
             tunnels.inc();
             tokio::select! {
@@ -303,6 +306,7 @@ impl Proxy {
                 () = end.cancelled() => {}
             }
             tunnels.dec();
+            drop(activity);
         });
         Ok(response)
     }

@@ -13,17 +13,16 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use prometheus_client::metrics::gauge::Gauge;
 use skiff_daemon::{Shutdown, error_chain};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::access::Activity;
+use crate::access::{Activity, Place};
 use crate::config::Limits;
 use crate::headers::Client;
 use crate::metrics::Scheme;
@@ -43,22 +42,6 @@ pub(crate) struct Server {
     permits: Arc<Semaphore>,
     connections: TaskTracker,
     shutdown: Shutdown,
-}
-
-/// Counts a connection as long as it is there.
-struct Counted(Gauge);
-
-impl Counted {
-    fn new(gauge: Gauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 impl Server {
@@ -86,14 +69,12 @@ impl Server {
                 () = self.shutdown.cancelled() => return,
                 next = next => next,
             };
+            // It is never closed.
+            let Ok(permit) = permit else { return };
             match accepted {
                 Ok((stream, address)) => {
-                    let server = self.clone();
-                    let tls = tls.clone();
-                    self.connections.spawn(async move {
-                        server.connection(stream, address, port, tls).await;
-                        drop(permit);
-                    });
+                    let connection = self.clone().connection(stream, address, port, tls.clone(), permit);
+                    self.connections.spawn(connection);
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: give connections time to end.
@@ -109,7 +90,11 @@ impl Server {
         self.connections.close();
         self.proxy.tunnels.close();
         let limit = self.proxy.limits.drain();
-        let all = async { tokio::join!(self.connections.wait(), self.proxy.tunnels.wait()) };
+        // In this order: a connection that is upgraded meanwhile goes on as a tunnel.
+        let all = async {
+            self.connections.wait().await;
+            self.proxy.tunnels.wait().await;
+        };
         if timeout(limit, all).await.is_err() {
             let (requests, tunnels) = (self.connections.len(), self.proxy.tunnels.len());
             warn!(
@@ -120,9 +105,17 @@ impl Server {
         }
     }
 
-    async fn connection(self, stream: TcpStream, address: SocketAddr, port: u16, tls: Option<TlsAcceptor>) {
+    async fn connection(
+        self,
+        stream: TcpStream,
+        address: SocketAddr,
+        port: u16,
+        tls: Option<TlsAcceptor>,
+        permit: OwnedSemaphorePermit,
+    ) {
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let _counted = Counted::new(self.proxy.metrics.connections.get_or_create_owned(&Scheme { scheme }));
+        let gauge = self.proxy.metrics.connections.get_or_create_owned(&Scheme { scheme });
+        let place = Place::new(gauge, permit);
         socket::prepare(&stream);
         let client = Client {
             address,
@@ -130,10 +123,10 @@ impl Server {
             port,
         };
         let Some(acceptor) = tls else {
-            return self.serve(stream, client).await;
+            return self.serve(stream, client, place).await;
         };
         match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve(stream, client).await,
+            Ok(Ok(stream)) => self.serve(stream, client, place).await,
             Ok(Err(error)) => {
                 self.proxy.metrics.handshake_failures.inc();
                 debug!(%address, %error, "TLS handshake failed");
@@ -142,8 +135,8 @@ impl Server {
         }
     }
 
-    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, client: Client) {
-        let activity = Activity::new();
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, client: Client, place: Place) {
+        let activity = Activity::new(place);
         let service = service_fn(|request: Request<Incoming>| {
             let (proxy, activity) = (Arc::clone(&self.proxy), Arc::clone(&activity));
             async move { Ok::<_, Infallible>(proxy.handle(request, client, &activity).await) }

@@ -161,9 +161,20 @@ fn an_upgraded_connection_carries_whatever_both_ends_say() {
                 assert_eq!(back, text.as_bytes());
             }
             assert!(world.metrics.encode().contains("skiff_ingress_tunnels 1"));
-            drop(stream);
-            while !world.metrics.encode().contains("skiff_ingress_tunnels 0") {
+            // Those that asked before are gone; this one is left.
+            let open = "skiff_ingress_connections{scheme=\"http\"}";
+            while !world.metrics.encode().contains(&format!("{open} 1\n")) {
+                assert!(
+                    !world.metrics.encode().contains(&format!("{open} 0\n")),
+                    "it is not counted"
+                );
                 tokio::task::yield_now().await;
+            }
+            drop(stream);
+            for none in ["skiff_ingress_tunnels 0".to_owned(), format!("{open} 0\n")] {
+                while !world.metrics.encode().contains(&none) {
+                    tokio::task::yield_now().await;
+                }
             }
             // An upgrade to h2c would hide every request after it: it is not passed on.
             let smuggled = "GET / HTTP/1.1\r\nHost: one.test\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\n\
