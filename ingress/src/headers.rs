@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{CONNECTION, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, COOKIE, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
@@ -70,6 +70,18 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
+    }
+}
+
+/// Makes one `Cookie` of several: HTTP/2 may split it, other protocols know one only (RFC 9113 section 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() < 2 {
+        return;
+    }
+    if let Ok(mut joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+        joined.set_sensitive(true);
+        headers.insert(COOKIE, joined);
     }
 }
 
@@ -228,6 +240,23 @@ mod tests {
         let told = map(&[("x-forwarded-proto", "https")]);
         assert!(came_securely(&told, &plain, &trusted));
         assert!(!came_securely(&told, &plain, &[]));
+    }
+
+    #[test]
+    fn cookies_become_one() {
+        for (lines, wanted) in [
+            (&[][..], &[][..]),
+            (&[("cookie", "a=1; b=2")], &["a=1; b=2"]),
+            (
+                &[("cookie", "a=1"), ("cookie", "b=2"), ("x", "y"), ("cookie", "c=3; d=4")],
+                &["a=1; b=2; c=3; d=4"],
+            ),
+        ] {
+            let mut headers = map(lines);
+            join_cookies(&mut headers);
+            let found: Vec<_> = headers.get_all(COOKIE).iter().collect();
+            assert_eq!(found, wanted, "{lines:?}");
+        }
     }
 
     #[test]

@@ -174,8 +174,11 @@ impl Proxy {
             if trailers {
                 parts.headers.insert(TE, HeaderValue::from_static("trailers"));
             }
-        } else if let Ok(host) = HeaderValue::from_str(&asked.authority) {
-            parts.headers.insert(HOST, host);
+        } else {
+            headers::join_cookies(&mut parts.headers);
+            if let Ok(host) = HeaderValue::from_str(&asked.authority) {
+                parts.headers.insert(HOST, host);
+            }
         }
         parts.version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
         let upgrade = protocol.and_then(|protocol| {

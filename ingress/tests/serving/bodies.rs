@@ -84,6 +84,30 @@ fn grpc_passes_with_its_trailers_and_each_message_at_once() {
 }
 
 #[test]
+fn cookies_that_http2_splits_are_one_for_http1_endpoints() {
+    in_world(
+        |_| {},
+        async |world| {
+            world.one_site().await;
+            let (mut sender, connection) =
+                http2::handshake::<_, _, Frames>(TokioExecutor::new(), TokioIo::new(connect().await))
+                    .await
+                    .unwrap();
+            tokio::spawn(connection);
+            let (_, nothing) = frames();
+            let request = Request::get("http://one.test/").version(Version::HTTP_2);
+            let request = ["session=1", "theme=dark; lang=en"]
+                .into_iter()
+                .fold(request, |request, cookie| request.header("cookie", cookie));
+            let response = sender.send_request(request.body(nothing).unwrap()).await.unwrap();
+            let seen = response.into_body().collect().await.unwrap().to_bytes();
+            let seen = String::from_utf8_lossy(&seen);
+            assert!(seen.contains("\ncookie: session=1; theme=dark; lang=en\n"), "{seen}");
+        },
+    );
+}
+
+#[test]
 fn bodies_pass_piece_by_piece_to_http1_endpoints() {
     in_world(
         |_| {},
