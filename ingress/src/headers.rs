@@ -73,6 +73,19 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes headers whose names have underscores, as nginx does: many programs read `X_Forwarded_For` as
+/// `X-Forwarded-For`, so that a client could say with it what only proxies may.
+fn drop_ambiguous(headers: &mut HeaderMap) {
+    let ambiguous: Vec<_> = headers
+        .keys()
+        .filter(|name| name.as_str().contains('_'))
+        .cloned()
+        .collect();
+    for name in ambiguous {
+        headers.remove(name);
+    }
+}
+
 /// Makes one `Cookie` of several: HTTP/2 may split it, other protocols know one only (RFC 9113 section 8.2.3).
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -104,6 +117,7 @@ pub(crate) fn came_securely(headers: &HeaderMap, client: &Client, trusted: &[IpN
 /// Makes a client's headers those of the request to an endpoint, but for upgrades and `Host`.
 pub(crate) fn forward(headers: &mut HeaderMap, client: &Client, host: &str, trusted: &[IpNet]) {
     strip(headers);
+    drop_ambiguous(headers);
     // The client is told to go on as soon as its body is read here.
     headers.remove(EXPECT);
     let address = client.address.ip().to_canonical();
@@ -240,6 +254,19 @@ mod tests {
         let told = map(&[("x-forwarded-proto", "https")]);
         assert!(came_securely(&told, &plain, &trusted));
         assert!(!came_securely(&told, &plain, &[]));
+    }
+
+    #[test]
+    fn names_with_underscores_go_no_further() {
+        let mut headers = map(&[
+            ("x_forwarded_for", "127.0.0.1"),
+            ("x-forwarded_proto", "https"),
+            ("_", "a"),
+            ("x-fine", "b"),
+        ]);
+        forward(&mut headers, &client("192.0.2.1:5000"), "one.test", &[]);
+        assert!(headers.keys().all(|name| !name.as_str().contains('_')), "{headers:?}");
+        assert_eq!(headers["x-fine"], "b");
     }
 
     #[test]
