@@ -88,6 +88,13 @@ struct Waiting {
     answer: WeakShared<Asking>,
 }
 
+/// What a server says.
+struct Told {
+    answer: Answer,
+    /// Its bytes on the wire.
+    size: usize,
+}
+
 /// Asks other servers.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
@@ -295,30 +302,41 @@ impl Forwarder {
                 break;
             }
             match self.ask_server(server, key, left.min(self.limits.attempt)).await {
-                Some(answer) if may_ask_another(answer.code) => {
+                Some(told) if may_ask_another(told.answer.code) => {
                     // Each has its say once.
                     if order.len() == 1 || refusal.is_some() {
-                        return answer;
+                        return self.keep(key, told);
                     }
-                    refusal = Some(answer);
+                    refusal = Some(told);
                 }
-                Some(answer) => return answer,
+                Some(told) => return self.keep(key, told),
                 None => {}
             }
         }
-        refusal.unwrap_or_else(|| Answer::of(ResponseCode::ServFail))
+        match refusal {
+            Some(told) => self.keep(key, told),
+            None => Answer::of(ResponseCode::ServFail),
+        }
     }
 
-    async fn ask_server(&self, server: &Arc<Upstream>, key: &Key, limit: Duration) -> Option<Answer> {
+    /// Keeps what is answered in the end: what a server failed at, another may know.
+    fn keep(&self, key: &Key, told: Told) -> Answer {
+        let (says, evicted) = self.cache.insert(key.clone(), &told.answer, told.size);
+        self.metrics.cached(says, evicted, &self.cache);
+        told.answer
+    }
+
+    async fn ask_server(&self, server: &Arc<Upstream>, key: &Key, limit: Duration) -> Option<Told> {
         let begin = Instant::now();
         match server.ask(key, limit).await {
             Ok(response) => {
                 server.succeeded();
                 let answer = answer_of(response.message);
                 self.metrics.forwarded(server.address, answer.code, begin.elapsed());
-                let (says, evicted) = self.cache.insert(key.clone(), &answer, response.size);
-                self.metrics.cached(says, evicted, &self.cache);
-                Some(answer)
+                Some(Told {
+                    answer,
+                    size: response.size,
+                })
             }
             Err(error) => {
                 debug!(name = %key.name, error = error_chain(&error), "a server for others' names gives no answer");

@@ -234,6 +234,26 @@ async fn who_refuses_is_not_the_last_word() {
 }
 
 #[tokio::test]
+async fn a_failure_is_kept_only_when_no_other_server_knows_better() {
+    let first = Server::start(Manner::Code(ResponseCode::ServFail)).await;
+    let slow = Server::start(Manner::Silent).await;
+    let both = forwarder(&[&first, &slow], &[], UpstreamPolicy::Sequential);
+    let asking = ask(&both, "a.test.");
+    let meanwhile = async {
+        while slow.asked() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(
+            both.cache.get(&key("a.test.")).is_none(),
+            "the other one is still asked"
+        );
+    };
+    let (answer, ()) = tokio::join!(asking, meanwhile);
+    assert_eq!(answer, Err(ResponseCode::ServFail));
+    assert!(both.cache.get(&key("a.test.")).is_some(), "nobody knows");
+}
+
+#[tokio::test]
 async fn servers_with_manners_of_their_own() {
     for (manner, wanted) in [(Manner::Confused, "9.9.9.9"), (Manner::Old, "9.9.9.9")] {
         let server = Server::start(manner).await;
