@@ -1,5 +1,7 @@
 //! Connections: questions may follow each other without waiting, and are answered as the answers come (RFC 7766).
 
+mod places;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,14 +11,16 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, SinkExt as _};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use crate::message::{MAX_QUESTION, Transport};
 use crate::resolver::{Outcome, Pending, Resolver};
+use places::Places;
 
 const MAX_CONNECTIONS: usize = 1000;
+/// Of one client: nobody keeps the others out by holding all places.
+const MAX_OF_CLIENT: usize = 100;
 /// Questions of one connection that wait for others; the next is read when one of them is answered.
 const MAX_WAITING: usize = 16;
 /// CoreDNS's: nothing heard for so long, and the connection ends.
@@ -26,7 +30,7 @@ const SEND: Duration = Duration::from_secs(5);
 
 /// Accepts for ever.
 pub(super) async fn serve(listener: TcpListener, resolver: Arc<Resolver>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_CONNECTIONS, MAX_OF_CLIENT);
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -38,7 +42,7 @@ pub(super) async fn serve(listener: TcpListener, resolver: Arc<Resolver>) {
             }
         };
         // Who comes too many is sent away at once, not left to wait.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Some(place) = places.take(from.ip()) else {
             continue;
         };
         let resolver = Arc::clone(&resolver);

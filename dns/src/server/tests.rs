@@ -254,6 +254,28 @@ async fn strangers_are_refused() {
 }
 
 #[tokio::test]
+async fn a_client_that_holds_many_connections_keeps_nobody_else_out() {
+    let server = start(None);
+    let connect = async |from: [u8; 4]| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::from(from), 0).into()).unwrap();
+        socket.connect(server.address).await.unwrap()
+    };
+    let mut held = Vec::new();
+    for _ in 0..101 {
+        held.push(connect([127, 0, 0, 2]).await);
+    }
+    // Who came too many was sent away: at once, not for having said nothing.
+    let last = held.last_mut().unwrap();
+    let end = timeout(PATIENCE / 4, last.read(&mut [0; 10])).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    let mut other = connect([127, 0, 0, 3]).await;
+    let packet = framed(&question(1, "web.ns.svc.cluster.local.", RecordType::A));
+    other.write_all(&packet).await.unwrap();
+    assert_eq!(addresses(&read_tcp(&mut other).await), ["10.96.0.5"]);
+}
+
+#[tokio::test]
 async fn garbage_on_a_connection_ends_that_connection_alone() {
     let server = start(None);
     let mut good = TcpStream::connect(server.address).await.unwrap();
