@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use skiff_daemon::serve::Door;
 use skiff_daemon::{Check, Context, Shutdown};
 use skiff_pki::Identity;
 use skiff_store::Store;
@@ -199,14 +198,14 @@ impl ApiServer {
     /// Serves connections on the listeners until shutdown, then drains them.
     pub async fn serve(&self, listeners: Vec<TcpListener>) -> Result<(), Error> {
         let shutdown: &Shutdown = self.server.shutdown();
-        let door = Arc::new(Door::new(http::STRANGERS));
+        let strangers = Arc::new(http::Strangers::default());
         let mut tasks = tokio::task::JoinSet::new();
         for listener in listeners {
             tasks.spawn(http::serve(
                 Arc::clone(&self.server),
                 listener,
                 Arc::clone(&self.tls),
-                Arc::clone(&door),
+                Arc::clone(&strangers),
                 shutdown.clone(),
             ));
         }

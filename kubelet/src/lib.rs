@@ -32,7 +32,6 @@ mod env;
 mod events;
 mod eviction;
 mod execute;
-mod files;
 mod garbage;
 mod hop;
 mod hosts;
