@@ -1,6 +1,6 @@
 //! Deletes pods from nodes whose NoExecute taints they do not tolerate, or no longer.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ struct Controller {
     writer: Writer,
     recorder: Recorder,
     queue: Arc<Queue<Key>>,
-    /// Pods that will be deleted when their time has come.
-    scheduled: Mutex<HashSet<Key>>,
+    /// Pods that will be deleted when their time has come, and since when that is known.
+    scheduled: Mutex<HashMap<Key, Timestamp>>,
 }
 
 /// What taints mean for a pod.
@@ -84,6 +84,8 @@ impl Controller {
     }
 
     async fn sync(&self, key: Key) -> Result<(), Error> {
+        let now = Timestamp::now();
+        let since = self.scheduled.lock().get(&key).copied().unwrap_or(now);
         let verdict = match self.pods.get(&key).filter(|pod| !pod.is_being_deleted()) {
             None => {
                 self.scheduled.lock().remove(&key);
@@ -100,12 +102,12 @@ impl Controller {
                     .map(|node| no_execute(node).collect())
                     .unwrap_or_default();
                 let born = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-                (verdict(&taints, &pod.spec.tolerations, born, Timestamp::now()), pod)
+                (verdict(&taints, &pod.spec.tolerations, born, since), pod)
             }
         };
         match verdict {
             (Verdict::Stay, pod) => {
-                if self.scheduled.lock().remove(&key) {
+                if self.scheduled.lock().remove(&key).is_some() {
                     let message = format!("Cancelling deletion of Pod {key}");
                     self.recorder
                         .normal(Regarding::of(&*pod), "TaintManagerEviction", message);
@@ -113,9 +115,9 @@ impl Controller {
                 Ok(())
             }
             (Verdict::GoAt(at), pod) => {
-                let left = at.duration_since(Timestamp::now());
+                let left = at.duration_since(now);
                 if left.is_positive() {
-                    self.scheduled.lock().insert(key.clone());
+                    self.scheduled.lock().insert(key.clone(), since);
                     self.queue
                         .add_after(key, left.unsigned_abs().max(Duration::from_millis(1)));
                     return Ok(());
@@ -166,8 +168,9 @@ impl Controller {
 }
 
 /// A pod goes at once when some taint is not tolerated, and when the shortest of its tolerations ends otherwise. Time
-/// counts from the taint's own time, so that a restart of this process gives nobody more or less.
-fn verdict(taints: &[&Taint], tolerations: &[Toleration], born: Option<Timestamp>, now: Timestamp) -> Verdict {
+/// counts from the taint's own time, so that a restart of this process gives nobody more or less. A taint that says none
+/// (people's do not) counts `since` the pod was first seen to have to go, as upstream: a restart begins anew.
+fn verdict(taints: &[&Taint], tolerations: &[Toleration], born: Option<Timestamp>, since: Timestamp) -> Verdict {
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
         let mut tolerating = tolerations
@@ -187,7 +190,7 @@ fn verdict(taints: &[&Taint], tolerations: &[Toleration], born: Option<Timestamp
         let added = taint
             .time_added
             .as_ref()
-            .map_or(now, |added| added.0 + SignedDuration::from_secs(1));
+            .map_or(since, |added| added.0 + SignedDuration::from_secs(1));
         let from = born.map_or(added, |born| added.max(born));
         let at = from
             .saturating_add(SignedDuration::from_secs(seconds))
@@ -215,12 +218,12 @@ mod tests {
     fn run(taints: &Value, tolerations: &Value, born: &str) -> Verdict {
         let taints: Vec<Taint> = serde_json::from_value(taints.clone()).unwrap();
         let tolerations: Vec<Toleration> = serde_json::from_value(tolerations.clone()).unwrap();
-        let now = "2026-01-01T01:00:00Z".parse().unwrap();
+        let since = "2026-01-01T01:00:00Z".parse().unwrap();
         verdict(
             &taints.iter().collect::<Vec<_>>(),
             &tolerations,
             Some(born.parse().unwrap()),
-            now,
+            since,
         )
     }
 
@@ -271,6 +274,19 @@ mod tests {
                 json!([for_seconds("a", 300)]),
                 "2026-01-01T00:30:00Z",
                 at("2026-01-01T00:35:00Z"),
+            ),
+            // Nobody wrote down when it was tainted.
+            (
+                json!([{"key": "a", "effect": "NoExecute"}]),
+                json!([for_seconds("a", 300)]),
+                old,
+                at("2026-01-01T01:05:00Z"),
+            ),
+            (
+                json!([{"key": "a", "effect": "NoExecute"}, taint("b")]),
+                json!([for_seconds("a", 300), for_seconds("b", 7200)]),
+                old,
+                at("2026-01-01T01:05:00Z"),
             ),
         ];
         for (taints, tolerations, born, expected) in cases {

@@ -150,6 +150,36 @@ async fn a_silent_node_loses_its_pods_and_gets_new_ones_when_it_speaks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_taint_that_does_not_say_its_time_is_tolerated_for_as_long_as_a_pod_says() {
+    let cluster = Cluster::start().await;
+    cluster.play_nodes(2).await;
+    for (name, seconds) in [("brief", 1), ("patient", 3600)] {
+        let mut pod = crate::cluster::template(name, "one");
+        pod["metadata"]["name"] = json!(name);
+        pod["spec"]["nodeName"] = json!("node-0");
+        pod["spec"]["tolerations"] =
+            json!([{"key": "mine", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}]);
+        cluster.post("/api/v1/namespaces/default/pods", pod).await;
+    }
+    let since = tokio::time::Instant::now();
+    cluster
+        .kubectl(&["taint", "node", "node-0", "mine=now:NoExecute"])
+        .await;
+    let node = cluster.get("/api/v1/nodes/node-0").await;
+    assert!(node["spec"]["taints"][0]["timeAdded"].is_null(), "{node}");
+    eventually("the pod that tolerates it for a second is deleted", async || {
+        cluster.get("/api/v1/namespaces/default/pods/brief").await.is_null()
+    })
+    .await;
+    assert!(
+        since.elapsed() >= Duration::from_secs(1),
+        "not before its toleration ended"
+    );
+    let patient = cluster.get("/api/v1/namespaces/default/pods/patient").await;
+    assert!(patient["metadata"]["deletionTimestamp"].is_null(), "{patient}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_all_nodes_are_silent_nobody_is_evicted() {
     let cluster = impatient().await;
     cluster.play_nodes(2).await;
