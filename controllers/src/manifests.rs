@@ -2,7 +2,8 @@
 //!
 //! Every server keeps its own directory, leader or not: what lies on a machine counts while that machine's server runs. What belongs to
 //! a directory is one ApplySet (KEP-3659): each object carries the set's label, and a ConfigMap of `kube-system` names the kinds that
-//! the set holds, so that nothing is forgotten whatever the process was doing when it died. An object of another set is left to it.
+//! the set holds, so that nothing is forgotten whatever the process was doing when it died. An object of another set is left to it, and
+//! so is what only has the label because a controller copied it.
 //!
 //! Level-triggered: inotify only wakes; each time all files are read, all objects compared, and what differs is written. A file that
 //! cannot be used keeps what it asked for last.
@@ -300,7 +301,8 @@ impl Keeper {
                 let id = id(group_kind.clone(), &object);
                 let file = meta::annotation(&object, FILE).unwrap_or_default();
                 let stays = desired.named.contains(&id) || desired.unusable.contains(file);
-                if !stays && meta::deletion_timestamp(&object).is_none() {
+                let is_ours = self.set.made(group_kind, &object);
+                if is_ours && !stays && meta::deletion_timestamp(&object).is_none() {
                     superfluous.push((Arc::clone(&kind), object));
                 }
             }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use skiff_api::meta;
 
+use super::merge;
 use crate::discovery::{Discovered, Kind};
 
 /// The label of every object of a set: the set's id.
@@ -49,6 +50,18 @@ impl ApplySet {
 
     pub(super) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Whether an object with the set's label was made by the set. Controllers copy labels, a Service's to its slices for one: what
+    /// counts is that the object's own manifest, noted on it, said so. What a controller has is the controller's.
+    pub(super) fn made(&self, kind: &GroupKind, live: &Value) -> bool {
+        let is_own = |said: Value| {
+            GroupKind::of_object(&said) == *kind
+                && meta::namespace(&said) == meta::namespace(live)
+                && meta::name(&said) == meta::name(live)
+                && meta::label(&said, PART_OF) == Some(&self.id)
+        };
+        meta::controller_of(live).is_none() && merge::said(live).is_some_and(is_own)
     }
 
     pub(super) fn path(&self) -> String {
@@ -141,6 +154,53 @@ impl fmt::Display for GroupKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_of_labels_and_annotations_make_nothing_the_sets() {
+        let set = ApplySet::of("192.0.2.1".parse().unwrap());
+        let kind = GroupKind::parse("EndpointSlice.discovery.k8s.io");
+        let applied = |kind: &str, name: &str, set: &ApplySet| {
+            let mut object = json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": kind, "metadata": {"namespace": "shop", "name": name},
+            });
+            merge::label(&mut object, PART_OF, set.id());
+            merge::noted(&object)
+        };
+        let with = |mut object: Value, field: &str, value: Value| {
+            object["metadata"][field] = value;
+            object
+        };
+        let own = applied("EndpointSlice", "web", &set);
+        let owners =
+            |controller: bool| json!([{"kind": "Service", "name": "web", "uid": "u", "controller": controller}]);
+        let copied = own["metadata"]["annotations"].clone();
+        let cases = [
+            ("its own", own.clone(), true),
+            ("the label alone", with(own.clone(), "annotations", json!({})), false),
+            (
+                "a controller's",
+                with(own.clone(), "ownerReferences", owners(true)),
+                false,
+            ),
+            ("somebody's", with(own.clone(), "ownerReferences", owners(false)), true),
+            (
+                "annotations and all",
+                with(applied("EndpointSlice", "web-x", &set), "annotations", copied),
+                false,
+            ),
+            ("noted for another kind", applied("Endpoints", "web", &set), false),
+            (
+                "another set's",
+                applied("EndpointSlice", "web", &ApplySet::of("192.0.2.2".parse().unwrap())),
+                false,
+            ),
+        ];
+        for (what, mut object, wanted) in cases {
+            // An item of a list does not say its kind.
+            object["kind"].take();
+            assert_eq!(set.made(&kind, &object), wanted, "{what}");
+        }
+    }
 
     #[test]
     fn a_set_says_what_it_holds() {

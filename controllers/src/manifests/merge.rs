@@ -37,12 +37,16 @@ pub(super) fn is_noted(live: &Value, wanted: &Value) -> bool {
     meta::annotation(live, LAST_APPLIED) == Some(wanted.to_string().as_str())
 }
 
+/// What its manifest said last; nothing where it came from no manifest. Controllers that copy labels and annotations leave this out.
+pub(super) fn said(live: &Value) -> Option<Value> {
+    serde_json::from_str(meta::annotation(live, LAST_APPLIED)?).ok()
+}
+
 /// The JSON merge patch (RFC 7396) that makes `live` what is wanted; `None` when it is.
 ///
 /// What the manifest said last and no longer says goes; what others added stays. Lists are the manifest's.
 pub(super) fn patch(live: &Value, wanted: &Value) -> Option<Value> {
-    let last = meta::annotation(live, LAST_APPLIED).and_then(|text| serde_json::from_str(text).ok());
-    let patch = difference(last.as_ref(), &noted(wanted));
+    let patch = difference(said(live).as_ref(), &noted(wanted));
     let mut merged = live.clone();
     patch::json_merge(&mut merged, &patch);
     (merged != *live).then_some(patch)

@@ -6,6 +6,7 @@ mod certificates;
 mod cluster;
 mod garbage;
 mod load_balancers;
+mod manifests;
 mod namespaces;
 mod nodes;
 mod services;
