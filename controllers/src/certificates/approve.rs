@@ -10,7 +10,7 @@ use skiff_api::k8s_openapi::api::core::v1::Endpoints;
 use skiff_daemon::error_chain;
 use skiff_pki::Names;
 
-use super::recognize::{node_name, recognize};
+use super::recognize::recognize;
 use super::{KUBELET_SERVING, parse, serving, with_condition};
 use crate::config::Renewable;
 use crate::informer::Informer;
@@ -52,9 +52,12 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     let this = Arc::clone(&controller);
     controller.nodes.on_change(move |change| {
         // A heartbeat is no news.
-        let told = |node: Option<&Arc<Node>>| node.map(|node| (node.status.addresses.clone(), node.labels().clone()));
+        let told = |node: Option<&Arc<Node>>| {
+            let ready = |node: &Node| node.condition("Ready").map(|ready| ready.status.clone());
+            node.map(|node| (node.status.addresses.clone(), node.labels().clone(), ready(node)))
+        };
         if told(change.old) != told(change.new) {
-            this.look_again(change.object().name());
+            this.look_again();
         }
     });
     let synced = [
@@ -70,9 +73,10 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
 }
 
 impl Controller {
-    /// What a node asked for and was not given may be due now.
-    fn look_again(&self, node: &str) {
-        let waits = |request: &Arc<SigningRequest>| !request.is_decided() && node_name(request) == Some(node);
+    /// What nodes asked for and were not given may be due now: that node's, or another's that it stood in the way of.
+    fn look_again(&self) {
+        let waits =
+            |request: &Arc<SigningRequest>| !request.is_decided() && request.spec.signer_name == KUBELET_SERVING;
         for request in self.requests.list().iter().filter(|request| waits(request)) {
             self.queue.add(request.key());
         }
@@ -98,11 +102,15 @@ impl Controller {
                 api_server: &self.api_server(),
                 ranges: &self.ranges,
                 cluster_domain: &self.cluster_domain,
+                now: Timestamp::now(),
             };
             return match serving::judge(&request, &parsed, world) {
                 Ok(()) => self.approve(&request, serving::MESSAGE).await,
-                Err(why) => {
+                Err(serving::Refusal { why, again }) => {
                     tracing::info!(request = %key, user = request.spec.username, why, "a serving certificate waits for a decision");
+                    if let Some(again) = again {
+                        self.queue.add_after(key.clone(), again.unsigned_abs());
+                    }
                     Ok(())
                 }
             };

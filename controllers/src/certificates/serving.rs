@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use jiff::{SignedDuration, Timestamp};
 use skiff_pki::{Names, SigningRequest as Parsed};
 
 use super::recognize::{kubelet_serving, node_name};
@@ -20,6 +21,9 @@ const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 const RESERVED: &[&str] = &["kubernetes", "localhost"];
 const RESERVED_ENDS: &[&str] = &[".svc", ".localhost", ".default"];
 
+/// A node that has been silent for so long holds its addresses no more: pods leave it by then, and one that only starts again is back.
+const GIVEN_UP: SignedDuration = SignedDuration::from_mins(5);
+
 /// What else there is in the cluster.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct World<'a> {
@@ -30,17 +34,35 @@ pub(super) struct World<'a> {
     pub(super) ranges: &'a [IpNet],
     /// Below which domain the names of Services and pods are.
     pub(super) cluster_domain: &'a str,
+    pub(super) now: Timestamp,
 }
 
-/// Why a request is left to a person for now; it is looked at again when its node changes.
-pub(super) fn judge(request: &SigningRequest, parsed: &Parsed, world: World<'_>) -> Result<(), String> {
+/// Why a request is left to a person for now; it is looked at again when a node changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) why: String,
+    /// What time alone will change.
+    pub(super) again: Option<SignedDuration>,
+}
+
+impl<T: Into<String>> From<T> for Refusal {
+    fn from(why: T) -> Self {
+        Self {
+            why: why.into(),
+            again: None,
+        }
+    }
+}
+
+/// Whether a request may be approved without a person.
+pub(super) fn judge(request: &SigningRequest, parsed: &Parsed, world: World<'_>) -> Result<(), Refusal> {
     kubelet_serving(parsed, &request.spec.usages)?;
     let name = node_name(request).ok_or("the requester is not a node")?;
     if parsed.common_name != request.spec.username {
-        return Err("the subject's common name is not the requester".to_owned());
+        return Err("the subject's common name is not the requester".into());
     }
     if !parsed.other_subject.is_empty() {
-        return Err("the subject says more than a common name and an organization".to_owned());
+        return Err("the subject says more than a common name and an organization".into());
     }
     let node = world.nodes.iter().find(|node| node.name() == name);
     let node = node.ok_or("the node is not registered yet")?;
@@ -54,7 +76,7 @@ pub(super) fn judge(request: &SigningRequest, parsed: &Parsed, world: World<'_>)
         .try_for_each(|ip| judge_address(*ip, node, world))
 }
 
-fn judge_name(dns: &str, node: &Node, world: World<'_>) -> Result<(), String> {
+fn judge_name(dns: &str, node: &Node, world: World<'_>) -> Result<(), Refusal> {
     let name = comparable(dns);
     if let Ok(ip) = name.parse() {
         return judge_address(ip, node, world);
@@ -64,17 +86,17 @@ fn judge_name(dns: &str, node: &Node, world: World<'_>) -> Result<(), String> {
         || RESERVED_ENDS.iter().any(|end| name.ends_with(end))
         || below(&comparable(world.cluster_domain));
     if reserved || name.contains('*') {
-        return Err(format!("{dns} is not a name of a node"));
+        return Err(format!("{dns} is not a name of a node").into());
     }
     if name != node.name() && !has_registered(node, &name) {
-        return Err(format!("the node has not registered the name {dns}"));
+        return Err(format!("the node has not registered the name {dns}").into());
     }
     // Its own name, too: a machine that joins chooses it.
     let of_api_server = world.api_server.dns_names.iter().any(|own| comparable(own) == name);
     refuse_api_servers(of_api_server, dns, node)?;
     let other = others(node, world).find(|other| other.name() == name || has_registered(other, &name));
     match other.filter(|_| name != node.name()) {
-        Some(other) => Err(format!("{dns} is a name of node {} too", other.name())),
+        Some(other) => Err(format!("{dns} is a name of node {} too", other.name()).into()),
         None => Ok(()),
     }
 }
@@ -95,30 +117,67 @@ fn others<'a>(node: &Node, world: World<'a>) -> impl Iterator<Item = &'a Node> {
 }
 
 /// A certificate for what clients call the API server by, in a worker's hands, would be the cluster.
-fn refuse_api_servers(is_api_servers: bool, what: &str, node: &Node) -> Result<(), String> {
-    if is_api_servers && node.label(CONTROL_PLANE).is_none() {
-        return Err(format!(
-            "{what} is the API server's, and the node is not labelled {CONTROL_PLANE}"
-        ));
+fn refuse_api_servers(is_api_servers: bool, what: &str, node: &Node) -> Result<(), Refusal> {
+    if is_api_servers && !is_control_plane(node) {
+        let why = format!("{what} is the API server's, and the node is not labelled {CONTROL_PLANE}");
+        return Err(why.into());
     }
     Ok(())
 }
 
-fn judge_address(ip: IpAddr, node: &Node, world: World<'_>) -> Result<(), String> {
+fn is_control_plane(node: &Node) -> bool {
+    node.label(CONTROL_PLANE).is_some()
+}
+
+fn judge_address(ip: IpAddr, node: &Node, world: World<'_>) -> Result<(), Refusal> {
     if !addresses(node).any(|own| own == ip) {
-        return Err(format!("the node has not registered the address {ip}"));
+        return Err(format!("the node has not registered the address {ip}").into());
     }
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
-        return Err(format!("{ip} is not an address of one node"));
+        return Err(format!("{ip} is not an address of one node").into());
     }
     if world.ranges.iter().any(|range| range.contains(&ip)) {
-        return Err(format!("{ip} is of the range of Services or pods"));
-    }
-    if let Some(other) = others(node, world).find(|other| addresses(other).any(|own| own == ip)) {
-        return Err(format!("{ip} is an address of node {} too", other.name()));
+        return Err(format!("{ip} is of the range of Services or pods").into());
     }
     let of_api_server = world.api_server.ip_addresses.contains(&ip);
-    refuse_api_servers(of_api_server, &ip.to_string(), node)
+    refuse_api_servers(of_api_server, &ip.to_string(), node)?;
+    let mut holders = others(node, world).filter(|other| addresses(other).any(|own| own == ip));
+    holders.try_for_each(|other| {
+        // What once was an API server's is in kubeconfigs: no worker's, however long that server is gone.
+        let held = if is_control_plane(other) && !is_control_plane(node) {
+            Held::Forever
+        } else {
+            holds_addresses(other, world.now)
+        };
+        let why = format!("{ip} is an address of node {} too", other.name());
+        match held {
+            Held::NoMore => Ok(()),
+            Held::Forever => Err(why.into()),
+            Held::For(time) => Err(Refusal { why, again: Some(time) }),
+        }
+    })
+}
+
+/// Whether a node stands in the way of others that register its addresses.
+#[derive(Debug, PartialEq, Eq)]
+enum Held {
+    NoMore,
+    For(SignedDuration),
+    Forever,
+}
+
+/// The node controller says `Unknown` of a node whose kubelet is silent, and when that began.
+fn holds_addresses(node: &Node, now: Timestamp) -> Held {
+    let ready = node.condition("Ready").filter(|ready| ready.status == "Unknown");
+    let Some(since) = ready.and_then(|ready| ready.last_transition_time.as_ref()) else {
+        return Held::Forever;
+    };
+    let left = GIVEN_UP - now.duration_since(since.0);
+    if left.is_positive() {
+        Held::For(left)
+    } else {
+        Held::NoMore
+    }
 }
 
 fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
@@ -205,6 +264,7 @@ mod tests {
             },
             ranges: &["10.96.0.0/12".parse().unwrap()],
             cluster_domain: "k.local",
+            now: Timestamp::now(),
         };
         let ask = |node: &str, names: &[&str], addresses: &[&str]| {
             let user = format!("system:node:{node}");
@@ -239,8 +299,89 @@ mod tests {
             ("n1", &[], &["127.0.0.1"], "is not an address of one node"),
             ("n3", &["n3"], &[], "is not registered yet"),
         ] {
-            let refused = ask(node, names, addresses).unwrap_err();
+            let refused = ask(node, names, addresses).unwrap_err().why;
             assert!(refused.contains(why), "{node} {names:?} {addresses:?}: {refused}");
+        }
+    }
+
+    /// The same node, as the node controller or its kubelet last said that it is.
+    fn that_is(node: &Node, status: &str, since: &str) -> Arc<Node> {
+        let mut node = Node::clone(node);
+        let ready = json!({"type": "Ready", "status": status, "lastTransitionTime": since});
+        node.status.conditions.push(serde_json::from_value(ready).unwrap());
+        Arc::new(node)
+    }
+
+    #[test]
+    fn a_node_that_is_gone_leaves_its_address_to_the_next() {
+        let address = [("InternalIP", "192.0.2.1")];
+        let worker = |name: &str| node(name, &[], &address);
+        let control_plane = |name: &str| node(name, &[CONTROL_PLANE], &address);
+        let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
+        let (long_ago, just_now) = ("2026-01-01T00:55:00Z", "2026-01-01T00:59:00Z");
+        let refused = |other: &str, again| {
+            let why = format!("192.0.2.1 is an address of node {other} too");
+            Err(Refusal { why, again })
+        };
+        let api_servers = "192.0.2.1 is the API server's, and the node is not labelled";
+        let gone = that_is(&worker("gone"), "Unknown", long_ago);
+        let cases = [
+            (worker("n"), vec![], vec![gone.clone()], Ok(())),
+            // It may be starting again.
+            (
+                worker("n"),
+                vec![],
+                vec![that_is(&worker("silent"), "Unknown", just_now)],
+                refused("silent", Some(SignedDuration::from_mins(4))),
+            ),
+            (
+                worker("n"),
+                vec![],
+                vec![gone.clone(), that_is(&worker("well"), "True", long_ago)],
+                refused("well", None),
+            ),
+            // Its kubelet speaks, if only of its troubles.
+            (
+                worker("n"),
+                vec![],
+                vec![that_is(&worker("ill"), "False", long_ago)],
+                refused("ill", None),
+            ),
+            (worker("n"), vec![], vec![worker("new")], refused("new", None)),
+            (
+                worker("n"),
+                vec![],
+                vec![that_is(&control_plane("master"), "Unknown", long_ago)],
+                refused("master", None),
+            ),
+            (
+                control_plane("n"),
+                vec![],
+                vec![that_is(&control_plane("master"), "Unknown", long_ago)],
+                Ok(()),
+            ),
+            (
+                worker("n"),
+                vec!["192.0.2.1".parse().unwrap()],
+                vec![gone],
+                Err(format!("{api_servers} {CONTROL_PLANE}").into()),
+            ),
+        ];
+        for (number, (own, ip_addresses, mut nodes, wanted)) in cases.into_iter().enumerate() {
+            nodes.push(Arc::clone(&own));
+            let api_server = Names {
+                dns_names: Vec::new(),
+                ip_addresses,
+            };
+            let world = World {
+                nodes: &nodes,
+                api_server: &api_server,
+                ranges: &[],
+                cluster_domain: "k.local",
+                now,
+            };
+            let judged = judge_address("192.0.2.1".parse().unwrap(), &own, world);
+            assert_eq!(judged, wanted, "case {number}");
         }
     }
 
@@ -252,6 +393,7 @@ mod tests {
             api_server: &Names::default(),
             ranges: &[],
             cluster_domain: "k.local",
+            now: Timestamp::now(),
         };
         let mut wanted = Request::server("system:node:n1", &["n1"], &[]);
         wanted.organizations = vec!["system:nodes".to_owned()];

@@ -39,7 +39,7 @@ pub(super) async fn check(machine: &Machine<'_>, api: &Client, node: &Node) -> R
             }
             if let Some(former) = own.former_name(found) {
                 let text = format!(
-                    "WARNING: this machine was joined as {former:?} before, by a run that was interrupted; before `kubectl delete node {former}` its kubelet gets no certificate to serve with"
+                    "WARNING: this machine was joined as {former:?} before, by a run that was interrupted; its kubelet gets no certificate to serve with before `kubectl delete node {former}`, or before that node has been silent for five minutes"
                 );
                 machine.say("discovery", text);
             }
