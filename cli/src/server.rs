@@ -116,6 +116,8 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
         ..api.clone()
     };
 
+    // Before they are read: what ended while no server ran is good again, and a renewal that was interrupted is whole.
+    certificates::renew(&config.pki_dir);
     let store = config::open_store(&config).await.context("open the store")?;
     let election = config::election(&config, &*store)?;
     let server = ApiServer::start(config::api_config(&config)?, store, api.clone())

@@ -2,7 +2,9 @@
 //!
 //! Files are replaced in one step, the key before its certificate; the processes that use them read them again by themselves.
 
-use std::path::PathBuf;
+mod due;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +12,8 @@ use serde::Serialize;
 use skiff_pki::{CertificateAuthority, Kubeconfig, Validity};
 
 use crate::{Error, Layout};
+
+pub use due::{Outcome, renew_due};
 
 /// The certificates that `init` makes, beside kubeconfigs; and who signs them.
 pub(crate) const LEAVES: [(&str, &str); 3] = [
@@ -55,13 +59,27 @@ pub enum CertsError {
         known: String,
     },
     /// The authority's key is elsewhere.
-    #[error("{name} cannot be renewed here: the key of its authority, {}, is not on this machine", key.display())]
+    #[error("{name} cannot be renewed here: the key of its authority, {}, is not on this machine; sign it where that key is, and put it here", key.display())]
     ExternalAuthority {
         /// The certificate.
         name: String,
         /// Where the key would be.
         key: PathBuf,
     },
+    /// It came from somewhere else.
+    #[error("{name} was signed by an authority that is not in {}: who gave it renews it, or `skiff certs renew {name}` puts one of this cluster in its place", authority.display())]
+    ForeignAuthority {
+        /// The certificate.
+        name: String,
+        /// The authorities of this cluster.
+        authority: PathBuf,
+    },
+}
+
+/// The directories of a control plane.
+struct Home {
+    pki: PathBuf,
+    kubeconfigs: PathBuf,
 }
 
 /// Where a certificate is.
@@ -85,7 +103,7 @@ struct Found {
 pub fn check_expiration(layout: &Layout, now: Timestamp) -> Result<(Vec<Certificate>, Vec<Certificate>), Error> {
     let pki = layout.pki();
     let mut certificates = Vec::new();
-    for found in find(layout)? {
+    for found in find(&Home::of(layout))? {
         let external = !pki.join(format!("{}.key", found.authority)).exists();
         certificates.push(describe(
             found.name,
@@ -112,7 +130,8 @@ pub fn check_expiration(layout: &Layout, now: Timestamp) -> Result<(Vec<Certific
 /// # Errors
 /// When a name is unknown, before anything is changed; or when one cannot be written.
 pub fn renew(layout: &Layout, names: &[String]) -> Result<Vec<String>, Error> {
-    let found = find(layout)?;
+    let home = Home::of(layout);
+    let found = find(&home)?;
     let all = names.iter().any(|name| name == "all");
     if let Some(name) = names
         .iter()
@@ -127,15 +146,15 @@ pub fn renew(layout: &Layout, names: &[String]) -> Result<Vec<String>, Error> {
     }
     let mut renewed = Vec::new();
     for found in found.into_iter().filter(|found| all || names.contains(&found.name)) {
-        renew_one(layout, &found)?;
+        issue_anew(&home, &found, &signer(&home, &found)?)?;
         renewed.push(found.name);
     }
     Ok(renewed)
 }
 
-fn renew_one(layout: &Layout, found: &Found) -> Result<(), Error> {
-    let pki = layout.pki();
-    let key = pki.join(format!("{}.key", found.authority));
+/// The authority that signs it.
+fn signer(home: &Home, found: &Found) -> Result<CertificateAuthority, Error> {
+    let key = home.pki.join(format!("{}.key", found.authority));
     if !key.exists() {
         return Err(CertsError::ExternalAuthority {
             name: found.name.clone(),
@@ -143,10 +162,13 @@ fn renew_one(layout: &Layout, found: &Found) -> Result<(), Error> {
         }
         .into());
     }
-    let authority = CertificateAuthority::load(&pki, found.authority)?;
+    Ok(CertificateAuthority::load(&home.pki, found.authority)?)
+}
+
+fn issue_anew(home: &Home, found: &Found, authority: &CertificateAuthority) -> Result<(), Error> {
     let identity = authority.renew(&found.certificate_pem)?;
     match &found.place {
-        Place::Pair => identity.save(&pki, &found.name)?,
+        Place::Pair => identity.save(&home.pki, &found.name)?,
         Place::Kubeconfig(path) => {
             // As kubeadm: the authority may be another by now.
             let mut kubeconfig = Kubeconfig::read(path)?;
@@ -157,41 +179,62 @@ fn renew_one(layout: &Layout, found: &Found) -> Result<(), Error> {
     Ok(())
 }
 
-fn find(layout: &Layout) -> Result<Vec<Found>, Error> {
-    let pki = layout.pki();
-    let mut all = Vec::new();
-    for name in KUBECONFIGS {
-        let path = layout.kubeconfig(name);
-        if let Some(identity) = path
-            .exists()
-            .then(|| Kubeconfig::load(&path))
-            .transpose()?
-            .and_then(|found| found.identity)
-        {
-            all.push(Found {
-                name: format!("{name}.conf"),
-                authority: "ca",
-                place: Place::Kubeconfig(path),
-                certificate_pem: identity.certificate_pem().to_owned(),
-            });
-        }
-    }
-    for (name, authority) in LEAVES {
-        let path = pki.join(format!("{name}.crt"));
-        if path.exists() {
-            all.push(Found {
-                name: name.to_owned(),
-                authority,
-                place: Place::Pair,
-                certificate_pem: skiff_pki::files::read(&path)?,
-            });
-        }
-    }
+fn find(home: &Home) -> Result<Vec<Found>, Error> {
+    let all = home.look().into_iter().map(|(_, found)| found);
+    let all: Vec<Found> = all.collect::<Result<_, _>>()?;
     // A worker has a kubeconfig of its proxy, but nothing to sign another with.
     if all.iter().any(|found| matches!(found.place, Place::Pair)) {
         return Ok(all);
     }
-    Err(CertsError::NoControlPlane { path: pki }.into())
+    Err(CertsError::NoControlPlane { path: home.pki.clone() }.into())
+}
+
+impl Home {
+    fn of(layout: &Layout) -> Self {
+        Self {
+            pki: layout.pki(),
+            kubeconfigs: layout.kubernetes(),
+        }
+    }
+
+    /// All certificates that are there, by their names.
+    fn look(&self) -> Vec<(String, Result<Found, Error>)> {
+        let mut all = Vec::new();
+        for name in KUBECONFIGS {
+            let name = format!("{name}.conf");
+            let path = self.kubeconfigs.join(&name);
+            if path.exists()
+                && let Some(found) = in_kubeconfig(&name, &path).transpose()
+            {
+                all.push((name, found));
+            }
+        }
+        for (name, authority) in LEAVES {
+            let path = self.pki.join(format!("{name}.crt"));
+            if path.exists() {
+                let read = skiff_pki::files::read(&path).map_err(Error::from);
+                let found = read.map(|certificate_pem| Found {
+                    name: name.to_owned(),
+                    authority,
+                    place: Place::Pair,
+                    certificate_pem,
+                });
+                all.push((name.to_owned(), found));
+            }
+        }
+        all
+    }
+}
+
+/// The certificate in a kubeconfig, unless that holds something else.
+fn in_kubeconfig(name: &str, path: &Path) -> Result<Option<Found>, Error> {
+    let identity = Kubeconfig::load(path)?.identity;
+    Ok(identity.map(|identity| Found {
+        name: name.to_owned(),
+        authority: "ca",
+        place: Place::Kubeconfig(path.to_owned()),
+        certificate_pem: identity.certificate_pem().to_owned(),
+    }))
 }
 
 fn describe(

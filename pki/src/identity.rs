@@ -218,15 +218,8 @@ impl Identity {
     /// Whether another certificate of an authorities' file than its first one has signed it: while one authority takes over from
     /// another, both are in the file, and the first is the one that signs.
     pub fn is_of_former(&self, authorities_pem: &str) -> Result<bool, Error> {
-        let chain = self.chain()?;
-        let certificate = validity::parse(&chain[0])?;
-        for (index, authority) in certificates(authorities_pem, "of the authorities")?.iter().enumerate() {
-            let authority = validity::parse(authority)?;
-            if certificate.verify_signature(Some(authority.public_key())).is_ok() {
-                return Ok(index > 0);
-            }
-        }
-        Ok(false)
+        let signer = validity::signer(&self.chain()?[0], authorities_pem)?;
+        Ok(signer.is_some_and(|index| index > 0))
     }
 
     pub(crate) fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {

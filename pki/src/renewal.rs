@@ -63,6 +63,15 @@ impl CertificateAuthority {
     pub fn renew(&self, certificate_pem: &str) -> Result<Identity, Error> {
         self.issue(&Request::like(certificate_pem)?)
     }
+
+    /// Whether the first certificate of a PEM text is of this authority, or of another one in its file.
+    ///
+    /// # Errors
+    /// When the given one cannot be read.
+    pub fn has_signed(&self, certificate_pem: &str) -> Result<bool, Error> {
+        let der = &certificates(certificate_pem, "given as text")?[0];
+        Ok(validity::signer(der, self.certificate_pem())?.is_some())
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +111,9 @@ mod tests {
                 )
             );
             assert_ne!(old.key_pem(), new.key_pem());
+            assert!(authority.has_signed(new.certificate_pem()).unwrap());
+            let other = CertificateAuthority::generate("kubernetes").unwrap();
+            assert!(!other.has_signed(new.certificate_pem()).unwrap());
             assert!(new.validity().unwrap().remaining(Timestamp::now()) > LEAF_LIFETIME / 2);
         }
     }

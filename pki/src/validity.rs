@@ -84,6 +84,18 @@ pub(crate) fn content(der: &[u8]) -> Result<Content, Error> {
     Ok(content)
 }
 
+/// Which of the authorities in a PEM text has signed a certificate.
+pub(crate) fn signer(der: &[u8], authorities_pem: &str) -> Result<Option<usize>, Error> {
+    let certificate = parse(der)?;
+    for (index, authority) in certificates(authorities_pem, "of the authorities")?.iter().enumerate() {
+        let authority = parse(authority)?;
+        if certificate.verify_signature(Some(authority.public_key())).is_ok() {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
+}
+
 /// The names and addresses that a certificate is for.
 pub(crate) fn names(der: &[u8]) -> Result<Names, Error> {
     let certificate = parse(der)?;

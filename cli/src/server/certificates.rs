@@ -1,4 +1,4 @@
-//! The server's certificates, read anew when they are renewed; said when they have ended.
+//! The control plane's certificates, renewed while the server runs, and read anew; said when one has ended all the same.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use skiff_api::config::ServerConfiguration;
 use skiff_apiserver::ApiServer;
 use skiff_daemon::{Files, Shutdown, error_chain};
+use skiff_machine::certs::{Outcome, renew_due};
 use skiff_pki::{CertificateAuthority, Identity, Validity};
+use tokio::time::Instant;
 
 use super::config::Trust;
 
@@ -23,8 +25,32 @@ const NAMES: [&str; 6] = [
 ];
 /// How often it is said what has ended, or will soon.
 const REMIND: Duration = Duration::from_secs(24 * 3600);
+/// How often it is looked which certificates are to be renewed.
+const LOOK: Duration = Duration::from_secs(6 * 3600);
 
-/// Gives the API server and the controllers what the files hold, whenever they change, until shutdown.
+/// Renews those of the machine's certificates that near their end.
+pub(super) fn renew(directory: &Path) {
+    for outcome in renew_due(directory, Timestamp::now()) {
+        match outcome {
+            Outcome::Renewed { name } => {
+                tracing::info!(certificate = name, "renewed a certificate that neared its end")
+            }
+            Outcome::Failed { name, error } => tracing::warn!(
+                certificate = name,
+                error = error_chain(&error),
+                "cannot renew a certificate that nears its end"
+            ),
+            Outcome::AuthorityEnds { name, at } => tracing::warn!(
+                authority = name,
+                %at,
+                "an authority ends, and with it whatever it signs; put another in its place before: see \"Another authority\" in docs/certificates.md"
+            ),
+        }
+    }
+}
+
+/// Renews certificates when it is time, and gives the API server and the controllers what the files hold, whenever they change, until
+/// shutdown.
 pub(super) async fn keep_current(
     server: ApiServer,
     trust: Trust,
@@ -34,9 +60,15 @@ pub(super) async fn keep_current(
     let paths = NAMES.map(|name| config.pki_dir.join(name)).to_vec();
     let mut files = Files::new(paths);
     let mut remind = tokio::time::interval(REMIND);
+    // The first look was before the server read them.
+    let mut look = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
+            _ = look.tick() => {
+                let directory = config.pki_dir.clone();
+                tokio::task::spawn_blocking(move || renew(&directory)).await.context("renew certificates")?;
+            }
             _ = remind.tick() => remind_of_ends(&config.pki_dir, Timestamp::now()),
             () = files.changed() => match read(&server, &trust, &config) {
                 Ok(()) => {

@@ -21,13 +21,36 @@ fn refused(kubectl: &Kubectl) -> anyhow::Result<String> {
     Ok(printed.stderr)
 }
 
+/// What ended while no server ran, or was half renewed when it was killed, needs nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_renews_its_own_certificates() -> anyhow::Result<()> {
+    let place = Place::new(0)?;
+    let pki = place.path().join("pki");
+    for spoil in [&|| place.renew_certificate(Duration::ZERO), &|| {
+        std::fs::copy(pki.join("ca.key"), pki.join("apiserver.key"))?;
+        Ok(())
+    }] as [&dyn Fn() -> anyhow::Result<()>; 2]
+    {
+        spoil()?;
+        let admin = place.admin(Duration::ZERO)?;
+        place.kubectl_as(1, "admin", place.ca_pem(), &admin)?;
+        let mut server = place.start_with(1, &[], &[])?;
+        server.ready().await?;
+        Kubectl::new(place.path().join("admin.conf")).run(&LOOK)?;
+        server.kill()?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_shows_and_trusts_what_its_files_say() -> anyhow::Result<()> {
     let mut place = Place::new(0)?;
-    // One that has ended: the server runs, nobody believes it, and its log says what to do.
-    place.renew_certificate(Duration::ZERO)?;
     let server = place.start_with(1, &[], &[])?;
     let old = server.kubectl.clone();
+    server.ready().await?;
+    // One that has ended: the server runs, nobody believes it, and its log says what to do.
+    place.renew_certificate(Duration::ZERO)?;
+    server.signal("HUP")?;
     let told = async || Ok(server.report());
     let remedy = |text: &String| text.contains("not valid any more") && text.contains("skiff certs renew apiserver");
     until("the end is told", LIMIT, told, remedy).await?;
