@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use skiff_daemon::serve::Door;
 use skiff_daemon::{Check, Context, Shutdown};
 use skiff_pki::Identity;
 use skiff_store::Store;
@@ -198,14 +199,14 @@ impl ApiServer {
     /// Serves connections on the listeners until shutdown, then drains them.
     pub async fn serve(&self, listeners: Vec<TcpListener>) -> Result<(), Error> {
         let shutdown: &Shutdown = self.server.shutdown();
-        let strangers = Arc::new(http::Strangers::default());
+        let door = Arc::new(Door::new(http::STRANGERS));
         let mut tasks = tokio::task::JoinSet::new();
         for listener in listeners {
             tasks.spawn(http::serve(
                 Arc::clone(&self.server),
                 listener,
                 Arc::clone(&self.tls),
-                Arc::clone(&strangers),
+                Arc::clone(&door),
                 shutdown.clone(),
             ));
         }

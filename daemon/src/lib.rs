@@ -1,9 +1,9 @@
-//! What every long-running process shares: logging, metrics, health endpoints, shutdown, sd_notify.
+//! What every long-running process shares: logging, metrics, health endpoints, bounds for who connects, shutdown, sd_notify.
 //!
 //! A process calls [`run`] once; it hands a [`Shutdown`] to its main future, and each component gets a [`Context`]
 //! made from it. No task is spawned here but the signal listener, one that gives memory back once, and, on
-//! request, [`health::serve`], a listener for SIGHUP ([`files`]), a thread for inotify ([`directory`]), the watchdog ([`Context::serving`]), the events of [`election`] and what is
-//! given to [`Tasks`].
+//! request, [`health::serve`], a listener for SIGHUP ([`files`]), a thread for inotify ([`directory`]), the watchdog ([`Context::serving`]), the events of [`election`], one task a
+//! connection ([`serve::listen`]) and what is given to [`Tasks`].
 
 pub mod directory;
 pub mod election;
@@ -12,6 +12,7 @@ pub mod health;
 pub mod logging;
 pub mod metrics;
 pub mod process;
+pub mod serve;
 
 mod error;
 mod memory;

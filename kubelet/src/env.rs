@@ -285,6 +285,17 @@ pub(crate) fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Str
     result
 }
 
+/// The command of an exec probe: upstream replaces references there by what the container's `env` says literally, so that a variable
+/// with another source is empty.
+pub(crate) fn expand_literals(command: &[String], container: &Container) -> Vec<String> {
+    let variables = container.env.as_deref().unwrap_or_default();
+    let literal = |name: &str| {
+        let last = variables.iter().rev().find(|variable| variable.name == name)?;
+        Some(last.value.clone().unwrap_or_default())
+    };
+    command.iter().map(|part| expand(part, literal)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -307,6 +318,24 @@ mod tests {
         for (text, expanded) in cases {
             assert_eq!(expand(text, lookup), expanded, "{text}");
         }
+    }
+
+    #[test]
+    fn a_probe_knows_literal_values_alone() {
+        let container: Container = serde_json::from_value(json!({"name": "c", "env": [
+            {"name": "A", "value": "0"},
+            {"name": "A", "value": "1"},
+            {"name": "B", "value": "$(A)"},
+            {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        ]}))
+        .unwrap();
+        let command: Vec<String> = ["echo", "a=$(A)", "$(B)", "[$(C)]", "$(D)", "$$(A)"]
+            .map(Into::into)
+            .into();
+        assert_eq!(
+            expand_literals(&command, &container),
+            ["echo", "a=1", "$(A)", "[]", "$(D)", "$(A)"]
+        );
     }
 
     #[test]

@@ -9,8 +9,17 @@ use crate::pod;
 /// The kernel's limit for a host name.
 const MAX_NAME: usize = 63;
 
-/// The pod's host name, and its domain when it has a subdomain.
-pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, String) {
+/// The host name that the pod's processes see.
+pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> String {
+    let (name, domain) = names(pod, cluster_domain);
+    if !domain.is_empty() && pod::spec(pod).set_hostname_as_fqdn == Some(true) {
+        return format!("{name}.{domain}");
+    }
+    name
+}
+
+/// The pod's name for itself, which may have dots as a pod's name may, and its domain when it has a subdomain.
+fn names(pod: &Pod, cluster_domain: &str) -> (String, String) {
     let spec = pod::spec(pod);
     if let Some(name) = spec.hostname_override.as_deref().filter(|name| !name.is_empty()) {
         return (name.to_owned(), String::new());
@@ -22,17 +31,9 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, String) {
         .unwrap_or_else(|| pod::name(pod).to_owned());
     name.truncate(MAX_NAME);
     let name = name.trim_end_matches(['-', '.']).to_owned();
-    match spec.subdomain.as_deref().filter(|subdomain| !subdomain.is_empty()) {
-        Some(subdomain) => {
-            let domain = format!("{subdomain}.{}.svc.{cluster_domain}", pod::namespace(pod));
-            if spec.set_hostname_as_fqdn.unwrap_or(false) {
-                (format!("{name}.{domain}"), domain)
-            } else {
-                (name, domain)
-            }
-        }
-        None => (name, String::new()),
-    }
+    let subdomain = spec.subdomain.as_deref().filter(|subdomain| !subdomain.is_empty());
+    let domain = subdomain.map(|subdomain| format!("{subdomain}.{}.svc.{cluster_domain}", pod::namespace(pod)));
+    (name, domain.unwrap_or_default())
 }
 
 /// The text of the pod's `/etc/hosts`; with the node's network it begins with the node's own.
@@ -46,8 +47,7 @@ pub(crate) fn file(pod: &Pod, ips: &[String], cluster_domain: &str, node_hosts: 
             "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
              fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
         );
-        let (name, domain) = hostname(pod, cluster_domain);
-        let name = name.split('.').next().unwrap_or_default();
+        let (name, domain) = names(pod, cluster_domain);
         for ip in ips {
             if domain.is_empty() {
                 writeln!(text, "{ip}\t{name}").ok();
@@ -69,33 +69,50 @@ pub(crate) fn file(pod: &Pod, ips: &[String], cluster_domain: &str, node_hosts: 
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::pod::tests::pod;
 
     #[test]
     fn host_names() {
+        let full = "h.s.ns.svc.cluster.local";
+        let subdomain = json!({"hostname": "h", "subdomain": "s"});
         let cases = [
-            (json!({}), "p", ""),
-            (json!({"hostname": "h"}), "h", ""),
+            (json!({}), "p", "p"),
+            (json!({"hostname": "h"}), "h", "h"),
+            (json!({"hostname": "h", "setHostnameAsFQDN": true}), "h", "h"),
+            (subdomain.clone(), "h", "h.s.ns.svc.cluster.local\th"),
             (
-                json!({"hostname": "h", "subdomain": "s"}),
-                "h",
-                "s.ns.svc.cluster.local",
+                with(&subdomain, "setHostnameAsFQDN", true.into()),
+                full,
+                "h.s.ns.svc.cluster.local\th",
             ),
-            (
-                json!({"hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true}),
-                "h.s.ns.svc.cluster.local",
-                "s.ns.svc.cluster.local",
-            ),
+            (with(&subdomain, "hostnameOverride", "a.b".into()), "a.b", "a.b"),
         ];
-        for (spec, name, domain) in cases {
-            assert_eq!(
-                hostname(&pod(&spec), "cluster.local"),
-                (name.into(), domain.into()),
-                "{spec}"
-            );
+        for (spec, name, line) in cases {
+            let pod = pod(&spec);
+            assert_eq!(hostname(&pod, "cluster.local"), name, "{spec}");
+            let text = file(&pod, &["10.0.0.1".into()], "cluster.local", None);
+            assert!(text.ends_with(&format!("\n10.0.0.1\t{line}\n")), "{spec}: {text}");
+        }
+    }
+
+    fn with(spec: &Value, key: &str, value: Value) -> Value {
+        let mut spec = spec.clone();
+        spec[key] = value;
+        spec
+    }
+
+    /// A pod's name may have dots, and all of it is the host's name.
+    #[test]
+    fn names_with_dots() {
+        for (subdomain, line) in [("", "web.v1"), ("s", "web.v1.s.ns.svc.cluster.local\tweb.v1")] {
+            let mut pod = pod(&json!({"subdomain": subdomain}));
+            pod.metadata.name = Some("web.v1".into());
+            assert_eq!(hostname(&pod, "cluster.local"), "web.v1");
+            let text = file(&pod, &["10.0.0.1".into()], "cluster.local", None);
+            assert!(text.ends_with(&format!("\n10.0.0.1\t{line}\n")), "{text}");
         }
     }
 
@@ -108,7 +125,15 @@ mod tests {
             text.ends_with("\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"),
             "{text}"
         );
+        let header = "# Kubernetes-managed hosts file (host network).\n127.0.0.1 me\n";
         let host = file(&pod(&json!({"hostNetwork": true})), &[], "x", Some("127.0.0.1 me\n"));
-        assert_eq!(host, "# Kubernetes-managed hosts file (host network).\n127.0.0.1 me\n");
+        assert_eq!(host, header);
+        let mut p = p;
+        p.spec.as_mut().unwrap().host_network = Some(true);
+        let host = file(&p, &["10.0.0.1".into()], "x", Some("127.0.0.1 me\n"));
+        assert_eq!(
+            host,
+            format!("{header}\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n")
+        );
     }
 }

@@ -32,6 +32,7 @@ mod env;
 mod events;
 mod eviction;
 mod execute;
+mod files;
 mod garbage;
 mod hop;
 mod hosts;

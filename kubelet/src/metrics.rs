@@ -91,6 +91,7 @@ pub(crate) struct Measures {
     collected_images: Family<Reason, Counter>,
     sandboxes: Family<Handler, Histogram>,
     sandbox_errors: Family<Handler, Counter>,
+    hook_fallbacks: Counter,
     /// Starts of pods and the work of their workers.
     pub(crate) lives: Lives,
     probes: Family<Probed, Counter>,
@@ -116,6 +117,7 @@ impl Measures {
             collected_images: Family::default(),
             sandboxes: Family::new_with_constructor(operation_histogram),
             sandbox_errors: Family::default(),
+            hook_fallbacks: Counter::default(),
             lives: Lives::new(process),
             probes: Family::default(),
             probed: Mutex::default(),
@@ -178,6 +180,12 @@ impl Measures {
             registry.register("kubelet_run_podsandbox_errors", help, self.sandbox_errors.clone());
             let help = "Total number of images garbage collected by the kubelet, by the reason";
             registry.register("kubelet_image_garbage_collected", help, self.collected_images.clone());
+            let help = "The number of times lifecycle handlers successfully fell back to http from https";
+            registry.register(
+                "kubelet_lifecycle_handler_http_fallbacks",
+                help,
+                self.hook_fallbacks.clone(),
+            );
         });
     }
 
@@ -211,6 +219,11 @@ impl Measures {
         if let Some(before) = self.relisted.lock().replace(begun) {
             self.relist_intervals.observe((begun - before).as_secs_f64());
         }
+    }
+
+    /// An HTTPS hook has met a plain server, which took it.
+    pub(crate) fn hook_fell_back(&self) {
+        self.hook_fallbacks.inc();
     }
 
     /// A request to the server; `path` is the first part of a path that is served.
@@ -384,6 +397,7 @@ mod tests {
         measures.sandbox_run("", Duration::from_millis(3), false);
         measures.sandbox_run("gvisor", Duration::from_millis(3), true);
         measures.preempted("memory");
+        measures.hook_fell_back();
         measures.operated("pull_image", Duration::from_secs(1), true);
         measures.evicted("memory.available");
         let text = process.encode();
@@ -393,6 +407,7 @@ mod tests {
             "kubelet_runtime_operations_total{operation_type=\"pull_image\"} 1",
             "kubelet_runtime_operations_errors_total{operation_type=\"pull_image\"} 1",
             "kubelet_runtime_operations_duration_seconds_bucket{le=\"0.005\",operation_type=\"run_podsandbox\"} 1",
+            "kubelet_lifecycle_handler_http_fallbacks_total 1",
             "kubelet_started_pods_total 2",
             "kubelet_started_pods_errors_total 1",
             "kubelet_run_podsandbox_errors_total{runtime_handler=\"gvisor\"} 1",

@@ -1,12 +1,13 @@
 //! What the runtime says about one pod.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use skiff_cri::{self as cri, ContainerFilter, ContainerState, Runtime, SandboxFilter, SandboxState};
 
-use crate::labels;
+use crate::{files, labels};
 
 /// Sandboxes and containers of one pod, newest first.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -94,6 +95,14 @@ pub(crate) struct Exit {
 // === impl Observed ===
 
 impl Observed {
+    /// Newest first, as the attempts count: the clock by which they were made may have been set between two of them.
+    fn sort(&mut self) {
+        self.sandboxes
+            .sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created)));
+        self.containers
+            .sort_by_key(|container| std::cmp::Reverse((container.attempt, container.created)));
+    }
+
     /// The newest sandbox.
     pub(crate) fn sandbox(&self) -> Option<&Sandbox> {
         self.sandboxes.first()
@@ -154,7 +163,7 @@ impl Container {
     /// What it has left in its termination message file, so far.
     pub(crate) fn written_message(&self) -> String {
         let file = self.message_file.as_deref();
-        file.and_then(|file| read_head(file, MESSAGE_LIMIT)).unwrap_or_default()
+        file.map(read_message).unwrap_or_default()
     }
 }
 
@@ -184,12 +193,7 @@ pub(crate) async fn observe(runtime: &Arc<dyn Runtime>, uid: &str, known: &Obser
             .containers
             .extend(observe_container(runtime, container, known).await?);
     }
-    observed
-        .sandboxes
-        .sort_by_key(|sandbox| std::cmp::Reverse((sandbox.attempt, sandbox.created)));
-    observed
-        .containers
-        .sort_by_key(|container| std::cmp::Reverse((container.created, container.attempt)));
+    observed.sort();
     Ok(observed)
 }
 
@@ -286,7 +290,7 @@ const MESSAGE_LIMIT: usize = 4096;
 /// What the container left in its termination message file (4 KiB at most), or the end of its log where the pod asks for
 /// that and the container failed, or what the runtime says.
 fn termination_message(status: &cri::ContainerStatus, file: Option<&str>) -> String {
-    let written = file.and_then(|file| read_head(file, MESSAGE_LIMIT)).unwrap_or_default();
+    let written = file.map(read_message).unwrap_or_default();
     if !written.is_empty() {
         return if status.message.is_empty() {
             written
@@ -304,23 +308,24 @@ fn termination_message(status: &cri::ContainerStatus, file: Option<&str>) -> Str
     status.message.clone()
 }
 
-fn read_head(path: &str, limit: usize) -> Option<String> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).ok()?;
-    file.take(limit as u64).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+/// Where a volume is mounted at the message's path, the pod chooses what lies there.
+fn read_message(path: &str) -> String {
+    let bytes = files::read_head(Path::new(path), MESSAGE_LIMIT).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The last 80 lines, 2 KiB at most, of a CRI log file, without its time stamps.
 fn log_tail(path: &str) -> Option<String> {
     use std::io::{Read as _, Seek as _, SeekFrom};
     const LIMIT: usize = 2048;
-    let mut file = std::fs::File::open(path).ok()?;
+    /// Room for all lines, with what the runtime writes before each.
+    const READ: u64 = 64 * 1024;
+    let mut file = files::open_regular(Path::new(path)).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(64 * 1024))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(READ))).ok()?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).ok()?;
+    // It may grow meanwhile, as fast as it is read.
+    file.take(READ).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
     let joined = lines[lines.len().saturating_sub(80)..]
@@ -382,6 +387,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_attempt_tells_which_container_is_the_newest() {
+        let made = |attempt: u32, second: i64| {
+            let status = cri::ContainerStatus {
+                id: format!("c{attempt}-{second}"),
+                metadata: cri::ContainerMetadata {
+                    name: "c".into(),
+                    attempt,
+                },
+                created_at: Timestamp::from_second(second).unwrap(),
+                ..cri::ContainerStatus::default()
+            };
+            from_status("s".into(), status)
+        };
+        // The clock was set back an hour before the last two.
+        let mut observed = Observed {
+            containers: vec![made(0, 4000), made(2, 500), made(1, 4100), made(2, 501)],
+            ..Observed::default()
+        };
+        observed.sort();
+        let ids: Vec<&str> = observed
+            .containers
+            .iter()
+            .map(|container| container.id.as_str())
+            .collect();
+        assert_eq!(ids, ["c2-501", "c2-500", "c1-4100", "c0-4000"]);
+        assert_eq!(observed.latest("c").map(|container| container.attempt), Some(2));
+    }
+
+    #[test]
     fn termination_messages() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("message");
@@ -398,6 +432,12 @@ mod tests {
             ..cri::ContainerStatus::default()
         };
         assert_eq!(termination_message(&status, file.to_str()), "why");
+        std::fs::write(&file, "x".repeat(MESSAGE_LIMIT + 1)).unwrap();
+        assert_eq!(termination_message(&status, file.to_str()).len(), MESSAGE_LIMIT);
+        // Nobody ever writes into it.
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(termination_message(&status, pipe.to_str()), "");
         assert_eq!(termination_message(&status, None), "");
         status.annotations.insert(
             labels::TERMINATION_MESSAGE_POLICY.into(),

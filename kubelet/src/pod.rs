@@ -13,8 +13,9 @@ use skiff_api::quantity::Quantity;
 
 /// Annotation: the UID of a static pod, which is the hash of its manifest.
 pub(crate) const CONFIG_HASH: &str = "kubernetes.io/config.hash";
-/// Annotation of a static pod: where its manifest is (`file`).
+/// Annotation that every pod gets where it comes in: the source that it comes from (`file`, `api`), whatever its author wrote.
 pub(crate) const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+const FROM_API: &str = "api";
 
 /// What role a container has in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +54,15 @@ pub(crate) fn key(pod: &Pod) -> Key {
     (namespace(pod).to_owned(), name(pod).to_owned())
 }
 
-/// Whether the pod comes from a manifest of this node: nobody can give a pod of the API its UID.
+/// Marks a pod as one of the API.
+pub(crate) fn mark_as_api(pod: &mut Pod) {
+    let annotations = pod.metadata.annotations.get_or_insert_default();
+    annotations.insert(CONFIG_SOURCE.into(), FROM_API.into());
+}
+
+/// Whether the pod comes from a manifest of this node.
 pub(crate) fn is_static(pod: &Pod) -> bool {
-    annotation(pod, CONFIG_HASH).is_some_and(|hash| hash == uid(pod))
+    annotation(pod, CONFIG_SOURCE).is_some_and(|source| source != FROM_API)
 }
 
 /// Whether the pod only shows a static pod, and is never run itself.

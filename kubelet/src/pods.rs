@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_cri::events::{EventKind, Notice};
@@ -57,7 +58,7 @@ impl Directory {
         self.handles.read().values().map(entry).collect()
     }
 
-    /// A pod by name; with `uid` only if it is that one.
+    /// A pod by name; with `uid` only if it is that one. One that ends yet may have the name of one that has begun.
     pub(crate) fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Option<Entry> {
         let handles = self.handles.read();
         let matches = |pod: &Pod| {
@@ -65,7 +66,8 @@ impl Directory {
         };
         handles
             .values()
-            .find(|handle| matches(&handle.wish.borrow().pod))
+            .filter(|handle| matches(&handle.wish.borrow().pod))
+            .max_by_key(|handle| standing(&handle.wish.borrow()))
             .map(entry)
     }
 
@@ -75,6 +77,12 @@ impl Directory {
         let handle = handles.get(uid);
         handle.inspect(|handle| handle.end(finish)).is_some()
     }
+}
+
+/// Of several pods of one name, the name means the one with the highest standing.
+fn standing(wish: &Wish) -> (bool, bool, Option<Timestamp>) {
+    let created = wish.pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    (!wish.gone, pod::deletion_time(&wish.pod).is_none(), created)
 }
 
 fn entry(handle: &Handle) -> Entry {
@@ -162,13 +170,13 @@ impl Dispatcher {
 
     fn update(&mut self, update: Update) {
         match update {
-            Update::Apply(pod) if pod::is_mirror(&pod) => self.mirror(pod::key(&pod), Some(pod)),
+            Update::Apply(pod) if self.is_mirror(&pod) => self.mirror(pod::key(&pod), Some(pod)),
             Update::Apply(pod) => self.wish(pod),
-            Update::Remove(pod) if pod::is_mirror(&pod) => self.mirror(pod::key(&pod), None),
+            Update::Remove(pod) if self.is_mirror(&pod) => self.mirror(pod::key(&pod), None),
             Update::Remove(pod) => self.remove(pod),
             Update::All(Source::Api, pods) => {
                 self.awaited.remove(&Source::Api);
-                let (mirrors, mut pods): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| pod::is_mirror(pod));
+                let (mirrors, mut pods): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| self.is_mirror(pod));
                 self.all_mirrors(mirrors);
                 let present: HashSet<String> = pods.iter().map(|pod| pod::uid(pod).to_owned()).collect();
                 for handle in self.directory.handles.read().values() {
@@ -190,6 +198,11 @@ impl Dispatcher {
                 self.all_statics(pods);
             }
         }
+    }
+
+    /// Whether a pod of the API is a mirror. One that runs here is none, whatever somebody writes on it later.
+    fn is_mirror(&self, pod: &Pod) -> bool {
+        pod::is_mirror(pod) && !self.directory.handles.read().contains_key(pod::uid(pod))
     }
 
     /// Those whose worker was told that they are gone.
@@ -434,5 +447,37 @@ impl Dispatcher {
         };
         let handle = pod_worker::spawn(self.agent.clone(), wish, Admission::default(), self.done.clone());
         self.directory.handles.write().insert(uid.to_owned(), handle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_name_means_the_pod_that_lives() {
+        let wish = |gone: bool, deleted: bool, minute: u8| {
+            let mut pod = pod::tests::pod(&json!({}));
+            let time = |minute| serde_json::from_value(json!(format!("2026-01-01T00:{minute:02}:00Z"))).unwrap();
+            pod.metadata.creation_timestamp = Some(time(minute));
+            pod.metadata.deletion_timestamp = deleted.then(|| time(59));
+            Wish {
+                gone,
+                ..Wish::of(Arc::new(pod))
+            }
+        };
+        let rising = [
+            wish(true, true, 9),
+            wish(true, false, 8),
+            wish(false, true, 7),
+            wish(false, false, 5),
+            wish(false, false, 6),
+        ];
+        assert!(rising.is_sorted_by_key(standing));
+        let mut orphan = wish(true, false, 0);
+        Arc::make_mut(&mut orphan.pod).metadata.creation_timestamp = None;
+        assert!(standing(&orphan) < standing(&rising[1]));
     }
 }

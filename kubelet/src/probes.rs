@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::agent::Agent;
+use crate::env;
 use crate::events::Severity;
 use crate::memory::Memory;
 use crate::observed::{Observed, State};
@@ -305,7 +306,8 @@ impl Prober {
 
     async fn probe_once(&self, timeout: Duration) -> Finding {
         if let Some(exec) = &self.probe.exec {
-            return self.exec(exec.command.as_deref().unwrap_or_default(), timeout).await;
+            let command = env::expand_literals(exec.command.as_deref().unwrap_or_default(), &self.container);
+            return self.exec(&command, timeout).await;
         }
         let address = self.address.as_deref();
         if let Some(action) = &self.probe.http_get {

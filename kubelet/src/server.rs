@@ -1,7 +1,8 @@
 //! The kubelet's HTTPS server on :10250: logs, exec, attach, port-forward, pods, metrics.
 //!
 //! Every path asks who (a client certificate of the trusted authority, or a bearer token that the API server knows) and
-//! whether they may (a SubjectAccessReview), health included. One task a connection.
+//! whether they may (a SubjectAccessReview), health included. One task a connection; what strangers can make the kubelet hold is
+//! bounded by [`skiff_daemon::serve`].
 
 mod auth;
 mod logs;
@@ -9,7 +10,7 @@ mod node_logs;
 mod streams;
 
 use std::collections::HashMap;
-use std::convert::Infallible;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +20,8 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
+use skiff_daemon::serve::{Bounds, Door};
 use skiff_daemon::{Metrics, Shutdown, error_chain};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -33,8 +33,11 @@ use crate::pods::{Directory, Entry};
 use crate::stats::{self, Stats};
 use auth::{Access, User};
 
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Connections without a client certificate: whoever scrapes figures with a token, and some more.
+const STRANGERS: Bounds = Bounds { each: 100, all: 1_000 };
+
+/// How long connections take to end that are cut off at the shutdown.
+const CUT: Duration = Duration::from_secs(1);
 
 /// How long the dispatcher may be busy with one round: a runtime that stalls holds it up for its timeout, twice a minute.
 const ROUND_WITHIN: Duration = Duration::from_secs(300);
@@ -63,6 +66,7 @@ pub(crate) struct Server {
     agent: Arc<Agent>,
     directory: Directory,
     access: Access,
+    door: Door,
     tls: Serving,
     stats: Arc<Stats>,
     metrics: Metrics,
@@ -122,6 +126,7 @@ impl Server {
         }
         Ok(Self {
             access: Access::new(agent.client.clone(), kubelet, &agent.node_name),
+            door: Door::new(STRANGERS),
             tls,
             metrics: metrics.clone(),
             probes,
@@ -137,30 +142,14 @@ impl Server {
         if server.agent.config.kubelet.server_tls_bootstrap {
             tokio::spawn(Arc::clone(&server).keep_certificate(shutdown.clone()));
         }
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let connection = server.clone().connection(stream);
-                    let shutdown = shutdown.clone();
-                    tokio::spawn(async move {
-                        tokio::select! {
-                            () = shutdown.cancelled() => {}
-                            () = connection => {}
-                        }
-                    });
-                }
-                Err(error) => {
-                    // Out of file descriptors, most likely: what is open may close.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+        let connection = |stream, from| {
+            let connection = server.clone().connection(stream, from, shutdown.clone());
+            let shutdown = shutdown.clone();
+            async move {
+                shutdown.run_until_cancelled(connection).await;
             }
-        }
+        };
+        skiff_daemon::serve::listen(listener, &shutdown, CUT, connection).await;
     }
 
     async fn keep_certificate(self: Arc<Self>, shutdown: Shutdown) {
@@ -171,13 +160,12 @@ impl Server {
             .await;
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream) {
-        stream.set_nodelay(true).ok();
+    async fn connection(self: Arc<Self>, stream: TcpStream, from: IpAddr, shutdown: Shutdown) {
         let Some(tls) = self.tls.acceptor() else {
             tracing::debug!("no serving certificate available for the kubelet");
             return;
         };
-        let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else {
+        let Some((stream, place)) = self.door.enter(stream, from, tls).await else {
             return;
         };
         let certificates = stream.get_ref().1.peer_certificates();
@@ -185,15 +173,11 @@ impl Server {
             .and_then(|list| list.first())
             .and_then(|leaf| skiff_pki::peer_identity(leaf).ok());
         let peer = peer.map(|peer| User::certified(peer.common_name, peer.organizations));
-        let service = service_fn(move |request| {
+        let answer = |request| {
             let (server, peer) = (self.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(server.respond(request, peer).await) }
-        });
-        let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        if let Err(error) = connection.await {
-            tracing::debug!(error = %error, "a connection ended early");
-        }
+            async move { server.respond(request, peer).await }
+        };
+        skiff_daemon::serve::converse(stream, answer, place, &shutdown).await;
     }
 
     async fn respond(&self, request: Request<Incoming>, peer: Option<User>) -> Response<Body> {

@@ -163,27 +163,25 @@ impl Volumes {
         self.pod_dir(uid).join("containers")
     }
 
-    /// Makes every volume of the pod ready, all at once; also brings changed objects up to date.
-    pub(crate) async fn prepare(&self, pod: &Pod, facts: &Facts) -> Result<(), Error> {
+    /// Makes every volume of the pod ready, all at once; also brings changed objects up to date. One that fails holds up no other.
+    pub(crate) async fn prepare(&self, pod: &Pod, facts: &Facts) -> Result<(), Vec<Error>> {
+        self.make_pod_dir(pod).map_err(|error| vec![error])?;
+        let volumes = pod::spec(pod).volumes.as_deref().unwrap_or_default();
+        let prepare = |volume| async move {
+            let prepared = self.prepare_one(pod, volume, facts).await;
+            prepared.map_err(|source| named(volume, source))
+        };
+        let prepared = futures::future::join_all(volumes.iter().map(prepare)).await;
+        let errors: Vec<Error> = prepared.into_iter().filter_map(Result::err).collect();
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn make_pod_dir(&self, pod: &Pod) -> Result<(), Error> {
         let dir = self.pod_dir(pod::uid(pod));
         make_dir(&dir, 0o750)?;
         for name in ["volumes", "containers", "plugins"] {
             make_dir(&dir.join(name), 0o750)?;
         }
-        let volumes = pod::spec(pod).volumes.as_deref().unwrap_or_default();
-        let prepare = |volume| async move {
-            self.prepare_one(pod, volume, facts)
-                .await
-                .map_err(|source| match source {
-                    // These name the volume themselves.
-                    Error::Claim { .. } | Error::NoLocalPath { .. } | Error::NodeAffinity { .. } => source,
-                    source => Error::Volume {
-                        name: volume.name.clone(),
-                        source: Box::new(source),
-                    },
-                })
-        };
-        futures::future::try_join_all(volumes.iter().map(prepare)).await?;
         Ok(())
     }
 
@@ -259,6 +257,17 @@ impl Volumes {
     }
 }
 
+fn named(volume: &Volume, source: Error) -> Error {
+    match source {
+        // These name the volume themselves.
+        Error::Claim { .. } | Error::NoLocalPath { .. } | Error::NodeAffinity { .. } => source,
+        source => Error::Volume {
+            name: volume.name.clone(),
+            source: Box::new(source),
+        },
+    }
+}
+
 fn fs_group(pod: &Pod) -> Option<u32> {
     let group = pod::spec(pod).security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
@@ -292,8 +301,7 @@ fn mount_memory_for_secrets(path: &Path, volume: &Volume) -> Result<(), Error> {
             .any(|source| source.secret.is_some() || source.service_account_token.is_some());
     make_dir(path, 0o755)?;
     if secret && !is_mounted(path)? {
-        mount_tmpfs(path, "")?;
-        set_mode(path, 0o755)?;
+        mount_tmpfs(path, "mode=755")?;
     }
     Ok(())
 }

@@ -15,14 +15,27 @@ use serde_json::Value;
 use super::read::{at, get, list, text};
 use super::{Errors, metadata};
 use crate::field::{Error, Path};
+use crate::pods::MIRROR;
 
 pub(super) use update::{subresource, update};
+
+const ANNOTATIONS: Path<'static> = Path::root("metadata.annotations");
+
+fn annotation<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
+    get(at(object, "metadata.annotations"), key).as_str()
+}
 
 /// A pod itself.
 pub(super) fn create(object: &Value, errors: &mut Errors) {
     let path = Path::root("spec");
     let spec = get(object, "spec");
     spec::spec(&path, spec, errors);
+    if let Some(shown) = annotation(object, MIRROR)
+        && text(spec, "nodeName").is_empty()
+    {
+        let detail = "must set spec.nodeName if mirror pod annotation is set";
+        errors.push(Error::invalid(&ANNOTATIONS.key(MIRROR), shown, detail));
+    }
     for key in ["containers", "initContainers"] {
         let path = path.child(key);
         for (i, container) in list(spec, key).iter().enumerate() {

@@ -57,12 +57,12 @@ pub(crate) async fn api(client: kube::Client, node: String, updates: mpsc::Sende
                 continue;
             }
             Some(Event::InitApply(pod)) => {
-                fresh.push(slim(pod));
+                fresh.push(taken(pod));
                 continue;
             }
             Some(Event::InitDone) => Update::All(Source::Api, std::mem::take(&mut fresh)),
-            Some(Event::Apply(pod)) => Update::Apply(slim(pod)),
-            Some(Event::Delete(pod)) => Update::Remove(slim(pod)),
+            Some(Event::Apply(pod)) => Update::Apply(taken(pod)),
+            Some(Event::Delete(pod)) => Update::Remove(taken(pod)),
             None => return,
         };
         if updates.send(update).await.is_err() {
@@ -71,11 +71,35 @@ pub(crate) async fn api(client: kube::Client, node: String, updates: mpsc::Sende
     }
 }
 
-/// Without what the kubelet never reads.
-fn slim(mut pod: Pod) -> Arc<Pod> {
+/// As the kubelet reads it: marked with its source, and without what is never read.
+fn taken(mut pod: Pod) -> Arc<Pod> {
     if pod::status(&pod).start_time.is_none() {
         hop(&pod, "seen");
     }
     pod.metadata.managed_fields = None;
+    pod::mark_as_api(&mut pod);
     Arc::new(pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::{CONFIG_HASH, CONFIG_SOURCE, MIRROR};
+
+    #[test]
+    fn what_a_user_writes_makes_no_static_pod() {
+        for annotations in [
+            json!({}),
+            json!({CONFIG_SOURCE: "file", CONFIG_HASH: "u1", MIRROR: "u1"}),
+        ] {
+            let mut pod = pod::tests::pod(&json!({}));
+            pod.metadata.annotations = serde_json::from_value(annotations.clone()).ok();
+            let pod = taken(pod);
+            assert!(!pod::is_static(&pod), "{annotations}");
+            assert_eq!(pod::annotation(&pod, CONFIG_SOURCE), Some("api"), "{annotations}");
+            assert!(!crate::eviction::is_critical(&pod), "{annotations}");
+        }
+    }
 }

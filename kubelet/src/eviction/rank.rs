@@ -26,15 +26,9 @@ pub(crate) struct Candidate {
     pub(crate) containers: Vec<(String, i64, i64)>,
 }
 
-/// Whether a pod is never evicted: static pods, their mirrors, and those of the system's priority.
+/// Whether a pod is never evicted: static pods, and those of the system's priority.
 pub(crate) fn is_critical(pod: &Pod) -> bool {
-    let source = pod
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|all| all.get(pod::CONFIG_SOURCE));
-    let is_static = source.is_some_and(|source| source != "api");
-    is_static || pod::is_mirror(pod) || priority(pod) >= CRITICAL
+    pod::is_static(pod) || priority(pod) >= CRITICAL
 }
 
 fn priority(pod: &Pod) -> i32 {
@@ -151,7 +145,7 @@ mod tests {
         for (annotation, value, critical) in [
             ("kubernetes.io/config.source", "file", true),
             ("kubernetes.io/config.source", "api", false),
-            ("kubernetes.io/config.mirror", "x", true),
+            ("kubernetes.io/config.mirror", "x", false),
         ] {
             p.metadata.annotations = Some([(annotation.to_owned(), value.to_owned())].into());
             assert_eq!(is_critical(&p), critical, "{annotation}={value}");

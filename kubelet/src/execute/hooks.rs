@@ -47,6 +47,7 @@ pub(super) async fn run(
             let text = format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded");
             let events = &agent.events;
             events.pod(pod, Severity::Warning, "LifecycleHTTPFallback", text);
+            agent.measures.hook_fell_back();
         }
         return Ok(());
     }

@@ -1,5 +1,7 @@
 //! What is mounted into a container: volumes, `/etc/hosts`, the termination message file.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -10,7 +12,7 @@ use skiff_cri::{Mount, MountPropagation};
 
 use crate::agent::Agent;
 use crate::observed::Sandbox;
-use crate::{env, hosts, pod};
+use crate::{env, files, hosts, pod};
 
 /// What a container's mounts come from.
 pub(super) struct Subject<'a> {
@@ -70,17 +72,14 @@ impl Subject<'_> {
             ));
         };
         let sub_path = match &mount.sub_path_expr {
-            Some(expression) if !expression.is_empty() => Some(env::expand(expression, |name| {
-                self.envs
-                    .iter()
-                    .find(|(key, _)| key == name)
-                    .map(|(_, value)| value.clone())
-            })),
-            _ => mount.sub_path.clone(),
+            Some(expression) if !expression.is_empty() => expanded(expression, self.envs)?,
+            _ => mount.sub_path.clone().unwrap_or_default(),
         };
-        let host_path = match sub_path.filter(|sub| !sub.is_empty()) {
-            Some(sub) => self.sub_path(index, &mount.name, &base, &sub)?,
-            None => base,
+        let inside = clean(&sub_path)?;
+        let host_path = if inside.as_os_str().is_empty() {
+            base
+        } else {
+            self.sub_path(index, &mount.name, &base, &inside)?
         };
         // Less than what was asked for must not run.
         if mount.recursive_read_only.as_deref() == Some("Enabled") {
@@ -104,8 +103,8 @@ impl Subject<'_> {
 
     /// A path inside a volume, resolved beneath it and held by a bind mount of its own: what the pod's containers do to the
     /// volume afterwards cannot lead the mount elsewhere.
-    fn sub_path(&self, index: usize, volume: &str, base: &Path, sub: &str) -> Result<PathBuf, String> {
-        let found = open_below(base, Path::new(sub))?;
+    fn sub_path(&self, index: usize, volume: &str, base: &Path, sub: &Path) -> Result<PathBuf, String> {
+        let found = open_below(base, sub)?;
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             format!("failed to prepare subPath {sub:?} of volume {volume:?}: cannot {what}: {error}")
         };
@@ -141,16 +140,17 @@ impl Subject<'_> {
     fn hosts_file(&self) -> std::io::Result<PathBuf> {
         let path = self.agent.volumes.pod_dir(pod::uid(self.pod)).join("etc-hosts");
         let node = if pod::host_network(self.pod) {
-            Some(std::fs::read_to_string("/etc/hosts")?)
+            Some(String::from_utf8_lossy(&std::fs::read("/etc/hosts")?).into_owned())
         } else {
             None
         };
         let domain = &self.agent.config.kubelet.cluster_domain;
         let text = hosts::file(self.pod, &self.sandbox.ips, domain, node.as_deref());
-        // Containers see the file by its inode: it is written in place.
-        if std::fs::read_to_string(&path).is_ok_and(|known| known == text) {
+        // Containers may write it, as much as they like.
+        if files::read_head(&path, text.len() + 1).is_ok_and(|known| known == text.as_bytes()) {
             return Ok(path);
         }
+        // They see it by its inode: it is written in place.
         std::fs::write(&path, text)?;
         Ok(path)
     }
@@ -198,12 +198,43 @@ fn absolute(path: &str) -> String {
     }
 }
 
+/// A subPathExpr with the variables that it names: without one of them it would be another pod's path.
+fn expanded(expression: &str, envs: &[(String, String)]) -> Result<String, String> {
+    let missing = RefCell::new(BTreeSet::new());
+    let text = env::expand(expression, |name| {
+        let known = envs.iter().find(|(key, value)| key == name && !value.is_empty());
+        if known.is_none() {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        known.map(|(_, value)| value.clone())
+    });
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() {
+        Ok(text)
+    } else {
+        Err(format!("missing value for {}", missing.join(", ")))
+    }
+}
+
+/// A subPath without what means nothing in it (`./a//b/` is `a/b`); empty where it is the volume itself. The texts are upstream's.
+fn clean(sub: &str) -> Result<PathBuf, String> {
+    let mut clean = PathBuf::new();
+    for part in Path::new(sub).components() {
+        match part {
+            Component::Normal(part) => clean.push(part),
+            Component::CurDir => {}
+            Component::ParentDir => return Err(format!("unable to provision SubPath `{sub}`: must not contain '..'")),
+            Component::RootDir | Component::Prefix(_) => {
+                return Err(format!("error SubPath `{sub}` must not be an absolute path"));
+            }
+        }
+    }
+    Ok(clean)
+}
+
 /// Opens a path inside a volume that no symbolic link leads out of; directories that are missing are made, as open to
 /// others as the volume is.
 fn open_below(base: &Path, sub: &Path) -> Result<OwnedFd, String> {
-    if !sub.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(format!("invalid subPath {sub:?}: must be relative and without \"..\""));
-    }
     let failed = |error: rustix::io::Errno| format!("failed to prepare subPath {sub:?} of {}: {error}", base.display());
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = rustix::fs::open(base, flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed)?;
@@ -252,8 +283,41 @@ mod tests {
         let mode = std::fs::metadata(volume.join("new/dir")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o777, "as open as the volume");
         assert_eq!(found("in"), volume.join("file"));
-        for bad in ["out", "out/passwd", "../volume", "/etc", "a/../b"] {
+        for bad in ["out", "out/passwd", "../volume", "/etc"] {
             assert!(open_below(&volume, Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn expressions_need_their_variables() {
+        let envs = [("A".to_owned(), "x".to_owned()), ("EMPTY".to_owned(), String::new())];
+        let of = |expression: &str| expanded(expression, &envs);
+        assert_eq!(of("a/$(A)/$$(A)").as_deref(), Ok("a/x/$(A)"));
+        assert_eq!(
+            of("$(B)/$(EMPTY)/$(A)/$(B)"),
+            Err("missing value for B, EMPTY".to_owned())
+        );
+    }
+
+    #[test]
+    fn sub_paths_that_say_more_than_they_mean() {
+        let cases = [
+            ("a", Some("a")),
+            ("./a", Some("a")),
+            ("a/", Some("a")),
+            ("a//b", Some("a/b")),
+            ("./a/./b/.", Some("a/b")),
+            ("..a/b..", Some("..a/b..")),
+            (".", Some("")),
+            ("./", Some("")),
+            ("", Some("")),
+            ("..", None),
+            ("a/../b", None),
+            ("./..", None),
+            ("/a", None),
+        ];
+        for (sub, inside) in cases {
+            assert_eq!(clean(sub).ok(), inside.map(PathBuf::from), "{sub}");
         }
     }
 }

@@ -30,14 +30,23 @@ pub(super) async fn prepare_volumes(context: &Context) -> Outcome {
             hop(&context.pod, "volumes ready");
             Outcome::Done
         }
-        Err(error) => {
-            let (reason, message) = ("FailedMount", error_chain(&error));
-            if matches!(error, volumes::Error::Claim { .. }) {
-                Outcome::NotYet { reason, message }
-            } else {
-                Outcome::Failed { reason, message }
-            }
-        }
+        Err(errors) => not_mounted(context, &errors),
+    }
+}
+
+/// Tells of each volume that is not ready.
+fn not_mounted(context: &Context, errors: &[volumes::Error]) -> Outcome {
+    let reason = "FailedMount";
+    let messages: Vec<String> = errors.iter().map(|error| error_chain(error)).collect();
+    for message in &messages {
+        let events = &context.agent.events;
+        events.pod(&context.pod, Severity::Warning, reason, message.clone());
+    }
+    let message = messages.join("; ");
+    if errors.iter().any(|error| matches!(error, volumes::Error::Claim { .. })) {
+        Outcome::NotYet { reason, message }
+    } else {
+        Outcome::Failed { reason, message }
     }
 }
 
@@ -132,7 +141,7 @@ pub(super) fn config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
     let hostname = if host {
         String::new()
     } else {
-        hosts::hostname(pod, &agent.config.kubelet.cluster_domain).0
+        hosts::hostname(pod, &agent.config.kubelet.cluster_domain)
     };
     SandboxConfig {
         metadata: SandboxMetadata {

@@ -7,7 +7,6 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 
 use super::Worker;
 use crate::backoff;
-use crate::events::Severity;
 use crate::execute::{Outcome, StartError};
 use crate::memory::{Doom, Failure, Volumes};
 use crate::plan::{Action, Task};
@@ -86,9 +85,6 @@ impl Worker {
 
     /// Volumes are tried again after half a second, then after twice that, up to `longest`.
     fn volumes_failed(&mut self, reason: &'static str, message: String, longest: Duration, now: Timestamp) {
-        self.agent
-            .events
-            .pod(&self.pod, Severity::Warning, reason, message.clone());
         let last = match &self.memory.volumes {
             Volumes::Failed(failure) => Some(failure.delay),
             Volumes::Ready { .. } => {

@@ -10,32 +10,48 @@ use super::mounts::{is_mounted, mount_huge_pages, mount_tmpfs};
 use super::{Error, make_dir, set_group, set_mode};
 use crate::pod;
 
-/// Makes the directory, and mounts what it is to lie on.
+/// Makes the directory, and mounts what it is to lie on. Whose it is, is said as it is made, by whichever kubelet and after whatever
+/// reboot: later that is the pod's own affair.
 pub(super) fn prepare(pod: &Pod, path: &Path, source: &EmptyDirVolumeSource) -> Result<(), Error> {
-    let fresh = !path.exists();
-    make_dir(path, 0o777)?;
     let group = super::fs_group(pod);
+    make(path, group)?;
     match source.medium.as_deref().unwrap_or_default() {
-        "" => {}
-        _ if is_mounted(path)? => {}
+        "" => Ok(()),
+        _ if is_mounted(path)? => Ok(()),
         "Memory" => {
-            mount_tmpfs(
-                path,
-                &size(pod, source).map_or(String::new(), |size| format!("size={}", size.value())),
-            )?;
-            set_mode(path, 0o777)?;
+            let size = size(pod, source).map_or(String::new(), |size| format!(",size={}", size.value()));
+            mount_tmpfs(path, &format!("{}{size}", ownership(group)))
         }
         medium => {
-            mount_huge_pages(path, &page_size(pod, medium)?)?;
-            set_mode(path, 0o777)?;
+            mount_huge_pages(path, &page_size(pod, medium)?, &ownership(group))?;
+            // Its mount option takes no set-group-ID bit.
+            set_mode(path, mode(group))
         }
     }
-    if fresh {
-        set_group(path, group)?;
-        // umask must not narrow what every user of the pod may write.
-        set_mode(path, if group.is_some() { 0o2777 } else { 0o777 })?;
+}
+
+/// The directory gets its name last: what has the name is whole.
+fn make(path: &Path, group: Option<u32>) -> Result<(), Error> {
+    if path.is_dir() {
+        return Ok(());
     }
-    Ok(())
+    // No volume may be called so.
+    let unnamed = path.with_extension("new~");
+    make_dir(&unnamed, 0o700)?;
+    set_group(&unnamed, group)?;
+    // umask must not narrow what every user of the pod may write.
+    set_mode(&unnamed, mode(group))?;
+    std::fs::rename(&unnamed, path).map_err(|source| Error::file("name", path, source))
+}
+
+fn mode(group: Option<u32>) -> u32 {
+    group.map_or(0o777, |_| 0o2777)
+}
+
+/// The same as options of a mount, so that nothing stands between making and giving.
+fn ownership(group: Option<u32>) -> String {
+    let group_option = group.map_or(String::new(), |group| format!(",gid={group}"));
+    format!("mode={:o}{group_option}", mode(group))
 }
 
 /// How much memory it may take: what it says itself, and never more than the pod may use.
@@ -76,6 +92,8 @@ fn page_size(pod: &Pod, medium: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -96,6 +114,47 @@ mod tests {
             let size = size(&p, &source(text.clone())).map(|size| size.value());
             assert_eq!(size, bytes, "{text}");
         }
+    }
+
+    fn found(path: &Path) -> (u32, u32) {
+        let found = std::fs::metadata(path).unwrap();
+        (found.gid(), found.mode() & 0o7777)
+    }
+
+    #[test]
+    fn a_set_up_that_was_cut_off_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v");
+        let disk = EmptyDirVolumeSource::default();
+        std::fs::create_dir(dir.path().join("v.new~")).unwrap();
+        prepare(&pod(&json!({"securityContext": {"fsGroup": 4321}})), &path, &disk).unwrap();
+        assert_eq!(found(&path), (4321, 0o2777));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        // What the pod makes of it stays so.
+        set_mode(&path, 0o700).unwrap();
+        prepare(&pod(&json!({"securityContext": {"fsGroup": 4321}})), &path, &disk).unwrap();
+        assert_eq!(found(&path), (4321, 0o700));
+        prepare(&pod(&json!({})), &dir.path().join("w"), &disk).unwrap();
+        assert_eq!(found(&dir.path().join("w")), (0, 0o777));
+    }
+
+    /// The directory outlives the reboot, the memory does not.
+    #[test]
+    fn memory_that_is_made_again_after_a_reboot_is_the_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v");
+        let memory = serde_json::from_value(json!({"medium": "Memory", "sizeLimit": "1Mi"})).unwrap();
+        let p = pod(&json!({"securityContext": {"fsGroup": 4321}}));
+        for _ in 0..2 {
+            prepare(&p, &path, &memory).unwrap();
+            assert!(is_mounted(&path).unwrap());
+            assert_eq!(found(&path), (4321, 0o2777));
+            nix::mount::umount(&path).unwrap();
+        }
+        prepare(&pod(&json!({})), &path, &memory).unwrap();
+        let mounted = found(&path);
+        nix::mount::umount(&path).unwrap();
+        assert_eq!(mounted, (0, 0o777));
     }
 
     #[test]

@@ -55,9 +55,9 @@ pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// A file system of huge pages, of the size that `medium` names.
-pub(super) fn mount_huge_pages(path: &Path, size: &str) -> Result<(), Error> {
-    let options = format!("pagesize={size}");
+/// A file system of huge pages of this size.
+pub(super) fn mount_huge_pages(path: &Path, size: &str, options: &str) -> Result<(), Error> {
+    let options = format!("pagesize={size},{options}");
     nix::mount::mount(
         Some("nodev"),
         path,

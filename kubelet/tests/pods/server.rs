@@ -1,14 +1,17 @@
 //! The server on its own port: who may ask, and what is answered.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::scene::Scene;
 
-/// One request over TLS; with `user` a client certificate for it. Returns status and body.
-async fn ask(scene: &Scene, user: Option<&str>, header: &str, path: &str) -> (u16, String) {
+/// A connection that has shaken hands; with `user` a client certificate for it was shown.
+async fn connect(scene: &Scene, user: Option<&str>) -> TlsStream<TcpStream> {
     let authority = &scene.authority;
     let identity = user.map(|user| {
         authority
@@ -18,12 +21,15 @@ async fn ask(scene: &Scene, user: Option<&str>, header: &str, path: &str) -> (u1
     let server = std::fs::read_to_string(scene.dir.path().join("kubelet/pki/kubelet-ca.crt")).expect("its authority");
     let mut config = skiff_pki::client_config(identity.as_ref(), &server).expect("a client");
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", scene.port))
-        .await
-        .expect("a server");
+    let stream = TcpStream::connect(("127.0.0.1", scene.port)).await.expect("a server");
     let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let mut stream = connector.connect(name, stream).await.expect("a handshake");
+    connector.connect(name, stream).await.expect("a handshake")
+}
+
+/// One request over TLS; with `user` a client certificate for it. Returns status and body.
+async fn ask(scene: &Scene, user: Option<&str>, header: &str, path: &str) -> (u16, String) {
+    let mut stream = connect(scene, user).await;
     let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n{header}\r\n");
     stream.write_all(request.as_bytes()).await.expect("a request");
     let mut answer = Vec::new();
@@ -81,6 +87,22 @@ async fn every_path_asks_who_and_whether_they_may() {
     );
     let (_, pods) = ask(&scene, Some("admin"), "", "/pods").await;
     assert!(pods.contains("uid-p"), "{pods}");
+}
+
+/// Connections of nobody known that say nothing keep nobody out who is known.
+#[tokio::test]
+async fn strangers_are_bounded() {
+    let scene = Scene::with_server();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        strangers.push(connect(&scene, None).await);
+    }
+    let mut late = connect(&scene, None).await;
+    let closed = tokio::time::timeout(Duration::from_secs(5), late.read(&mut [0])).await;
+    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+    assert_eq!(ask(&scene, Some("admin"), "", "/healthz").await.0, 200);
 }
 
 #[tokio::test]

@@ -116,6 +116,48 @@ async fn volumes_of_others_and_of_other_nodes_are_not_mounted() {
     scene.until_ready("p").await;
 }
 
+/// A token that is not renewed would end with the object that is missing beside it.
+#[tokio::test]
+async fn a_volume_that_cannot_be_made_or_refreshed_holds_up_no_other() {
+    let scene = Scene::new();
+    let put = |name: &str, value: &str| {
+        let map = json!({"metadata": {"name": name, "namespace": "ns"}, "data": {"a": value}});
+        scene.api.put(&format!("/api/v1/namespaces/ns/configmaps/{name}"), map);
+    };
+    let volume = |name: &str| json!({"name": name, "configMap": {"name": name}});
+    let path = |name: &str| {
+        scene
+            .pod_dir("p")
+            .join(format!("volumes/kubernetes.io~configmap/{name}/a"))
+    };
+    let until = async |name: &str, value: &str| {
+        let holds = || std::fs::read_to_string(path(name)).ok().filter(|found| found == value);
+        scene.api.until(&format!("{name} = {value}"), |_| holds()).await
+    };
+    let missing = |name: &str| {
+        format!("FailedMount: MountVolume.SetUp failed for volume {name:?} : configmap {name:?} not found")
+    };
+    put("kept", "1");
+    scene.create(
+        "p",
+        &json!({"volumes": [volume("first"), volume("kept"), volume("last")]}),
+    );
+    scene.until_event(&missing("first")).await;
+    scene.until_event(&missing("last")).await;
+    until("kept", "1").await;
+    put("first", "1");
+    put("last", "1");
+    scene.until_ready("p").await;
+
+    scene.api.remove("/api/v1/namespaces/ns/configmaps/first");
+    put("kept", "2");
+    until("kept", "2").await;
+    put("last", "2");
+    until("last", "2").await;
+    put("first", "2");
+    until("first", "2").await;
+}
+
 /// Nothing of a volume that is still mounted is deleted, and the rest goes once it can be unmounted.
 #[tokio::test]
 async fn a_volume_that_will_not_unmount_is_tried_again() {

@@ -35,6 +35,7 @@ pub(super) fn containers<'a>(path: &Path<'_>, spec: &'a Value, volumes: &Volumes
             false,
             errors,
         );
+        restart_rules(&path, container, errors);
     }
     host_ports(&root, list, errors);
     init_containers(path, spec, volumes, &mut seen, errors);
@@ -53,6 +54,7 @@ fn init_containers<'a>(
         let path = root.index(i);
         common(&path, container, spec, volumes, errors);
         unique(&path, container, seen, errors);
+        restart_rules(&path, container, errors);
         if text(container, "restartPolicy") == "Always" {
             probe::lifecycle(&path.child("lifecycle"), get(container, "lifecycle"), errors);
             probe::probes(&path, container, errors);
@@ -82,13 +84,15 @@ fn ephemeral_containers<'a>(
     seen: &mut Vec<&'a str>,
     errors: &mut Errors,
 ) {
-    const FORBIDDEN: [&str; 6] = [
+    const FORBIDDEN: [&str; 8] = [
         "ports",
         "livenessProbe",
         "readinessProbe",
         "startupProbe",
         "lifecycle",
         "resizePolicy",
+        "restartPolicy",
+        "restartPolicyRules",
     ];
     let root = path.child("ephemeralContainers");
     let regular: Vec<&str> = list(spec, "containers")
@@ -119,6 +123,59 @@ fn ephemeral_containers<'a>(
             ));
         }
     }
+}
+
+/// What a container does about its exit codes, whatever its policy says.
+fn restart_rules(path: &Path<'_>, container: &Value, errors: &mut Errors) {
+    const RULES: usize = 20;
+    const CODES: usize = 255;
+    let rules = list(container, "restartPolicyRules");
+    let root = path.child("restartPolicyRules");
+    if !rules.is_empty() && text(container, "restartPolicy").is_empty() {
+        let detail = "must specify restartPolicy when restart rules are used";
+        errors.push(Error::required(&path.child("restartPolicy"), detail));
+    }
+    if rules.len() > RULES {
+        errors.push(Error::too_many(&root, rules.len(), RULES));
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let path = root.index(i);
+        one_of(&path, "action", rule, &["Restart"], true, errors);
+        let codes = get(rule, "exitCodes");
+        let path = path.child("exitCodes");
+        if codes.is_null() {
+            errors.push(Error::required(&path, "must be specified"));
+            continue;
+        }
+        one_of(&path, "operator", codes, &["In", "NotIn"], true, errors);
+        let values = list(codes, "values").len();
+        if values > CODES {
+            errors.push(Error::too_many(&path.child("values"), values, CODES));
+        }
+    }
+}
+
+/// Whether a main container that ended with `code` may run again, by its rules, its own policy or the pod's.
+pub(super) fn restarts(spec: &Value, name: &str, code: i64) -> bool {
+    let mut containers = list(spec, "containers").iter();
+    let container = containers.find(|container| text(container, "name") == name);
+    let container = container.unwrap_or(&Value::Null);
+    let ruled = list(container, "restartPolicyRules").iter().any(|rule| {
+        let codes = get(rule, "exitCodes");
+        let among = list(codes, "values").iter().any(|value| value.as_i64() == Some(code));
+        match text(codes, "operator") {
+            "In" => among,
+            "NotIn" => !among,
+            _ => false,
+        }
+    });
+    let own = text(container, "restartPolicy");
+    let policy = if own.is_empty() {
+        text(spec, "restartPolicy")
+    } else {
+        own
+    };
+    ruled || policy == "Always" || (policy == "OnFailure" && code != 0)
 }
 
 fn unique<'a>(path: &Path<'_>, container: &'a Value, seen: &mut Vec<&'a str>, errors: &mut Errors) {

@@ -114,6 +114,132 @@ fn ports_and_env() {
 }
 
 #[test]
+fn restart_policies_of_containers() {
+    let container = |fields: Value| {
+        let mut container = json!({"name": "c", "image": "x"});
+        for (key, value) in fields.as_object().unwrap() {
+            container[key] = value.clone();
+        }
+        json!({"containers": [container]})
+    };
+    let rule = |operator: &str| json!({"action": "Restart", "exitCodes": {"operator": operator, "values": [42]}});
+    check(&[
+        (
+            container(json!({"restartPolicy": "Never", "restartPolicyRules": [rule("In"), rule("NotIn")]})),
+            &[],
+        ),
+        (
+            container(json!({"restartPolicyRules": [rule("In")]})),
+            &[
+                "spec.containers[0].restartPolicy: Required value: must specify restartPolicy when restart rules are used",
+            ],
+        ),
+        (
+            container(json!({"restartPolicy": "Never", "restartPolicyRules": [{"action": "Stop"}, rule("Above")]})),
+            &[
+                "spec.containers[0].restartPolicyRules[0].action: Unsupported value: \"Stop\": supported values: \"Restart\"",
+                "spec.containers[0].restartPolicyRules[0].exitCodes: Required value: must be specified",
+                "spec.containers[0].restartPolicyRules[1].exitCodes.operator: Unsupported value: \"Above\": supported values: \"In\", \"NotIn\"",
+            ],
+        ),
+        (
+            container(json!({"restartPolicy": "Never", "restartPolicyRules": vec![rule("In"); 21]})),
+            &["spec.containers[0].restartPolicyRules: Too many: 21: must have at most 20 items"],
+        ),
+        (
+            json!({"initContainers": [{"name": "i", "image": "x", "restartPolicyRules": [rule("In")]}]}),
+            &[
+                "spec.initContainers[0].restartPolicy: Required value: must specify restartPolicy when restart rules are used",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn only_what_may_run_again_leaves_its_end() {
+    let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let cases = [
+        ("Never", json!({}), 1, false),
+        ("OnFailure", json!({}), 0, false),
+        ("OnFailure", json!({}), 1, true),
+        ("Never", json!({"restartPolicy": "Always"}), 0, true),
+        ("Always", json!({"restartPolicy": "Never"}), 1, false),
+        (
+            "Never",
+            json!({"restartPolicy": "Never", "restartPolicyRules": rules}),
+            42,
+            true,
+        ),
+        (
+            "Never",
+            json!({"restartPolicy": "Never", "restartPolicyRules": rules}),
+            43,
+            false,
+        ),
+    ];
+    for (policy, fields, code, allowed) in cases {
+        let with = |state: Value| {
+            let mut pod = pod(|spec| {
+                spec["restartPolicy"] = policy.into();
+                for (key, value) in fields.as_object().unwrap() {
+                    spec["containers"][0][key] = value.clone();
+                }
+            });
+            pod["status"] = json!({"containerStatuses": [{"name": "c", "state": state}]});
+            pod
+        };
+        let mut errors = Errors::new();
+        let (old, new) = (
+            with(json!({"terminated": {"exitCode": code}})),
+            with(json!({"running": {}})),
+        );
+        subresource("status", &new, &old, &mut errors);
+        assert_eq!(errors.is_empty(), allowed, "{policy} {fields} {code}");
+    }
+}
+
+#[test]
+fn a_mirror_is_one_all_its_life() {
+    let with = |shown: Option<&str>, node: &str| {
+        let mut pod = pod(|spec| spec["nodeName"] = node.into());
+        if let Some(shown) = shown {
+            pod["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": shown});
+        }
+        pod
+    };
+    let path = "metadata.annotations[kubernetes.io/config.mirror]";
+    assert_eq!(created("", "Pod", &with(Some("a"), "n")), [""; 0]);
+    assert_eq!(
+        created("", "Pod", &with(Some("a"), "")),
+        [format!(
+            "{path}: Invalid value: \"a\": must set spec.nodeName if mirror pod annotation is set"
+        )]
+    );
+    let cases = [
+        (None, None, None),
+        (Some("a"), Some("a"), None),
+        (None, Some("a"), Some("may not add mirror pod annotation")),
+        (
+            Some("a"),
+            Some("b"),
+            Some("may not remove or update mirror pod annotation"),
+        ),
+        (Some("a"), None, Some("may not remove or update mirror pod annotation")),
+    ];
+    for (before, after, detail) in cases {
+        let expected: Vec<String> = detail
+            .iter()
+            .map(|detail| format!("{path}: Forbidden: {detail}"))
+            .collect();
+        assert_eq!(
+            updated("", "Pod", &with(after, "n"), &with(before, "n")),
+            expected,
+            "{before:?} {after:?}"
+        );
+    }
+}
+
+#[test]
 fn volumes() {
     check(&[
         (

@@ -4,7 +4,9 @@ use serde_json::Value;
 
 use super::super::Errors;
 use super::super::read::{at, get, int, list, text};
+use super::{ANNOTATIONS, annotation, container};
 use crate::field::{Error, Path, quote};
+use crate::pods::MIRROR;
 
 const SPEC: Path<'static> = Path::root("spec");
 const MUTABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
@@ -13,6 +15,7 @@ const MUTABLE: &str = "pod updates may not change fields other than `spec.contai
 
 pub(in super::super) fn update(new: &Value, old: &Value, errors: &mut Errors) {
     let (spec, before) = (get(new, "spec"), get(old, "spec"));
+    mirror(new, old, errors);
     for key in ["containers", "initContainers"] {
         if list(spec, key).len() != list(before, key).len() {
             errors.push(Error::forbidden(
@@ -28,6 +31,16 @@ pub(in super::super) fn update(new: &Value, old: &Value, errors: &mut Errors) {
     if !changes.is_empty() {
         errors.push(Error::forbidden(&SPEC, format!("{MUTABLE}\n{}", changes.join("\n"))));
     }
+}
+
+/// A pod is a mirror all its life, or never.
+fn mirror(new: &Value, old: &Value, errors: &mut Errors) {
+    let detail = match (annotation(old, MIRROR), annotation(new, MIRROR)) {
+        (before, after) if before == after => return,
+        (None, _) => "may not add mirror pod annotation",
+        (Some(_), _) => "may not remove or update mirror pod annotation",
+    };
+    errors.push(Error::forbidden(&ANNOTATIONS.key(MIRROR), detail));
 }
 
 fn deadline(spec: &Value, before: &Value, errors: &mut Errors) {
@@ -176,10 +189,7 @@ fn ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
 
 /// A container that ended for good does not come back.
 fn status(new: &Value, old: &Value, errors: &mut Errors) {
-    let policy = at(new, "spec.restartPolicy").as_str().unwrap_or_default();
-    if policy == "Always" {
-        return;
-    }
+    let spec = get(new, "spec");
     let path = Path::root("status.containerStatuses");
     let statuses = list(get(new, "status"), "containerStatuses");
     for (i, status) in statuses.iter().enumerate() {
@@ -192,9 +202,9 @@ fn status(new: &Value, old: &Value, errors: &mut Errors) {
         else {
             continue;
         };
-        let failed = int(ended, "exitCode").unwrap_or(0) != 0;
-        let final_end = policy == "Never" || !failed;
-        if final_end && at(status, "state.terminated").is_null() {
+        let code = int(ended, "exitCode").unwrap_or(0);
+        let restarts = container::restarts(spec, text(status, "name"), code);
+        if !restarts && at(status, "state.terminated").is_null() {
             let detail = "may not be transitioned to non-terminated state";
             errors.push(Error::forbidden(&path.index(i).child("state"), detail));
         }

@@ -1,0 +1,259 @@
+//! So many places, so many for each address, and who goes when there is none left.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Once};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// How many places there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// For one address.
+    pub each: usize,
+    /// For all together: much more than for one.
+    pub all: usize,
+}
+
+/// When the oldest connection of a share makes room for a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Yield {
+    /// Whenever there is no room: what is new counts for more.
+    Always,
+    /// When the new one is of an address that has fewer.
+    ToSmaller,
+}
+
+/// Places for connections, shared among the addresses that they come from.
+#[derive(Debug)]
+pub(super) struct Room {
+    what: &'static str,
+    bounds: Bounds,
+    yields: Yield,
+    state: Mutex<State>,
+    told: Once,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    taken: usize,
+    next: u64,
+    /// By address the places that it has, the oldest first; who sits there hears when one is taken away.
+    shares: HashMap<IpAddr, BTreeMap<u64, oneshot::Sender<()>>>,
+}
+
+/// A place, for as long as it is held.
+#[derive(Debug)]
+pub struct Place {
+    room: Arc<Room>,
+    from: IpAddr,
+    number: u64,
+    taken_away: oneshot::Receiver<()>,
+}
+
+/// What a newcomer finds.
+#[derive(Debug, PartialEq, Eq)]
+enum Finding {
+    Free,
+    /// The oldest of its own address goes.
+    Own,
+    /// The oldest of the address that has most goes.
+    Largest,
+    Full,
+}
+
+impl Room {
+    pub(super) fn new(what: &'static str, bounds: Bounds, yields: Yield) -> Self {
+        Self {
+            what,
+            bounds,
+            yields,
+            state: Mutex::default(),
+            told: Once::new(),
+        }
+    }
+
+    /// A place for a connection from there, unless there is none.
+    pub(super) fn enter(room: &Arc<Self>, from: IpAddr) -> Option<Place> {
+        let from = share(from);
+        let mut state = room.state.lock();
+        let own = state.shares.get(&from).map_or(0, BTreeMap::len);
+        let largest = || state.largest().map_or(0, |(_, len)| len);
+        let finding = find(own, state.taken, largest, room.bounds, room.yields);
+        if finding != Finding::Free {
+            room.tell(from);
+        }
+        match finding {
+            Finding::Free => {}
+            Finding::Full => return None,
+            Finding::Own => state.take_oldest(from),
+            Finding::Largest => {
+                let (largest, _) = state.largest()?;
+                state.take_oldest(largest);
+            }
+        }
+        let (number, taken_away) = state.seat(from);
+        Some(Place {
+            room: Arc::clone(room),
+            from,
+            number,
+            taken_away,
+        })
+    }
+
+    fn tell(&self, from: IpAddr) {
+        self.told.call_once(|| {
+            let Bounds { each, all } = self.bounds;
+            tracing::warn!(
+                %from,
+                "no room for more {}: {each} of one address and {all} of all may be open, further ones are closed (this is told once)",
+                self.what
+            );
+        });
+    }
+}
+
+impl State {
+    fn largest(&self) -> Option<(IpAddr, usize)> {
+        let sizes = self.shares.iter().map(|(from, places)| (*from, places.len()));
+        sizes.max_by_key(|(_, len)| *len)
+    }
+
+    fn seat(&mut self, from: IpAddr) -> (u64, oneshot::Receiver<()>) {
+        let (tell, taken_away) = oneshot::channel();
+        let number = self.next;
+        self.next += 1;
+        self.taken += 1;
+        self.shares.entry(from).or_default().insert(number, tell);
+        (number, taken_away)
+    }
+
+    fn take_oldest(&mut self, from: IpAddr) {
+        let oldest = self.shares.get(&from).and_then(|places| places.keys().next().copied());
+        if let Some(number) = oldest {
+            self.leave(from, number);
+        }
+    }
+
+    /// Gives a place back; it may have been taken away before.
+    fn leave(&mut self, from: IpAddr, number: u64) {
+        let Some(places) = self.shares.get_mut(&from) else {
+            return;
+        };
+        self.taken -= usize::from(places.remove(&number).is_some());
+        if places.is_empty() {
+            self.shares.remove(&from);
+        }
+    }
+}
+
+impl Place {
+    /// Waits until the place is somebody else's.
+    pub(super) async fn lost(&mut self) {
+        (&mut self.taken_away).await.ok();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.room.state.lock().leave(self.from, self.number);
+    }
+}
+
+/// What a newcomer finds whose address has `own` places of the `taken` ones.
+fn find(own: usize, taken: usize, largest: impl Fn() -> usize, bounds: Bounds, yields: Yield) -> Finding {
+    if own >= bounds.each {
+        return match yields {
+            Yield::Always => Finding::Own,
+            Yield::ToSmaller => Finding::Full,
+        };
+    }
+    if taken < bounds.all {
+        return Finding::Free;
+    }
+    match yields {
+        Yield::ToSmaller if own + 1 >= largest() => Finding::Full,
+        _ => Finding::Largest,
+    }
+}
+
+/// Whose share an address counts for: a machine of IPv6 has a whole /64.
+fn share(from: IpAddr) -> IpAddr {
+    match from.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { each: 3, all: 5 };
+
+    fn address(last: u8) -> IpAddr {
+        [10, 0, 0, last].into()
+    }
+
+    #[test]
+    fn who_finds_what() {
+        for (own, taken, largest, always, to_smaller) in [
+            (0, 0, 0, Finding::Free, Finding::Free),
+            (2, 4, 2, Finding::Free, Finding::Free),
+            (3, 3, 3, Finding::Own, Finding::Full),
+            (3, 5, 3, Finding::Own, Finding::Full),
+            (0, 5, 3, Finding::Largest, Finding::Largest),
+            (1, 5, 3, Finding::Largest, Finding::Largest),
+            // Nobody goes for one that would then have as many.
+            (2, 5, 3, Finding::Largest, Finding::Full),
+            (0, 5, 1, Finding::Largest, Finding::Full),
+        ] {
+            let found = |yields| find(own, taken, || largest, BOUNDS, yields);
+            assert_eq!(found(Yield::Always), always, "{own} of {taken}");
+            assert_eq!(found(Yield::ToSmaller), to_smaller, "{own} of {taken}");
+        }
+    }
+
+    #[test]
+    fn one_address_keeps_no_other_out() {
+        let room = Arc::new(Room::new("connections", BOUNDS, Yield::ToSmaller));
+        let enter = |last| Room::enter(&room, address(last));
+        let mut greedy: Vec<_> = (0..3).map(|_| enter(1).expect("room")).collect();
+        assert!(enter(1).is_none(), "an address has so much");
+        let two = (enter(2).expect("room"), enter(3).expect("room"));
+        let newcomer = enter(4).expect("the one that has most makes room");
+        let gone: Vec<_> = greedy
+            .iter_mut()
+            .map(|place| place.taken_away.try_recv().is_err_and(closed))
+            .collect();
+        assert_eq!(gone, [true, false, false], "the oldest of the one that has most");
+        greedy.remove(0);
+        assert!(enter(2).is_none(), "those that have most have two each");
+        drop((two, newcomer, greedy));
+        assert!(room.state.lock().shares.is_empty() && room.state.lock().taken == 0);
+    }
+
+    fn closed(error: oneshot::error::TryRecvError) -> bool {
+        error == oneshot::error::TryRecvError::Closed
+    }
+
+    #[tokio::test]
+    async fn the_newest_handshake_counts_for_most() {
+        let room = Arc::new(Room::new("handshakes", BOUNDS, Yield::Always));
+        let mut places: Vec<_> = (0..9).map(|_| Room::enter(&room, address(1)).expect("room")).collect();
+        for place in &mut places[..6] {
+            place.lost().await;
+        }
+        assert_eq!(room.state.lock().taken, 3);
+        assert!(!places[6].taken_away.try_recv().is_err_and(closed));
+    }
+
+    #[test]
+    fn a_machine_of_ipv6_has_one_share() {
+        let parse = |text: &str| share(text.parse().expect("an address"));
+        assert_eq!(parse("2001:db8::1"), parse("2001:db8::ffff:1"));
+        assert_ne!(parse("2001:db8::1"), parse("2001:db8:0:1::1"));
+        assert_eq!(parse("::ffff:10.0.0.1"), address(1));
+    }
+}

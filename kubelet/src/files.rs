@@ -1,0 +1,50 @@
+//! Reading files that a container writes, or in whose place it may have put something else: never waits, never reads without end.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use rustix::fd::AsRawFd as _;
+use rustix::fs::{FileType, Mode, OFlags};
+
+/// Opens a regular file; a link, a pipe or a device in its place is refused.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    // A path descriptor first: opening a pipe waits for who writes, and opening a device may do something.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::open(path, flags, Mode::empty())?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
+    if kind != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+}
+
+/// The first bytes of a regular file, `limit` at most.
+pub(crate) fn read_head(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(limit as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_not_opened_and_what_is_long_not_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "0123456789").unwrap();
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        assert_eq!(read_head(&at("file"), 4).unwrap(), b"0123");
+        assert_eq!(read_head(&at("file"), 40).unwrap(), b"0123456789");
+        for name in ["pipe", "link", "directory"] {
+            let error = read_head(&at(name), 4).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}");
+        }
+        assert_eq!(read_head(&at("absent"), 4).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(read_head(Path::new("/dev/zero"), 4).is_err());
+    }
+}
