@@ -196,6 +196,31 @@ async fn a_machine_with_a_token_becomes_a_node_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_replaces_a_dead_one_at_its_address_needs_nobody() {
+    let cluster = Cluster::start().await;
+    for name in ["dead", "next"] {
+        cluster.post("/api/v1/nodes", json!({"metadata": {"name": name}})).await;
+        let addresses = json!([{"type": "InternalIP", "address": "192.0.2.11"}]);
+        let path = format!("/api/v1/nodes/{name}/status");
+        cluster.patch(&path, json!({"status": {"addresses": addresses}})).await;
+    }
+    let user = "system:node:next";
+    let kubelet = cluster.server.client(user, &["system:nodes", "system:authenticated"]);
+    let mut serving = Request::server(user, &["next"], &["192.0.2.11".parse().unwrap()]);
+    serving.organizations = vec!["system:nodes".to_owned()];
+    ask(&kubelet, "csr-address", SERVING, SERVER, &serving).await;
+    serving.ip_addresses.clear();
+    ask(&kubelet, "csr-name", SERVING, SERVER, &serving).await;
+    certificate(&cluster, "csr-name").await;
+    is_left_alone(&cluster, "csr-address").await;
+    let silent = json!([{"type": "Ready", "status": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    cluster
+        .patch("/api/v1/nodes/dead/status", json!({"status": {"conditions": silent}}))
+        .await;
+    certificate(&cluster, "csr-address").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cluster_info_is_signed_with_every_token_until_it_ends() {
     let cluster = Cluster::start().await;
     let path = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
