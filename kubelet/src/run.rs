@@ -25,7 +25,7 @@ use crate::local_path::Provisioner;
 use crate::metrics::{Measured, Measures, Running};
 use crate::node::NodeTask;
 use crate::pods::{self, Directory, Inputs};
-use crate::stats::Stats;
+use crate::stats::{Stats, VolumeStats};
 use crate::{events, local_storage, log_rotation, server};
 use agent::Voices;
 
@@ -160,13 +160,18 @@ pub async fn run_with(
 }
 
 /// Figures that are read when somebody asks for them.
-fn register(metrics: &Metrics, agent: &Agent, directory: &Directory) {
+fn register(metrics: &Metrics, agent: &Arc<Agent>, directory: &Directory) {
     let running = Running(directory.clone());
+    let volumes = VolumeStats {
+        agent: agent.clone(),
+        directory: directory.clone(),
+    };
     let certificates = Figures {
         directory: agent.config.cert_dir(),
     };
     metrics.register(|registry| {
         registry.register_collector(Box::new(running));
+        registry.register_collector(Box::new(volumes));
         registry.register_collector(Box::new(certificates));
     });
 }

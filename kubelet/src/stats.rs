@@ -10,6 +10,7 @@ pub(crate) mod machine;
 mod cadvisor;
 mod resource;
 mod summary;
+mod volumes;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use skiff_api::k8s_openapi::api::core::v1::{Pod, Volume};
+use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_cri::{ContainerFilter, ContainerStats};
 use tokio::time::Instant;
 
@@ -32,6 +33,7 @@ use machine::Interface;
 pub(crate) use cadvisor::cadvisor;
 pub(crate) use resource::resource;
 pub(crate) use summary::{ephemeral, summary};
+pub(crate) use volumes::{VolumeDisk, VolumeStats};
 
 /// How old a look may be that is shown again.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -99,8 +101,7 @@ pub(crate) struct ContainerFigures {
 pub(crate) struct PodDisk {
     /// Logs by container name.
     pub(crate) logs: HashMap<String, Contents>,
-    /// Volumes that the kubelet keeps, by name, with whether they are the pod's own and no memory.
-    pub(crate) volumes: Vec<(String, Contents, bool)>,
+    pub(crate) volumes: Vec<VolumeDisk>,
 }
 
 // === impl Stats ===
@@ -175,34 +176,13 @@ impl Stats {
     fn walk(&self, pod: &Pod, max_age: Duration) -> PodDisk {
         let logs = self.agent.log_dir(pod);
         let contents = |path: &Path| self.directories.contents(path, max_age);
-        let volumes = pod::spec(pod).volumes.iter().flatten().filter(|volume| kept(volume));
         PodDisk {
             logs: pod::containers(pod)
                 .map(|(_, container)| (container.name.clone(), contents(&logs.join(&container.name))))
                 .collect(),
-            volumes: volumes
-                .filter_map(|volume| {
-                    let path = self.agent.volumes.path(pod, volume)?;
-                    Some((volume.name.clone(), contents(&path), !in_memory(volume)))
-                })
-                .collect(),
+            volumes: volumes::measure(&self.agent.volumes, pod, &self.directories, max_age),
         }
     }
-}
-
-/// Volumes that lie in the pod's directory.
-fn kept(volume: &Volume) -> bool {
-    volume.empty_dir.is_some()
-        || volume.config_map.is_some()
-        || volume.secret.is_some()
-        || volume.downward_api.is_some()
-        || volume.projected.is_some()
-}
-
-fn in_memory(volume: &Volume) -> bool {
-    let medium = volume.empty_dir.as_ref().and_then(|source| source.medium.as_deref());
-    medium.is_some_and(|medium| medium.starts_with("Memory") || medium.starts_with("HugePages"))
-        || volume.secret.is_some()
 }
 
 fn look(

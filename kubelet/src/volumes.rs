@@ -141,6 +141,15 @@ pub(crate) struct Volumes {
     tokens: Tokens,
 }
 
+/// A volume that stands for a claim.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    /// Its name in the pod.
+    pub(crate) volume: String,
+    pub(crate) claim: String,
+    pub(crate) path: PathBuf,
+}
+
 // === impl Volumes ===
 
 impl Volumes {
@@ -223,6 +232,19 @@ impl Volumes {
             .join("volumes")
             .join(format!("kubernetes.io~{}", plugin(volume)));
         known.then(|| dir.join(&volume.name))
+    }
+
+    /// The claims' volumes that are mounted in the pod's directory; a hostPath's disk is nobody's claim.
+    pub(crate) fn claimed(&self, pod: &Pod) -> Vec<Claimed> {
+        let dir = self.pod_dir(pod::uid(pod));
+        let volumes = pod::spec(pod).volumes.iter().flatten();
+        let claimed = volumes.filter_map(|volume| {
+            let claim = claim::name(pod, volume)?;
+            let path = self.path(pod, volume).filter(|path| path.starts_with(&dir))?;
+            let volume = volume.name.clone();
+            Some(Claimed { volume, claim, path })
+        });
+        claimed.collect()
     }
 
     /// When the first token of the pod should be renewed.

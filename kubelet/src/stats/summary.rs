@@ -10,7 +10,7 @@ use skiff_cri::FilesystemUsage;
 
 use super::disk::{self, Contents, FileSystem};
 use super::machine::{self, Interface};
-use super::{ContainerFigures, Measured, PodDisk, PodFigures, Snapshot, Stats};
+use super::{ContainerFigures, Measured, PodDisk, PodFigures, Snapshot, Stats, VolumeDisk};
 use crate::pod;
 
 /// How old a figure of the disk may be: walking directories is costly.
@@ -84,13 +84,19 @@ fn pod_summary(figures: &PodFigures, at: Timestamp, disk: Option<(&PodDisk, Opti
     if !figures.interfaces.is_empty() {
         summary["network"] = network(&figures.interfaces, at);
     }
-    let volumes = disk.volumes.iter().map(|(name, contents, _)| {
-        let mut volume = used(*contents, file_system, at);
-        volume["name"] = name.as_str().into();
-        volume
-    });
+    let namespace = pod::namespace(pod);
+    let volumes = disk.volumes.iter().map(|volume| volume_summary(volume, namespace, at));
     summary["volume"] = volumes.collect::<Vec<_>>().into();
     summary["ephemeral-storage"] = used(ephemeral(figures, disk), file_system, at);
+    summary
+}
+
+fn volume_summary(volume: &VolumeDisk, namespace: &str, at: Timestamp) -> Value {
+    let mut summary = used(volume.used, volume.system, at);
+    summary["name"] = volume.name.as_str().into();
+    if let Some(claim) = &volume.claim {
+        summary["pvcRef"] = json!({"name": claim, "namespace": namespace});
+    }
     summary
 }
 
@@ -98,11 +104,8 @@ fn pod_summary(figures: &PodFigures, at: Timestamp, disk: Option<(&PodDisk, Opti
 pub(crate) fn ephemeral(figures: &PodFigures, disk: &PodDisk) -> Contents {
     let layers = figures.containers.iter().map(|container| container.root);
     let logs = disk.logs.values().copied();
-    let volumes = disk
-        .volumes
-        .iter()
-        .filter(|(_, _, on_disk)| *on_disk)
-        .map(|(_, c, _)| *c);
+    let volumes = disk.volumes.iter().filter(|volume| volume.ephemeral);
+    let volumes = volumes.map(|volume| volume.used);
     layers
         .chain(logs)
         .chain(volumes)
@@ -241,11 +244,22 @@ mod tests {
     #[test]
     fn a_pods_part() {
         let snapshot = super::super::tests::snapshot(10, 1_500_000_000);
+        let volume = |name: &str, bytes: u64, ephemeral: bool, claim: Option<&str>| VolumeDisk {
+            name: name.into(),
+            used: Contents { bytes, inodes: 2 },
+            system: Some(FileSystem {
+                capacity: 5000,
+                ..FileSystem::default()
+            }),
+            ephemeral,
+            claim: claim.map(str::to_owned),
+        };
         let disk = PodDisk {
             logs: [("c".to_owned(), Contents { bytes: 100, inodes: 1 })].into(),
             volumes: vec![
-                ("disk".into(), Contents { bytes: 30, inodes: 2 }, true),
-                ("memory".into(), Contents { bytes: 999, inodes: 9 }, false),
+                volume("disk", 30, true, None),
+                volume("memory", 999, false, None),
+                volume("data", 888, false, Some("claim")),
             ],
         };
         let summary = pod_summary(&snapshot.pods[0], snapshot.at, Some((&disk, None)));
@@ -259,7 +273,14 @@ mod tests {
         assert_eq!(summary["containers"][0]["logs"]["usedBytes"], 100);
         assert_eq!(
             summary["ephemeral-storage"]["usedBytes"], 137,
-            "not what lies in memory"
+            "not what lies in memory or is claimed"
+        );
+        assert!(summary["volume"][0]["pvcRef"].is_null());
+        let claimed = &summary["volume"][2];
+        assert_eq!(claimed["pvcRef"], json!({"name": "claim", "namespace": "ns"}));
+        assert_eq!(
+            (&claimed["usedBytes"], &claimed["capacityBytes"]),
+            (&json!(888), &json!(5000))
         );
         assert_eq!(summary["network"]["name"], "eth0");
         let small = pod_summary(&snapshot.pods[0], snapshot.at, None);

@@ -28,7 +28,7 @@ async fn connect(scene: &Scene, user: Option<&str>) -> TlsStream<TcpStream> {
 }
 
 /// One request over TLS; with `user` a client certificate for it. Returns status and body.
-async fn ask(scene: &Scene, user: Option<&str>, header: &str, path: &str) -> (u16, String) {
+pub(crate) async fn ask(scene: &Scene, user: Option<&str>, header: &str, path: &str) -> (u16, String) {
     let mut stream = connect(scene, user).await;
     let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n{header}\r\n");
     stream.write_all(request.as_bytes()).await.expect("a request");

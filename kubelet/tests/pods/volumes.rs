@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::kubelet::Kubelet;
 use crate::scene::Scene;
+use crate::server::ask;
 
 fn mounted(scene: &Scene) -> Value {
     let path = scene.dir.path().join("data");
@@ -114,6 +115,35 @@ async fn volumes_of_others_and_of_other_nodes_are_not_mounted() {
     scene.until_event(elsewhere).await;
     volume(&scene, &mounted(&scene));
     scene.until_ready("p").await;
+}
+
+#[tokio::test]
+async fn a_claims_volume_is_measured_by_its_file_system() {
+    let scene = Scene::with_server();
+    claim(&scene, "Bound");
+    volume(&scene, &mounted(&scene));
+    scene.create("p", &pod());
+    scene.until_ready("p").await;
+    let get = async |path: &str| ask(&scene, Some("admin"), "", path).await.1;
+    let summary: Value = serde_json::from_str(get("/stats/summary").await.trim()).expect("JSON");
+    let told = &summary["pods"][0]["volume"][0];
+    assert_eq!(
+        (&told["name"], &told["pvcRef"]),
+        (&json!("v"), &json!({"name": "data", "namespace": "ns"}))
+    );
+    assert!(told["capacityBytes"].as_u64() >= told["usedBytes"].as_u64(), "{told}");
+    let metrics = get("/metrics").await;
+    for figure in [
+        "capacity_bytes",
+        "available_bytes",
+        "used_bytes",
+        "inodes",
+        "inodes_free",
+        "inodes_used",
+    ] {
+        let line = format!("kubelet_volume_stats_{figure}{{namespace=\"ns\",persistentvolumeclaim=\"data\"}} ");
+        assert_eq!(metrics.matches(&line).count(), 1, "{line} in {metrics}");
+    }
 }
 
 /// A token that is not renewed would end with the object that is missing beside it.
