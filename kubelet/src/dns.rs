@@ -10,6 +10,10 @@ use crate::pod;
 /// resolv.conf's limits, as upstream keeps them.
 const MAX_SERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
+/// Of one search path: a longer one makes some resolvers abort.
+const MAX_SEARCH: usize = 253;
+/// Of all search paths as they stand in the line.
+const MAX_SEARCH_LINE: usize = 2048;
 
 /// The node's settings that pods' come from.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +46,52 @@ fn parse(text: &str) -> DnsConfig {
     config
 }
 
-/// The pod's settings.
+/// The pod's settings, within what resolvers can take.
 pub(crate) fn config(pod: &Pod, node: &Node) -> DnsConfig {
+    formed(pod, node).0
+}
+
+/// What of the pod's settings is left out, in upstream's words.
+pub(crate) fn omissions(pod: &Pod, node: &Node) -> Vec<String> {
+    formed(pod, node).1
+}
+
+fn formed(pod: &Pod, node: &Node) -> (DnsConfig, Vec<String>) {
+    let mut config = wanted(pod, node);
+    let mut omissions = Vec::new();
+    if config.servers.len() > MAX_SERVERS {
+        config.servers.truncate(MAX_SERVERS);
+        let line = config.servers.join(" ");
+        omissions.push(format!(
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {line}"
+        ));
+    }
+    let wanted = config.searches.len();
+    fit(&mut config.searches);
+    if config.searches.len() < wanted {
+        let line = config.searches.join(" ");
+        omissions.push(format!(
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {line}"
+        ));
+    }
+    (config, omissions)
+}
+
+/// Leaves out what exceeds the limits of a search line: from its end, but for paths that are too long themselves.
+fn fit(searches: &mut Vec<String>) {
+    searches.truncate(MAX_SEARCHES);
+    searches.retain(|search| search.len() <= MAX_SEARCH);
+    let mut length = 0;
+    let whole = |search: &String| {
+        length += search.len() + 1;
+        length - 1 <= MAX_SEARCH_LINE
+    };
+    let fitting = searches.iter().map(whole).take_while(|fits| *fits).count();
+    searches.truncate(fitting);
+}
+
+/// What the pod asks for.
+fn wanted(pod: &Pod, node: &Node) -> DnsConfig {
     let spec = pod::spec(pod);
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
     let cluster = match policy {
@@ -72,8 +120,6 @@ pub(crate) fn config(pod: &Pod, node: &Node) -> DnsConfig {
     }
     dedupe(&mut config.servers);
     dedupe(&mut config.searches);
-    config.servers.truncate(MAX_SERVERS);
-    config.searches.truncate(MAX_SEARCHES);
     config
 }
 
@@ -111,6 +157,51 @@ mod tests {
             servers: vec!["10.96.0.10".into()],
             domain: "cluster.local".into(),
             host: parse("nameserver 1.1.1.1\nsearch corp.test.\noptions rotate\n# x\n"),
+        }
+    }
+
+    #[test]
+    fn what_exceeds_the_limits_is_left_out_and_told() {
+        let names = |count: usize, length: usize| -> Vec<String> {
+            (0..count).map(|index| format!("{index:0>length$}")).collect()
+        };
+        let of = |servers: &[&str], searches: &[String]| {
+            let config = json!({"nameservers": servers, "searches": searches});
+            formed(&pod(&json!({"dnsPolicy": "None", "dnsConfig": config})), &node())
+        };
+        let (config, told) = of(&["1.0.0.1", "1.0.0.2", "1.0.0.3", "1.0.0.1"], &names(32, 10));
+        assert_eq!((config.servers.len(), config.searches.len(), told.len()), (3, 32, 0));
+        let (config, told) = of(&["1.0.0.1", "1.0.0.2", "1.0.0.3", "1.0.0.4"], &[]);
+        assert_eq!(config.servers, ["1.0.0.1", "1.0.0.2", "1.0.0.3"]);
+        assert_eq!(
+            told,
+            [
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: \
+              1.0.0.1 1.0.0.2 1.0.0.3"
+            ]
+        );
+        let begins =
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: 00";
+        // Eight of 253 and the blanks between them are 2031 characters; 21 of 97 are 2057, one of 11 fewer just fits.
+        let mut just = names(20, 97);
+        just.push("x".repeat(88));
+        for (searches, kept) in [
+            (names(33, 10), 32),
+            (names(8, 253), 8),
+            (names(9, 253), 8),
+            (names(3, 254), 0),
+            ([names(1, 254), names(2, 10)].concat(), 2),
+            (names(21, 97), 20),
+            (just, 21),
+        ] {
+            let (config, told) = of(&["1.0.0.1"], &searches);
+            assert_eq!(config.searches.len(), kept, "{searches:?}");
+            assert_eq!(told.len(), usize::from(kept < searches.len()), "{searches:?}");
+            assert!(
+                kept == 0 || told.iter().all(|text| text.starts_with(begins)),
+                "{told:?}"
+            );
+            assert!(config.searches.join(" ").len() <= MAX_SEARCH_LINE);
         }
     }
 

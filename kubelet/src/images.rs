@@ -2,9 +2,11 @@
 
 mod pace;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
+use parking_lot::Mutex;
 use serde_json::Value;
 use skiff_api::k8s_openapi::api::core::v1::{Container, Pod};
 use skiff_cri::{Image, PullAuth, Runtime};
@@ -37,6 +39,8 @@ pub(crate) struct Images {
     measures: Arc<Measures>,
     slots: Arc<Semaphore>,
     pace: Option<Pace>,
+    /// Pull secrets that could not be had, by the pod's UID, as they were told last.
+    missing: Mutex<HashMap<String, Vec<String>>>,
 }
 
 impl std::fmt::Debug for Images {
@@ -63,7 +67,13 @@ impl Images {
                 config.max_parallel_image_pulls,
             ))),
             pace: Pace::new(config.registry_pull_qps, config.registry_burst),
+            missing: Mutex::default(),
         }
+    }
+
+    /// Nothing is left of a pod.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.missing.lock().remove(uid);
     }
 
     /// Makes the container's image present and returns it.
@@ -137,7 +147,9 @@ impl Images {
             "Pulling",
             format!("Pulling image {wanted:?}"),
         );
-        let pulled = self.pull_with_any(image, credentials(pod, image, objects).await).await;
+        let (credentials, missing) = credentials(pod, image, objects).await;
+        self.tell_missing(pod, missing);
+        let pulled = self.pull_with_any(image, credentials).await;
         drop(slot);
         match pulled {
             Ok(found) => {
@@ -166,6 +178,23 @@ impl Images {
                 })
             }
         }
+    }
+
+    /// Tells of pull secrets that cannot be had, once for each change of which they are.
+    fn tell_missing(&self, pod: &Pod, missing: Vec<String>) {
+        if missing.is_empty() {
+            return self.forget(pod::uid(pod));
+        }
+        let list = missing.join(", ");
+        let before = self.missing.lock().insert(pod::uid(pod).to_owned(), missing.clone());
+        if before == Some(missing) {
+            return;
+        }
+        let message = format!(
+            "Unable to retrieve some image pull secrets ({list}); attempting to pull the image may not succeed."
+        );
+        let reason = "FailedToRetrieveImagePullSecret";
+        self.events.pod(pod, Severity::Warning, reason, message);
     }
 
     /// Pulls with one credential after another until one is let in; without any, as nobody.
@@ -267,11 +296,15 @@ fn with_tag(image: &str) -> Option<String> {
     }
 }
 
-/// The credentials of the pod's pull secrets that are for the image, the most specific first.
-async fn credentials(pod: &Pod, image: &str, objects: &Objects) -> Vec<PullAuth> {
-    let mut found = Vec::new();
-    for secret in pod::spec(pod).image_pull_secrets.iter().flatten() {
+/// The credentials of the pod's pull secrets that are for the image, the most specific first, and the names of secrets that cannot be
+/// had.
+async fn credentials(pod: &Pod, image: &str, objects: &Objects) -> (Vec<PullAuth>, Vec<String>) {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    let secrets = pod::spec(pod).image_pull_secrets.iter().flatten();
+    // The API lets in references without a name.
+    for secret in secrets.filter(|secret| !secret.name.is_empty()) {
         let Ok(Some(object)) = objects.get(pod, Kind::Secret, &secret.name).await else {
+            missing.push(secret.name.clone());
             continue;
         };
         for key in [".dockerconfigjson", ".dockercfg"] {
@@ -282,7 +315,7 @@ async fn credentials(pod: &Pod, image: &str, objects: &Objects) -> Vec<PullAuth>
     }
     // Stable: of two for the same place, the earlier secret's is tried first.
     found.sort_by_key(|(place, _)| std::cmp::Reverse(place.len()));
-    found.into_iter().map(|(_, auth)| auth).collect()
+    (found.into_iter().map(|(_, auth)| auth).collect(), missing)
 }
 
 /// The host that an image is pulled from, and its path there.

@@ -333,6 +333,7 @@ impl Dispatcher {
         let handle = self.directory.handles.write().remove(&uid);
         self.agent.ids.forget(&uid);
         self.agent.objects.release(&uid);
+        self.agent.images.forget(&uid);
         self.agent.measures.forget(&uid);
         self.weigh();
         self.listed.remove(&uid);

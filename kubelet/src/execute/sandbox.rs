@@ -103,6 +103,9 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
         Ok(id) => {
             hop::container(pod, &id, "sandbox made");
             agent.ids.insert(&id, pod::uid(pod));
+            for message in dns::omissions(pod, &agent.dns) {
+                agent.events.pod(pod, Severity::Warning, "DNSConfigForming", message);
+            }
             Outcome::Done
         }
         Err(error) => failed(error.rpc_text()),

@@ -2,6 +2,7 @@
 
 mod admission;
 mod api;
+mod events;
 mod kills;
 mod kubelet;
 mod lives;
