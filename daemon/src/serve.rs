@@ -28,9 +28,8 @@ use crate::{Shutdown, error_chain};
 
 use activity::{Activity, Counted};
 use opening::Opening;
-use room::{Room, Yield};
 
-pub use room::{Bounds, Place};
+pub use room::{Bounds, Place, Room, Yield};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Until a connection has said which HTTP it speaks, and then for the head of each HTTP/1 request.

@@ -18,7 +18,7 @@ pub struct Bounds {
 
 /// When the oldest connection of a share makes room for a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Yield {
+pub enum Yield {
     /// Whenever there is no room: what is new counts for more.
     Always,
     /// When the new one is of an address that has fewer.
@@ -27,7 +27,7 @@ pub(super) enum Yield {
 
 /// Places for connections, shared among the addresses that they come from.
 #[derive(Debug)]
-pub(super) struct Room {
+pub struct Room {
     what: &'static str,
     bounds: Bounds,
     yields: Yield,
@@ -64,7 +64,8 @@ enum Finding {
 }
 
 impl Room {
-    pub(super) fn new(what: &'static str, bounds: Bounds, yields: Yield) -> Self {
+    /// Places for `what`, as a log calls them.
+    pub fn new(what: &'static str, bounds: Bounds, yields: Yield) -> Self {
         Self {
             what,
             bounds,
@@ -75,7 +76,7 @@ impl Room {
     }
 
     /// A place for a connection from there, unless there is none.
-    pub(super) fn enter(room: &Arc<Self>, from: IpAddr) -> Option<Place> {
+    pub fn enter(room: &Arc<Self>, from: IpAddr) -> Option<Place> {
         let from = share(from);
         let mut state = room.state.lock();
         let own = state.shares.get(&from).map_or(0, BTreeMap::len);
@@ -150,7 +151,7 @@ impl State {
 
 impl Place {
     /// Waits until the place is somebody else's.
-    pub(super) async fn lost(&mut self) {
+    pub async fn lost(&mut self) {
         (&mut self.taken_away).await.ok();
     }
 }

@@ -1,7 +1,5 @@
 //! Connections: questions may follow each other without waiting, and are answered as the answers come (RFC 7766).
 
-mod places;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, SinkExt as _};
+use skiff_daemon::serve::{Bounds, Room, Yield};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -16,11 +15,9 @@ use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use crate::message::{MAX_QUESTION, Transport};
 use crate::resolver::{Outcome, Pending, Resolver};
-use places::Places;
 
-const MAX_CONNECTIONS: usize = 1000;
-/// Of one client: nobody keeps the others out by holding all places.
-const MAX_OF_CLIENT: usize = 100;
+/// Nobody keeps the others out by holding all places: who has most makes room when all are taken.
+const CONNECTIONS: Bounds = Bounds { each: 100, all: 1000 };
 /// Questions of one connection that wait for others; the next is read when one of them is answered.
 const MAX_WAITING: usize = 16;
 /// CoreDNS's: nothing heard for so long, and the connection ends.
@@ -30,7 +27,11 @@ const SEND: Duration = Duration::from_secs(5);
 
 /// Accepts for ever.
 pub(super) async fn serve(listener: TcpListener, resolver: Arc<Resolver>) {
-    let places = Places::new(MAX_CONNECTIONS, MAX_OF_CLIENT);
+    let room = Arc::new(Room::new(
+        "connections with DNS questions",
+        CONNECTIONS,
+        Yield::ToSmaller,
+    ));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -42,15 +43,17 @@ pub(super) async fn serve(listener: TcpListener, resolver: Arc<Resolver>) {
             }
         };
         // Who comes too many is sent away at once, not left to wait.
-        let Some(place) = places.take(from.ip()) else {
+        let Some(mut place) = Room::enter(&room, from.ip()) else {
             continue;
         };
         let resolver = Arc::clone(&resolver);
         tokio::spawn(async move {
-            if let Err(error) = converse(stream, from, &resolver).await {
-                tracing::debug!(%error, %from, "a connection ended early");
+            tokio::select! {
+                ended = converse(stream, from, &resolver) => if let Err(error) = ended {
+                    tracing::debug!(%error, %from, "a connection ended early");
+                },
+                () = place.lost() => tracing::debug!(%from, "a connection makes room for another client's"),
             }
-            drop(place);
         });
     }
 }
