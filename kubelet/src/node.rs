@@ -9,6 +9,7 @@ mod lease;
 mod status;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::config::Config;
-use crate::events::{Recorder, Severity};
+use crate::events::{Recorder, Severity, is_not_found};
 use crate::eviction::Pressure;
 use facts::Facts;
 pub(crate) use status::allocatable;
@@ -56,8 +57,32 @@ pub(crate) struct NodeTask {
 
 /// What the API was last told.
 struct Told {
+    /// What it said then, or what somebody else has made of it since: the next patch goes by this.
     status: NodeStatus,
+    /// What the API was last seen to have.
+    held: NodeStatus,
     at: Instant,
+}
+
+impl Told {
+    /// What the API has, whoever said so.
+    fn seen(node: Node) -> Self {
+        let held = node.status.unwrap_or_default();
+        Self {
+            status: held.clone(),
+            held,
+            at: Instant::now(),
+        }
+    }
+
+    /// Takes in what the API has now. What it has not kept of what it was told is no work of somebody else's: an older server does not
+    /// know every field.
+    fn look(&mut self, held: NodeStatus) {
+        if status::diff(&held, &self.held, false).is_some() {
+            self.status = held.clone();
+        }
+        self.held = held;
+    }
 }
 
 impl NodeTask {
@@ -170,32 +195,32 @@ impl NodeTask {
         labels
     }
 
-    /// Patches the status whenever it changes, and at least every `nodeStatusReportFrequency`.
+    /// Patches the status whenever it changes, at least every `nodeStatusReportFrequency`, and when somebody else has changed it: the
+    /// node controller does when it heard nothing for a while, and does not take that back.
     async fn keep_status(&self, node: Node) {
         let api: Api<Node> = Api::all(self.client.clone());
         let report = self.config.kubelet.node_status_report_frequency.0;
-        let mut told = Told {
-            status: node.status.unwrap_or_default(),
-            at: Instant::now(),
-        };
+        let mut told = Told::seen(node);
         let mut delay = FIRST_RETRY;
         let mut unready_since = Instant::now();
+        let mut looked = Instant::now();
         let mut first = true;
         let mut announced = NodeStatus::default();
         let mut pressure = self.pressure.clone();
         loop {
+            if looked.elapsed() >= self.config.kubelet.node_status_update_frequency.0 {
+                self.look(&api, &mut told).await;
+                looked = Instant::now();
+            }
             let status = self.status(&told.status).await;
             let change = status::diff(&told.status, &status, first || told.at.elapsed() >= report);
             first = false;
             if let Some(change) = change {
-                match self.send(&api, change).await {
-                    Ok(node) => {
+                match self.send(&api, change, &status).await {
+                    Ok(now) => {
                         self.tell(&announced, &status);
-                        announced = status.clone();
-                        told = Told {
-                            status: node.status.unwrap_or(status),
-                            at: Instant::now(),
-                        };
+                        announced = status;
+                        told = now;
                         delay = FIRST_RETRY;
                     }
                     Err(error) => {
@@ -219,18 +244,39 @@ impl NodeTask {
         }
     }
 
-    async fn send(&self, api: &Api<Node>, change: Value) -> kube::Result<Node> {
-        match api
-            .patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(change))
-            .await
-        {
-            Err(kube::Error::Api(answer)) if answer.code == 404 => {
+    async fn look(&self, api: &Api<Node>, told: &mut Told) {
+        match self.in_time(api.get(&self.name)).await {
+            Ok(node) => told.look(node.status.unwrap_or_default()),
+            Err(error) => tracing::debug!(error = error_chain(&error), "cannot look at this node's status"),
+        }
+    }
+
+    async fn send(&self, api: &Api<Node>, change: Value, status: &NodeStatus) -> kube::Result<Told> {
+        let (parameters, patch) = (PatchParams::default(), Patch::Strategic(change));
+        match self.in_time(api.patch_status(&self.name, &parameters, &patch)).await {
+            Err(error) if is_not_found(&error) => {
                 // Somebody deleted the node while this kubelet ran: it comes back.
                 let status = self.status(&NodeStatus::default()).await;
-                self.try_register(api, status).await
+                self.try_register(api, status).await.map(Told::seen)
             }
-            answer => answer,
+            answer => Ok(Told {
+                status: status.clone(),
+                ..Told::seen(answer?)
+            }),
         }
+    }
+
+    /// A request that says that the node lives is worth no more waiting than the next one: as long as upstream's client has for them.
+    async fn in_time<T>(&self, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+        let kubelet = &self.config.kubelet;
+        let lease = Duration::from_secs(u64::try_from(kubelet.node_lease_duration_seconds).unwrap_or(40));
+        let limit = kubelet
+            .node_status_update_frequency
+            .0
+            .min(lease)
+            .max(Duration::from_secs(1));
+        let late = |_| Err(kube::Error::Service(Box::new(io::Error::from(io::ErrorKind::TimedOut))));
+        tokio::time::timeout(limit, request).await.unwrap_or_else(late)
     }
 
     /// Short while the node waits for its network, upstream's otherwise.
@@ -314,5 +360,31 @@ async fn changed(pressure: &mut watch::Receiver<Pressure>) {
     if pressure.changed().await.is_err() {
         // Nobody looks any longer: the kubelet is ending.
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(ready: &str, features: Value) -> NodeStatus {
+        let status = json!({"conditions": [{"type": "Ready", "status": ready}], "features": features});
+        serde_json::from_value(status).unwrap()
+    }
+
+    /// Else a node whose server does not know a field would be written without end.
+    #[test]
+    fn only_what_somebody_else_changed_is_seen_as_changed() {
+        let sent = status("True", json!({"supplementalGroupsPolicy": true}));
+        let held = |ready| status(ready, Value::Null);
+        let mut told = Told {
+            status: sent.clone(),
+            held: held("True"),
+            at: Instant::now(),
+        };
+        told.look(held("True"));
+        assert_eq!(told.status, sent, "an older server has forgotten it");
+        told.look(held("Unknown"));
+        assert_eq!(told.status, held("Unknown"));
     }
 }

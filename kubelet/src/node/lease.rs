@@ -24,7 +24,7 @@ pub(super) async fn keep(node: &NodeTask) {
         .max(4);
     let mut delay = FIRST_RETRY;
     loop {
-        let pause = match renew(node).await {
+        let pause = match node.in_time(renew(node)).await {
             Ok(()) => {
                 delay = FIRST_RETRY;
                 Duration::from_secs(seconds) / 4

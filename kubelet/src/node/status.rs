@@ -298,23 +298,13 @@ pub(super) fn is_ready(status: &NodeStatus) -> bool {
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// The patch from `old` to `new`: conditions when one of them differs in more than its heartbeat (or `heartbeat` asks for
-/// it), and every other field that differs.
+/// The patch from `old` to `new`: conditions when one of the new ones differs in more than its heartbeat (or `heartbeat` asks for it),
+/// and every other field that differs. Conditions that are only in `old` are others' affair.
 pub(super) fn diff(old: &NodeStatus, new: &NodeStatus, heartbeat: bool) -> Option<Value> {
+    let told = new.conditions.iter().flatten().all(|condition| holds(old, condition));
     let (old, new) = (serde_json::to_value(old).ok()?, serde_json::to_value(new).ok()?);
     let mut changes = Map::new();
-    let bare = |status: &Value| {
-        let mut conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-        conditions.retain(|condition| condition["type"] != "NetworkUnavailable");
-        conditions
-            .iter_mut()
-            .filter_map(Value::as_object_mut)
-            .for_each(|condition| {
-                condition.remove("lastHeartbeatTime");
-            });
-        conditions
-    };
-    if heartbeat || bare(&old) != bare(&new) {
+    if (heartbeat || !told) && !new["conditions"].is_null() {
         changes.insert("conditions".into(), new["conditions"].clone());
     }
     for field in [
@@ -336,6 +326,19 @@ pub(super) fn diff(old: &NodeStatus, new: &NodeStatus, heartbeat: bool) -> Optio
         changes.insert("addresses".into(), list.into());
     }
     (!changes.is_empty()).then(|| json!({"status": changes}))
+}
+
+/// Whether a condition is there, whatever its heartbeat.
+fn holds(status: &NodeStatus, condition: &NodeCondition) -> bool {
+    let mut known = status.conditions.iter().flatten();
+    known.any(|known| {
+        let heartbeat = condition.last_heartbeat_time.clone();
+        let known = NodeCondition {
+            last_heartbeat_time: heartbeat,
+            ..known.clone()
+        };
+        known == *condition
+    })
 }
 
 #[cfg(test)]
@@ -490,5 +493,25 @@ mod tests {
         assert_eq!(conditions[3]["lastTransitionTime"], "1970-01-01T00:00:03Z");
         assert_eq!(conditions[0]["lastTransitionTime"], "1970-01-01T00:00:01Z");
         assert_eq!(conditions[0]["lastHeartbeatTime"], "1970-01-01T00:00:03Z");
+    }
+
+    #[test]
+    fn what_others_say_beside_it_is_no_difference() {
+        let config = Config::default();
+        let own = status(&config, Ok(&runtime(true)), &NodeStatus::default(), 1);
+        let with = |kind: &str, state: &str| {
+            let mut held = own.clone();
+            let conditions = held.conditions.get_or_insert_default();
+            conditions.retain(|condition| condition.type_ != kind);
+            let known = NodeCondition {
+                type_: kind.into(),
+                status: state.into(),
+                ..NodeCondition::default()
+            };
+            conditions.insert(0, known);
+            held
+        };
+        assert_eq!(diff(&with("KernelDeadlock", "True"), &own, false), None);
+        assert!(diff(&with("Ready", "Unknown"), &own, false).is_some());
     }
 }

@@ -31,6 +31,37 @@ async fn the_node_registers_and_follows_its_network() {
         .await;
 }
 
+/// The node controller says that it heard nothing; what it said stays until the kubelet says otherwise.
+#[tokio::test]
+async fn what_others_made_of_the_status_is_put_right() {
+    let mut scene = Scene::idle();
+    let tick = &mut scene.config.kubelet.node_status_update_frequency;
+    tick.0 = std::time::Duration::from_millis(50);
+    scene.start();
+    let node = "/api/v1/nodes/node-1";
+    let ready = |api: &crate::api::Api| api.get(node).filter(|node| is_ready(&node["status"]));
+    scene.api.until("ready node", ready).await;
+    let foreign = json!({"type": "KernelDeadlock", "status": "False"});
+    scene.api.edit(node, |node| {
+        let conditions = node["status"]["conditions"].as_array_mut().expect("conditions");
+        for condition in conditions.iter_mut() {
+            condition["status"] = "Unknown".into();
+            condition["reason"] = "NodeStatusUnknown".into();
+            condition["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
+        }
+        conditions.push(foreign.clone());
+    });
+    let found = scene.api.until("ready node again", ready).await;
+    let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let ready = conditions
+        .iter()
+        .find(|condition| condition["type"] == "Ready")
+        .expect("a condition");
+    assert_eq!(ready["reason"], "KubeletReady");
+    assert_ne!(ready["lastTransitionTime"], "2020-01-01T00:00:00Z");
+    assert!(conditions.contains(&foreign), "what others say beside it stays");
+}
+
 #[tokio::test]
 async fn a_node_waits_for_its_network() {
     let mut scene = Scene::new();
