@@ -2,19 +2,21 @@
 //! controller makes another. Pods that this node took before are never asked again: what runs keeps running.
 
 mod affinity;
+mod os;
 pub(crate) mod preemption;
 mod security;
+mod taints;
 
 use std::collections::BTreeMap;
 
-use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_api::k8s_openapi::api::core::v1::{Node, Pod};
 use skiff_api::pods::{self, Resources};
 use skiff_api::quantity::Quantity;
 
 use crate::memory::Finish;
 use crate::pod;
 
-pub(crate) use affinity::{any_term, check as check_labels, needs_labels};
+pub(crate) use affinity::any_term;
 pub(crate) use security::{Host, strict_groups};
 
 /// Why a pod may not run here.
@@ -50,6 +52,19 @@ pub(crate) fn is_known(pod: &Pod) -> bool {
     pod::status(pod).start_time.is_some()
 }
 
+/// Whether what the API has of the node decides about the pod.
+pub(crate) fn needs_node(pod: &Pod) -> bool {
+    affinity::needs_labels(pod) || !pod::is_static(pod)
+}
+
+/// Checks what the API has of the node: its labels and taints.
+pub(crate) fn check_node(pod: &Pod, name: &str, node: &Node) -> Result<(), Refusal> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    affinity::check(pod, name, node.metadata.labels.as_ref().unwrap_or(&NONE))?;
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
+    taints::check(pod, taints.unwrap_or_default())
+}
+
 /// Checks all that follows from the pod, the node's size and the pods that are here.
 pub(crate) fn check<'a>(
     pod: &Pod,
@@ -57,6 +72,7 @@ pub(crate) fn check<'a>(
     allocatable: &BTreeMap<String, Quantity>,
     host: &Host,
 ) -> Result<(), Refusal> {
+    os::check(pod)?;
     security::check(pod, host)?;
     if let Some(short) = shortages(pod, others.clone(), allocatable).first() {
         return Err(short.refusal());

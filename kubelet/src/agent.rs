@@ -27,8 +27,8 @@ use crate::services::Services;
 use crate::turns::Turns;
 use crate::volumes::Volumes;
 
-/// How long the API server may take to tell the node's labels.
-const LABELS_WITHIN: Duration = Duration::from_secs(5);
+/// How long the API server may take to tell what it has of the node.
+const NODE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The node, as a pod's worker sees it.
 pub(crate) struct Agent {
@@ -86,16 +86,18 @@ impl Agent {
         }
     }
 
-    /// The node's labels: as the API has them, or those that it is registered with while the API server is away.
-    pub(crate) async fn node_labels(&self) -> BTreeMap<String, String> {
+    /// The node as the API has it, or with the labels that it is registered with while the API server is away.
+    pub(crate) async fn node(&self) -> Node {
         let api: kube::Api<Node> = kube::Api::all(self.client.clone());
-        match tokio::time::timeout(LABELS_WITHIN, api.get(&self.node_name)).await {
-            Ok(Ok(node)) => node.metadata.labels.unwrap_or_default(),
+        match tokio::time::timeout(NODE_WITHIN, api.get(&self.node_name)).await {
+            Ok(Ok(node)) => node,
             _ => {
                 let mut labels = self.config.flags.node_labels.clone();
                 labels.insert("kubernetes.io/hostname".into(), self.node_name.clone());
                 labels.insert("kubernetes.io/os".into(), "linux".into());
-                labels
+                let mut node = Node::default();
+                node.metadata.labels = Some(labels);
+                node
             }
         }
     }

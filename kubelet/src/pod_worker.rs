@@ -39,8 +39,8 @@ use crate::plan::{self, Action, Goal, Plan, Task};
 use crate::pod;
 use crate::probes::{Probes, Report};
 pub(crate) use earlier::counted;
-use handle::Wake;
 pub(crate) use handle::{Admission, Handle, Mirror, Wish};
+use handle::{Wake, Yielding};
 use report::Reporter;
 use start::Start;
 
@@ -119,8 +119,10 @@ pub(crate) fn spawn(
         memory_kills: 0,
     };
     tokio::spawn(async move {
-        worker.admit(admission.refusal).await;
-        room(&worker.pod, admission.after).await;
+        // Nobody makes room for a pod that is not taken.
+        if worker.admit(admission.refusal).await {
+            worker.make_room(admission.room, &admission.short).await;
+        }
         worker.run().await;
         done.send(uid).ok();
     });
@@ -132,29 +134,40 @@ pub(crate) fn spawn(
     }
 }
 
-/// Waits until pods that make room have ended, however slowly: their grace periods are the bound.
-async fn room(pod: &Pod, after: Vec<watch::Receiver<Arc<Observed>>>) {
-    for mut view in after {
-        // Its worker may have ended with it.
-        view.wait_for(|observed| observed.running().next().is_none()).await.ok();
-        hop(pod, "room made");
-    }
-}
-
 impl Worker {
-    /// Takes a refusal to memory; asks for the node's labels where the pod selects some.
-    async fn admit(&mut self, refusal: Option<Refusal>) {
-        let asks = refusal.is_none() && !admission::is_known(&self.pod) && admission::needs_labels(&self.pod);
+    /// Takes a refusal to memory; asks what the API has of the node where that decides. True when the pod is taken.
+    async fn admit(&mut self, refusal: Option<Refusal>) -> bool {
+        let asks = refusal.is_none() && !admission::is_known(&self.pod) && admission::needs_node(&self.pod);
         let refusal = if asks {
-            let labels = self.agent.node_labels().await;
-            admission::check_labels(&self.pod, &self.agent.node_name, &labels).err()
+            let node = self.agent.node().await;
+            admission::check_node(&self.pod, &self.agent.node_name, &node).err()
         } else {
             refusal
         };
-        let Some(refusal) = refusal else { return };
+        let Some(refusal) = refusal else { return true };
         let (reason, message) = (refusal.reason.clone(), refusal.message.clone());
         self.agent.events.pod(&self.pod, Severity::Warning, reason, message);
         self.memory.verdict = Some(refusal.finish());
+        false
+    }
+
+    /// Ends the pods that make room, and waits until they have ended, however slowly: their grace periods are the bound.
+    async fn make_room(&self, mut room: Vec<Yielding>, short: &[String]) {
+        for resource in short {
+            self.agent.measures.preempted(resource);
+        }
+        for yielding in &mut room {
+            tracing::info!(
+                pod = yielding.name(),
+                by = pod::full_name(&self.pod),
+                "preempting a pod"
+            );
+            yielding.end();
+        }
+        for mut yielding in room {
+            yielding.ended().await;
+            hop(&self.pod, "room made");
+        }
     }
 
     async fn run(mut self) {

@@ -286,7 +286,7 @@ impl Dispatcher {
     fn admit(&self, pod: &Pod) -> Admission {
         let refused = |refusal| Admission {
             refusal: Some(refusal),
-            after: Vec::new(),
+            ..Admission::default()
         };
         if let Some(message) = self.agent.pressure.borrow().refuses(pod) {
             let reason = "Evicted".into();
@@ -311,22 +311,18 @@ impl Dispatcher {
         if let Err(refusal) = admission::check(pod, left, allocatable, &self.agent.host) {
             return refused(refusal);
         }
-        let mut after = Vec::new();
+        let mut room = Vec::new();
         for victim in victims {
-            tracing::info!(
-                pod = pod::full_name(victim),
-                by = pod::full_name(pod),
-                "preempting a pod"
-            );
             if let Some(handle) = handles.get(pod::uid(victim)) {
-                handle.end(admission::preemption::finish(victim));
-                after.push(handle.view.clone());
+                room.push(handle.yielding(admission::preemption::finish(victim)));
             }
         }
-        for short in shortages {
-            self.agent.measures.preempted(&short.resource);
+        let short = shortages.into_iter().map(|short| short.resource).collect();
+        Admission {
+            refusal: None,
+            room,
+            short,
         }
-        Admission { refusal: None, after }
     }
 
     fn finished(&mut self, uid: String) {

@@ -8,13 +8,13 @@ use super::Refusal;
 use crate::pod;
 
 /// Whether the pod selects nodes at all.
-pub(crate) fn needs_labels(pod: &Pod) -> bool {
+pub(super) fn needs_labels(pod: &Pod) -> bool {
     let selector = pod::spec(pod).node_selector.as_ref();
     selector.is_some_and(|selector| !selector.is_empty()) || required(pod).is_some()
 }
 
 /// Checks the pod's node selector and required node affinity.
-pub(crate) fn check(pod: &Pod, node: &str, labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
+pub(super) fn check(pod: &Pod, node: &str, labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
     let mut selector = pod::spec(pod).node_selector.iter().flatten();
     let selected = selector.all(|(key, value)| labels.get(key) == Some(value));
     let allowed = required(pod).is_none_or(|terms| any_term(terms, node, labels));

@@ -13,6 +13,7 @@ use super::ended::End;
 use crate::admission::Refusal;
 use crate::memory::Finish;
 use crate::observed::Observed;
+use crate::pod;
 
 /// What the API wants of a pod.
 #[derive(Clone, Debug)]
@@ -48,8 +49,41 @@ impl Wish {
 pub(crate) struct Admission {
     /// Why it is not taken.
     pub(crate) refusal: Option<Refusal>,
-    /// The views of pods that must have ended before it begins.
-    pub(crate) after: Vec<watch::Receiver<Arc<Observed>>>,
+    /// The pods that must have ended before it begins.
+    pub(crate) room: Vec<Yielding>,
+    /// What they have too much of.
+    pub(crate) short: Vec<String>,
+}
+
+/// A pod that is to make room.
+#[derive(Debug)]
+pub(crate) struct Yielding {
+    name: String,
+    wake: Arc<Wake>,
+    view: watch::Receiver<Arc<Observed>>,
+    finish: Option<Finish>,
+}
+
+impl Yielding {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Ends the pod for good.
+    pub(super) fn end(&mut self) {
+        if let Some(finish) = self.finish.take() {
+            self.wake.end(finish);
+        }
+    }
+
+    /// Waits until nothing of it runs.
+    pub(super) async fn ended(&mut self) {
+        // Its worker may have ended with it.
+        self.view
+            .wait_for(|observed| observed.running().next().is_none())
+            .await
+            .ok();
+    }
 }
 
 /// How others reach a worker.
@@ -77,6 +111,13 @@ pub(super) struct Wake {
     pub(super) end: Mutex<Option<Finish>>,
 }
 
+impl Wake {
+    fn end(&self, finish: Finish) {
+        *self.end.lock() = Some(finish);
+        self.notify.notify_one();
+    }
+}
+
 impl Handle {
     /// Something of the pod has changed at the runtime.
     pub(crate) fn look(&self) {
@@ -90,8 +131,17 @@ impl Handle {
 
     /// Ends the pod for good.
     pub(crate) fn end(&self, finish: Finish) {
-        *self.wake.end.lock() = Some(finish);
-        self.wake.notify.notify_one();
+        self.wake.end(finish);
+    }
+
+    /// To be ended with this when another one is taken that needs its room.
+    pub(crate) fn yielding(&self, finish: Finish) -> Yielding {
+        Yielding {
+            name: pod::full_name(&self.wish.borrow().pod),
+            wake: self.wake.clone(),
+            view: self.view.clone(),
+            finish: Some(finish),
+        }
     }
 
     /// A container or sandbox of the pod has ended.

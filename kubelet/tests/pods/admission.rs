@@ -111,6 +111,57 @@ async fn a_critical_pod_makes_room_for_itself() {
     );
 }
 
+/// What no room would help is found out before another pod ends for it.
+#[tokio::test]
+async fn nobody_makes_room_for_a_pod_that_is_not_taken() {
+    let mut scene = Scene::idle();
+    scene.config.kubelet.max_pods = 1;
+    scene.start();
+    scene.create("ordinary", &json!({"terminationGracePeriodSeconds": 1}));
+    scene.until_ready("ordinary").await;
+    let critical = |mut spec: Value| {
+        spec["priority"] = 2_000_000_000.into();
+        spec
+    };
+    scene.create("elsewhere", &critical(json!({"nodeSelector": {"zone": "nowhere"}})));
+    assert_eq!(refused(&scene, "elsewhere").await.0, "NodeAffinity");
+    scene.create("windows", &critical(json!({"os": {"name": "windows"}})));
+    assert_eq!(refused(&scene, "windows").await.0, "PodOSNotSupported");
+    assert!(
+        !scene
+            .runtime
+            .calls()
+            .iter()
+            .any(|call| call.starts_with("StopContainer"))
+    );
+    scene.create("critical", &critical(json!({})));
+    assert_eq!(refused(&scene, "ordinary").await.0, "Preempting");
+    scene.until_ready("critical").await;
+}
+
+#[tokio::test]
+async fn a_taint_that_ends_pods_keeps_them_out() {
+    let scene = Scene::new();
+    let node = "/api/v1/nodes/node-1";
+    scene.api.until("the node", |api| api.get(node)).await;
+    scene.api.edit(node, |node| {
+        node["spec"]["taints"] =
+            json!([{"key": "broken", "effect": "NoExecute"}, {"key": "full", "effect": "NoSchedule"}]);
+    });
+    scene.create("refused", &json!({}));
+    let (reason, message) = refused(&scene, "refused").await;
+    assert_eq!(reason, "TaintToleration");
+    assert_eq!(
+        message,
+        "Pod was rejected: Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate"
+    );
+    scene.create(
+        "tolerant",
+        &json!({"tolerations": [{"key": "broken", "operator": "Exists"}]}),
+    );
+    scene.until_ready("tolerant").await;
+}
+
 /// A RuntimeClass names the runtime's handler; its overhead is the pod's, not the containers'.
 #[tokio::test]
 async fn a_runtime_class_gives_handler_and_overhead() {
