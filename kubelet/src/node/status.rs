@@ -52,8 +52,8 @@ pub(super) fn generate(input: Input<'_>) -> NodeStatus {
     });
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(raw(&capacity(input.config, input.facts))),
-        allocatable: Some(raw(&allocatable(input.config, input.facts))),
+        capacity: Some(with_extended(raw(&capacity(input.config, input.facts)), input.last)),
+        allocatable: Some(with_extended(raw(&allocatable(input.config, input.facts)), input.last)),
         conditions: Some(conditions(&input)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
@@ -206,6 +206,17 @@ fn raw(list: &BTreeMap<String, Quantity>) -> BTreeMap<String, RawQuantity> {
         .collect()
 }
 
+/// With the extended resources that somebody has written into the node's capacity: all of them may be allocated.
+fn with_extended(mut list: BTreeMap<String, RawQuantity>, last: &NodeStatus) -> BTreeMap<String, RawQuantity> {
+    let known = last.capacity.iter().flatten().filter(|(name, _)| is_extended(name));
+    list.extend(known.map(|(name, quantity)| (name.clone(), quantity.clone())));
+    list
+}
+
+fn is_extended(resource: &str) -> bool {
+    resource.contains('/')
+}
+
 fn conditions(input: &Input<'_>) -> Vec<NodeCondition> {
     let pressure = |holds: bool, yes: (&str, &str), no: (&str, &str)| {
         let (reason, message) = if holds { yes } else { no };
@@ -318,6 +329,14 @@ pub(super) fn diff(old: &NodeStatus, new: &NodeStatus, heartbeat: bool) -> Optio
     ] {
         if old[field] != new[field] && !new[field].is_null() {
             changes.insert(field.into(), new[field].clone());
+        }
+    }
+    if let Some(allocatable) = changes.get_mut("allocatable").and_then(Value::as_object_mut) {
+        // Those that are gone from the capacity go.
+        for (name, _) in old["allocatable"].as_object().into_iter().flatten() {
+            if is_extended(name) && !allocatable.contains_key(name) {
+                allocatable.insert(name.clone(), Value::Null);
+            }
         }
     }
     if old["addresses"] != new["addresses"] {
@@ -493,6 +512,32 @@ mod tests {
         assert_eq!(conditions[3]["lastTransitionTime"], "1970-01-01T00:00:03Z");
         assert_eq!(conditions[0]["lastTransitionTime"], "1970-01-01T00:00:01Z");
         assert_eq!(conditions[0]["lastHeartbeatTime"], "1970-01-01T00:00:03Z");
+    }
+
+    #[test]
+    fn extended_resources_in_the_capacity_may_be_allocated() {
+        let config = Config::default();
+        let plain = status(&config, Ok(&runtime(true)), &NodeStatus::default(), 1);
+        let mut advertised = plain.clone();
+        let dongles = ("example.com/dongle".to_owned(), RawQuantity("4".into()));
+        advertised.capacity.get_or_insert_default().extend([dongles]);
+        let told = status(&config, Ok(&runtime(true)), &advertised, 2);
+        let change = diff(&advertised, &told, false).unwrap();
+        assert_eq!(change["status"].as_object().unwrap().len(), 1, "{change}");
+        assert_eq!(change["status"]["allocatable"]["example.com/dongle"], "4");
+        let withdrawn = NodeStatus {
+            capacity: plain.capacity.clone(),
+            ..told
+        };
+        let told = status(&config, Ok(&runtime(true)), &withdrawn, 3);
+        let change = diff(&withdrawn, &told, false).unwrap();
+        assert_eq!(change["status"]["allocatable"]["example.com/dongle"], Value::Null);
+        assert!(
+            change["status"]["allocatable"]
+                .as_object()
+                .unwrap()
+                .contains_key("example.com/dongle")
+        );
     }
 
     #[test]
