@@ -49,3 +49,36 @@ fn a_purge_leaves_no_enabled_unit_and_removal_names_reset() {
     assert_eq!(left.len(), 1, "{left:?}");
     assert!(!layout.config().exists() && layout.record().exists());
 }
+
+/// Programs of the system, which note how they are called; `timeout` runs what it is given.
+const SYSTEM: &str = r#"
+    mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system "$STUBS" || exit 70
+    for program in systemctl deb-systemd-invoke; do
+        printf '#!/bin/sh\necho "%s $*" >> "$CALLS"\n' "$program" > "$STUBS/$program"
+    done
+    printf '#!/bin/sh\nprintf "timeout $1: " >> "$CALLS"\nshift\nexec "$@"\n' > "$STUBS/timeout"
+    chmod +x "$STUBS"/*
+    exec env PATH="$STUBS:$PATH" sh "$@""#;
+
+#[test]
+fn an_upgrade_waits_for_no_unit_without_a_bound() {
+    let directory = tempfile::tempdir().unwrap();
+    let calls = directory.path().join("calls");
+    let postinst = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/debian/postinst");
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", SYSTEM, "sh"])
+        .arg(postinst)
+        .args(["configure", "0.0.1-1"])
+        .env("STUBS", directory.path().join("stubs"))
+        .env("CALLS", &calls)
+        .output()
+        .expect("run unshare");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let calls = fs::read_to_string(calls).unwrap();
+    let restarts: Vec<_> = calls.lines().filter(|call| call.contains("try-restart")).collect();
+    assert_eq!(restarts.len(), 1, "{calls}");
+    assert!(restarts[0].starts_with("timeout 20: deb-systemd-invoke "), "{calls}");
+    for service in Service::ALL {
+        assert!(restarts[0].contains(&service.unit()), "{service}: {calls}");
+    }
+}
