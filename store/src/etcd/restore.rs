@@ -140,12 +140,11 @@ pub(crate) async fn replace(
     };
     let noted = look(&client).await?;
     refuse_servers(&client).await?;
-    let resumed = noted
-        .as_ref()
-        .filter(|(state, _)| !state.done && state.sha256 == backup.summary().sha256);
-    let mut noted = match resumed {
-        Some(noted) => noted.clone(),
-        None => begin(&client, &backup, noted, force, options).await?,
+    let own = |(state, _): &&Noted| !state.done && state.sha256 == backup.summary().sha256;
+    let mut noted = match noted.as_ref().filter(own) {
+        Some(noted) if noted.0.after.is_some() => noted.clone(),
+        // Nothing of it is there yet, or what was there was not as it should be. To replace what is there was allowed before.
+        own => begin(&client, &backup, noted.clone(), force || own.is_some(), options).await?,
     };
     let after = noted.0.after.as_deref();
     let mut written = after.map(|key| backup.up_to(key)).transpose()?.unwrap_or_default();
@@ -158,7 +157,12 @@ pub(crate) async fn replace(
         noted.1 = step(&client, puts, &noted).await?;
         progress(written);
     }
-    verify(&client, &backup).await?;
+    if let Err(error) = verify(&client, &backup).await {
+        // The same restore begins anew: what was written is of no use. Where the note cannot be written, the first reason counts.
+        noted.0.after = None;
+        step(&client, Vec::new(), &noted).await.ok();
+        return Err(error);
+    }
     noted.0.done = true;
     noted.0.after = None;
     let end = step(&client, Vec::new(), &noted).await?;

@@ -337,3 +337,30 @@ async fn a_restore_into_etcd_that_was_cut_short_is_gone_on_with() {
     assert!(begun.recv().await.unwrap() > 100, "it began anew");
     assert_eq!(content(&*etcd.open().await).await, content(&*source).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_into_etcd_that_others_wrote_into_can_be_repeated() {
+    let site = Site::sqlite();
+    let source = site.open().await;
+    fill(&*source).await;
+    save(&site, &site.file()).await;
+    let etcd = Site::etcd();
+    let other = etcd.open().await;
+    let key = format!("{ROOT}/core/other");
+    let mut written = false;
+    let progress = {
+        let (other, key) = (other.clone(), key.clone());
+        move |_| {
+            if !std::mem::replace(&mut written, true) {
+                let write = create(&*other, &key, "v");
+                tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(write));
+            }
+        }
+    };
+    let failed = backup::restore(&site.file(), &etcd.place, false, progress).await;
+    let told = failed.unwrap_err().to_string();
+    assert!(!matches!(other.get(&key).await, Ok(None)), "{told}");
+    // Without force: nothing was there when it began.
+    restore(&site.file(), &etcd, false).await.unwrap();
+    assert_eq!(content(&*etcd.open().await).await, content(&*source).await);
+}
