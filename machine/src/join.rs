@@ -131,13 +131,7 @@ async fn steps(
         (false, true) => vec!["proxy", "kubelet"],
         (false, false) => vec!["kubelet"],
     };
-    let mut services = Service::ALL.to_vec();
-    services.retain(|service| match service {
-        Service::Server => control_plane,
-        Service::Kubelet => true,
-        Service::Proxy => node.proxy,
-        Service::Ingress => node.ingress,
-    });
+    let services = init::dry_run::services(node, control_plane, true);
     let mut steps = init::dry_run::prepare(machine, &plan.endpoint).await?;
     steps.extend(init::dry_run::kubeconfigs(machine, &kubeconfigs));
     steps.extend(init::dry_run::link(machine, runtime));

@@ -7,7 +7,7 @@ use crate::config::Init;
 use crate::files::Wanted;
 use crate::preflight::mend;
 use crate::services::Service;
-use crate::{Error, Machine};
+use crate::{Error, Layout, Machine};
 
 /// What `init` would do.
 ///
@@ -18,8 +18,6 @@ pub async fn dry_run(machine: &Machine<'_>, wish: Init) -> Result<Value, Error> 
     let (_, endpoint, node) = look(machine, &wish).await?;
     let runtime = runtime::observe(&endpoint).await?;
     let run = |phase: &str| !wish.skip_phases.contains(phase);
-    let kubelet = configuration::kubelet_of_all(&machine.layout, &wish.cluster);
-    let proxy = configuration::proxy_of_all(&machine.layout, &wish.cluster);
 
     let mut steps = Vec::new();
     if run("preflight") {
@@ -31,48 +29,75 @@ pub async fn dry_run(machine: &Machine<'_>, wish: Init) -> Result<Value, Error> 
     if run("runtime") {
         steps.extend(link(machine, &runtime));
     }
-    steps.extend(start(&services(&node, run)));
+    steps.extend(start(&services(&node, run("control-plane"), run("kubelet-start"))));
     tell(machine, &steps);
 
-    let mut wanted = vec![configuration::server(&machine.layout, &wish.cluster, &node)];
-    let network = &wish.cluster.network;
-    wanted.extend(configuration::node(
-        &machine.layout,
-        &node,
-        &runtime,
-        &kubelet,
-        &proxy,
-        network,
-    ));
-    wanted.extend(configuration::ingress(&machine.layout, &node));
     let server = server_url(&wish.cluster, &node);
-    let mut files = vec![json!({ "path": machine.layout.pki(), "content": "authorities, certificates and keys" })];
-    files.extend(tell_files(machine, &wanted));
-    let all = [
-        objects::identities(),
-        objects::configuration(&wish.cluster, &kubelet, node.proxy.then_some(&proxy)),
-        objects::joining(&server, ""),
-    ]
-    .concat();
-    for (_, object) in &all {
+    let mut files = Vec::new();
+    if run("certs") {
+        files.push(json!({ "path": machine.layout.pki(), "content": "authorities, certificates and keys" }));
+    }
+    files.extend(tell_files(machine, &files_of(&machine.layout, &wish, &node, &runtime)));
+    let objects = objects_of(&machine.layout, &wish, &node, &server);
+    for object in &objects {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let kind = object["kind"].as_str().unwrap_or_default();
         machine.say("dryrun", format!("Would create {kind} {name:?}"));
     }
-    let objects: Vec<_> = all.into_iter().map(|(_, object)| object).collect();
     Ok(json!({
         "node": node.name, "nodeIP": node.address, "server": server,
         "steps": steps, "files": files, "objects": objects,
     }))
 }
 
-/// What `init` starts.
-fn services(node: &Node, run: impl Fn(&str) -> bool) -> Vec<Service> {
+/// Files of the phases that would run.
+fn files_of(layout: &Layout, wish: &Init, node: &Node, runtime: &configuration::Runtime) -> Vec<Wanted> {
+    let run = |phase: &str| !wish.skip_phases.contains(phase);
+    let cluster = &wish.cluster;
+    let mut files = Vec::new();
+    if run("control-plane") {
+        files.push(configuration::server(layout, cluster, node));
+    }
+    if run("kubelet-start") {
+        let kubelet = configuration::kubelet_of_all(layout, cluster);
+        let proxy = configuration::proxy_of_all(layout, cluster);
+        files.extend(configuration::node(
+            layout,
+            node,
+            runtime,
+            &kubelet,
+            &proxy,
+            &cluster.network,
+        ));
+    }
+    if run("addon") {
+        files.extend(configuration::ingress(layout, node));
+    }
+    files
+}
+
+/// Objects of the phases that would run.
+fn objects_of(layout: &Layout, wish: &Init, node: &Node, server: &str) -> Vec<Value> {
+    let run = |phase: &str| !wish.skip_phases.contains(phase);
+    let mut objects = objects::identities();
+    if run("upload-config") {
+        let kubelet = configuration::kubelet_of_all(layout, &wish.cluster);
+        let proxy = node.proxy.then(|| configuration::proxy_of_all(layout, &wish.cluster));
+        objects.extend(objects::configuration(&wish.cluster, &kubelet, proxy.as_ref()));
+    }
+    if run("bootstrap-token") {
+        objects.extend(objects::joining(server, ""));
+    }
+    objects.into_iter().map(|(_, object)| object).collect()
+}
+
+/// What a node runs, where its server and its kubelet are to be started.
+pub(crate) fn services(node: &Node, server: bool, kubelet: bool) -> Vec<Service> {
     let wanted = |service: &Service| match service {
-        Service::Server => run("control-plane"),
-        Service::Kubelet => run("kubelet-start"),
-        Service::Proxy => run("kubelet-start") && node.proxy,
-        Service::Ingress => run("addon"),
+        Service::Server => server,
+        Service::Kubelet => kubelet,
+        Service::Proxy => kubelet && node.proxy,
+        Service::Ingress => node.ingress,
     };
     Service::ALL.into_iter().filter(wanted).collect()
 }
@@ -133,26 +158,74 @@ pub(crate) fn tell_files(machine: &Machine<'_>, files: &[Wanted]) -> Vec<Value> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::InitFlags;
 
     #[test]
-    fn what_is_skipped_is_not_started() {
-        let node = |proxy: bool| Node {
+    fn what_is_not_wanted_is_not_started() {
+        let node = |proxy: bool, ingress: bool| Node {
             proxy,
+            ingress,
             ..Node::for_test("n", "10.0.0.1")
         };
         let cases = [
-            (node(true), "", "server kubelet proxy ingress"),
-            (node(false), "addon/kube-proxy", "server kubelet ingress"),
-            (node(false), "addon", "server kubelet"),
-            (node(true), "kubelet-start", "server ingress"),
-            (node(true), "control-plane", "kubelet proxy ingress"),
+            (node(true, true), true, true, "server kubelet proxy ingress"),
+            (node(false, true), true, true, "server kubelet ingress"),
+            (node(false, false), true, true, "server kubelet"),
+            (node(true, true), true, false, "server ingress"),
+            (node(true, true), false, true, "kubelet proxy ingress"),
+            // Those of a worker.
+            (node(true, false), false, true, "kubelet proxy"),
         ];
-        for (node, skipped, wanted) in cases {
-            let started: Vec<_> = services(&node, |phase| phase != skipped)
+        for (node, server, kubelet, wanted) in cases {
+            let started: Vec<_> = services(&node, server, kubelet)
                 .into_iter()
                 .map(Service::name)
                 .collect();
-            assert_eq!(started.join(" "), wanted, "without {skipped}");
+            assert_eq!(started.join(" "), wanted);
+        }
+    }
+
+    #[test]
+    fn what_is_skipped_is_not_told() {
+        const FILES: &str = "server.yaml kubelet.yaml kubelet.env proxy.yaml proxy.env ingress.yaml ingress.env";
+        let cases = [
+            ("preflight", FILES, true, true),
+            (
+                "control-plane",
+                "kubelet.yaml kubelet.env proxy.yaml proxy.env ingress.yaml ingress.env",
+                true,
+                true,
+            ),
+            ("kubelet-start", "server.yaml ingress.yaml ingress.env", true, true),
+            (
+                "addon",
+                "server.yaml kubelet.yaml kubelet.env proxy.yaml proxy.env",
+                true,
+                true,
+            ),
+            ("upload-config", FILES, false, true),
+            ("bootstrap-token", FILES, true, false),
+        ];
+        for (skipped, wanted, has_configuration, has_token) in cases {
+            let flags = InitFlags {
+                skip_phases: vec![skipped.to_owned()],
+                ..InitFlags::default()
+            };
+            let wish = Init::new(flags, None).unwrap();
+            let (layout, node) = (Layout::default(), Node::for_test("n", "10.0.0.1"));
+            let files = files_of(&layout, &wish, &node, &configuration::Runtime::default());
+            let names: Vec<_> = files
+                .iter()
+                .map(|file| file.path.file_name().unwrap().to_str().unwrap())
+                .collect();
+            assert_eq!(names.join(" "), wanted, "without {skipped}");
+            let objects = objects_of(&layout, &wish, &node, "https://10.0.0.1:6443");
+            let has = |name: &str| objects.iter().any(|object| object["metadata"]["name"] == name);
+            assert_eq!(
+                (has("kubeadm-config"), has("cluster-info")),
+                (has_configuration, has_token),
+                "without {skipped}"
+            );
         }
     }
 }
