@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use skiff_daemon::Shutdown;
@@ -25,7 +26,9 @@ use crate::server::EtcdArgs;
   skiff init
   skiff init --apiserver-advertise-address 192.168.56.10 --pod-network-cidr 10.244.0.0/16
   skiff init --config cluster.yaml --dry-run
-  skiff init --etcd-servers http://10.0.0.5:2379 --control-plane-endpoint 10.0.0.100 --upload-certs"
+  skiff init --control-plane-endpoint 10.0.0.100 --upload-certs --etcd-servers https://10.0.0.5:2379 \\
+      --etcd-cafile /etc/kubernetes/pki/etcd/ca.crt --etcd-certfile /etc/kubernetes/pki/apiserver-etcd-client.crt \\
+      --etcd-keyfile /etc/kubernetes/pki/apiserver-etcd-client.key"
 )]
 pub(crate) struct InitArgs {
     #[command(subcommand)]
@@ -148,7 +151,10 @@ pub(crate) async fn run(args: InitArgs, shutdown: Shutdown) -> anyhow::Result<()
         skip_phases: args.skip_phases,
         node: args.node.into(),
     };
-    let wish = Init::new(flags, file.as_deref()).map_err(Error::from)?;
+    let directory = std::env::current_dir().context("find the current directory")?;
+    let wish = Init::new(flags, file.as_deref())
+        .map_err(Error::from)?
+        .typed_in(&directory);
     let lines = Lines(output);
     let machine = this_machine(&lines)?;
     if dry_run {

@@ -1,11 +1,13 @@
 //! What `init` and `join` are asked for: flags, laid over a file with kubeadm's kinds. Pure.
 
+pub(crate) mod etcd;
 mod join;
 mod kubeadm;
 mod tokens;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -332,6 +334,13 @@ impl Init {
         settings.cluster.check()?;
         settings.check_upload()?;
         Ok(settings)
+    }
+
+    /// The same as a person means it who types it in this directory.
+    #[must_use]
+    pub fn typed_in(mut self, directory: &Path) -> Self {
+        self.cluster.etcd = self.cluster.etcd.map(|etcd| etcd::below(directory, etcd));
+        self
     }
 
     fn check_upload(&self) -> Result<(), Error> {

@@ -329,7 +329,8 @@ async fn check(machine: &Machine<'_>, node: &Node, endpoint: &str, wish: &Init) 
     let kubelet = configuration::kubelet_of_all(&machine.layout, &wish.cluster);
     let swap_allowed = preflight::observe::swap_allowed(&kubelet);
     let (role, port) = (Role::ControlPlane, wish.cluster.port);
-    let facts = preflight::observe(machine, role, &node.name, endpoint, port, swap_allowed, Some(node)).await;
+    let mut facts = preflight::observe(machine, role, &node.name, endpoint, port, swap_allowed, Some(node)).await;
+    facts.etcd_files = preflight::observe::etcd_files(wish.cluster.etcd.as_ref());
     settle(machine, preflight::judge(&facts, &wish.node.ignore))
 }
 

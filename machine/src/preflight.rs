@@ -20,6 +20,8 @@ pub(crate) const SWAP: &str = "Swap";
 const MEMORY_NEEDED: u64 = 256 << 20;
 /// Less than this and the disk is full before the first image is there, in bytes.
 const DISK_NEEDED: u64 = 512 << 20;
+/// Directories of which the server's unit has others, or none: `PrivateTmp` and `ProtectHome` see to that.
+const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
 /// Below this the kubelet soon says DiskPressure (it begins at 10 %).
 const DISK_WISHED_PERCENT: u64 = 15;
 
@@ -81,6 +83,8 @@ pub struct Facts {
     pub year: i16,
     /// Whether the clock follows others' clocks; `None` when nobody knows.
     pub clock_synchronized: Option<bool>,
+    /// Files of etcd that the server is to read, and where they really are; `None` where nothing is.
+    pub etcd_files: BTreeMap<PathBuf, Option<PathBuf>>,
 }
 
 /// A program that filters packets beside us.
@@ -149,6 +153,7 @@ pub fn judge(facts: &Facts, ignore: &BTreeSet<String>) -> Vec<Finding> {
     judge_software(facts, &mut findings);
     judge_kernel(facts, &mut findings);
     judge_surroundings(facts, &mut findings);
+    judge_etcd_files(facts, &mut findings);
     let mut findings = findings.0;
     for finding in &mut findings {
         if ignore.contains("all") || ignore.contains(&finding.check.to_lowercase()) {
@@ -276,6 +281,23 @@ fn judge_surroundings(facts: &Facts, findings: &mut Findings) {
     }
 }
 
+fn judge_etcd_files(facts: &Facts, findings: &mut Findings) {
+    const REMEDY: &str = "put it below /etc/kubernetes/pki/etcd, and name that";
+    for (path, real) in &facts.etcd_files {
+        let is_hidden = |path: &PathBuf| HIDDEN.iter().any(|hidden| path.starts_with(hidden));
+        let text = match real {
+            None => format!("there is no file {}, which etcd's flags name", path.display()),
+            Some(real) if is_hidden(path) || is_hidden(real) => format!(
+                "skiff-server cannot read {}: its unit is kept from people's and temporary directories ({}); {REMEDY}",
+                path.display(),
+                HIDDEN.join(", ")
+            ),
+            Some(_) => continue,
+        };
+        findings.error("EtcdFiles", text);
+    }
+}
+
 /// The rules that a firewall needs for a node to work, ready to be typed.
 fn firewall_advice(firewall: Firewall, role: Role, api_port: u16) -> String {
     let mut ports = ["10250/tcp", "8472/udp"].map(str::to_owned).to_vec();
@@ -362,6 +384,7 @@ mod tests {
             name_resolves: true,
             year: 2026,
             clock_synchronized: Some(true),
+            etcd_files: BTreeMap::from([("/etc/etcd/ca.crt".into(), Some("/srv/ca.crt".into()))]),
         }
     }
 
@@ -373,7 +396,37 @@ mod tests {
     #[test]
     fn each_fault_names_its_remedy() {
         type Spoil = fn(&mut Facts);
-        let cases: [(Spoil, &str, Level, &str); 19] = [
+        let cases: [(Spoil, &str, Level, &str); 22] = [
+            (
+                |facts| drop(facts.etcd_files.insert("/etc/absent.crt".into(), None)),
+                "EtcdFiles",
+                Level::Error,
+                "there is no file /etc/absent.crt",
+            ),
+            (
+                |facts| {
+                    drop(
+                        facts
+                            .etcd_files
+                            .insert("/root/ca.crt".into(), Some("/srv/ca.crt".into())),
+                    )
+                },
+                "EtcdFiles",
+                Level::Error,
+                "cannot read /root/ca.crt",
+            ),
+            (
+                |facts| {
+                    drop(
+                        facts
+                            .etcd_files
+                            .insert("/etc/ca.crt".into(), Some("/home/me/ca.crt".into())),
+                    )
+                },
+                "EtcdFiles",
+                Level::Error,
+                "put it below /etc/kubernetes/pki/etcd",
+            ),
             (|facts| facts.root = false, "IsPrivilegedUser", Level::Error, "sudo"),
             (
                 |facts| facts.services = Err("install the skiff package".to_owned()),
@@ -481,6 +534,14 @@ mod tests {
             assert_eq!(findings.len(), 1, "{findings:?}");
             assert_eq!((findings[0].check.as_str(), findings[0].level), (check, level));
             assert!(findings[0].text.contains(remedy), "{}", findings[0]);
+        }
+    }
+
+    #[test]
+    fn the_servers_unit_hides_what_is_said_to_be_hidden() {
+        let unit = include_str!("../../systemd/skiff-server.service");
+        for line in ["ProtectHome=yes", "PrivateTmp=yes"] {
+            assert!(unit.lines().any(|found| found == line), "{line}");
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use skiff_api::config::EtcdConfiguration;
 use skiff_cri::{Client, Error as CriError};
 
 use super::{Facts, Firewall, Runtime};
@@ -64,7 +65,14 @@ pub(crate) async fn observe(
             .is_ok_and(|mut found| found.next().is_some()),
         year: (machine.now)().to_zoned(jiff::tz::TimeZone::UTC).year(),
         clock_synchronized: machine.services.clock_is_synchronized(),
+        etcd_files: BTreeMap::new(),
     }
+}
+
+/// Files of etcd that the server is to read, and where links lead to in the end; `None` where nothing is.
+pub(crate) fn etcd_files(etcd: Option<&EtcdConfiguration>) -> BTreeMap<PathBuf, Option<PathBuf>> {
+    let named = etcd.into_iter().flat_map(crate::config::etcd::files);
+    named.map(|path| (path.clone(), fs::canonicalize(path).ok())).collect()
 }
 
 async fn runtime(endpoint: &str) -> Runtime {
