@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use skiff_machine::config::InitFlags;
 use skiff_pki::Kubeconfig;
 use skiff_tests::machine::TestMachine;
 use skiff_tests::wait::until;
 
-use super::ailments;
+use super::{ailments, told};
 
 const LIMIT: Duration = Duration::from_secs(40);
 
@@ -23,6 +24,22 @@ pub(crate) async fn backup(master: &TestMachine) -> anyhow::Result<()> {
         .await
         .with_context(|| master.report())
         .map(drop)
+}
+
+/// `docs/backup.md`: the machine is bare again, and has the files that [`backup`] left alone.
+pub(crate) async fn another_machine(master: &TestMachine) -> anyhow::Result<()> {
+    let authority = || std::fs::read(master.layout.ca_certificate()).context("read the authority");
+    let former = authority()?;
+    assert_eq!(master.reset()?.left, [""; 0]);
+    assert!(!master.layout.pki().exists() && !master.layout.server_data().exists());
+    master.follow("backup.md", "on another machine")?;
+    told(master.init(InitFlags::default())?, master)?;
+    assert_eq!(authority()?, former);
+    let names = master.kubectl(&["get", "configmaps", "--output", "name"])?;
+    assert!(names.contains("/before") && !names.contains("/after"), "{names}");
+    let look = async || ailments(master);
+    let well = until("everything is well", LIMIT, look, Vec::is_empty).await;
+    well.with_context(|| master.report()).map(drop)
 }
 
 /// `docs/certificates.md`, "Another authority": a pod on the worker goes on, and in the end nothing of the former one counts.

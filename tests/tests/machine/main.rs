@@ -108,7 +108,8 @@ async fn a_bare_machine_becomes_a_control_plane_however_often_it_is_interrupted(
     typed::tokens(master)?;
     typed::certificates(master).await?;
     typed::check(master)?;
-    documents::backup(master).await
+    documents::backup(master).await?;
+    documents::another_machine(master).await
 }
 
 /// What a machine holds, as far as skiff may change it.
