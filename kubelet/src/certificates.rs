@@ -58,8 +58,8 @@ pub enum Error {
     },
     /// The certificate ended and there is no token to ask for another.
     #[error(
-        "the kubelet's client certificate of {} is not valid any more (it ended at {end}); renew it with a new token: \
-         skiff token create --print-join-command on the control plane, then skiff join here",
+        "the kubelet's client certificate of {} is not valid any more (it ended at {end}); on a worker, join again with a new token: \
+         skiff token create --print-join-command on the control plane, and that line here; on a control plane: skiff certs renew all",
         path.display()
     )]
     Expired {

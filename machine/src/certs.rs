@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use skiff_pki::{CertificateAuthority, Kubeconfig, Validity};
 
+use crate::init::kubeconfig::keep_kubelet;
 use crate::{Error, Layout};
 
 pub use due::{Outcome, renew_due};
@@ -23,6 +24,8 @@ pub(crate) const LEAVES: [(&str, &str); 3] = [
 ];
 const AUTHORITIES: [&str; 2] = ["ca", "front-proxy-ca"];
 const KUBECONFIGS: [&str; 4] = ["admin", "super-admin", "proxy", "ingress"];
+/// The kubelet's. It renews that by itself, as kubeadm expects of it: here it counts once it has ended, when nobody believes the kubelet.
+pub(crate) const KUBELET: &str = "kubelet.conf";
 
 /// A certificate and its end.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -45,7 +48,7 @@ pub struct Certificate {
 #[derive(Debug, thiserror::Error)]
 pub enum CertsError {
     /// There are none.
-    #[error("there are no certificates in {}: this machine is no control plane; a worker's kubelet renews its own", path.display())]
+    #[error("there are no certificates in {}: this machine is no control plane; a worker's kubelet renews its own, and one that has ended is replaced by joining again: `skiff token create --print-join-command` on a control plane, and that line here", path.display())]
     NoControlPlane {
         /// Where they would be.
         path: PathBuf,
@@ -86,6 +89,8 @@ struct Home {
 enum Place {
     Pair,
     Kubeconfig(PathBuf),
+    /// The kubelet's client certificate, a file beside its kubeconfig.
+    Kubelet(Layout),
 }
 
 struct Found {
@@ -103,7 +108,7 @@ struct Found {
 pub fn check_expiration(layout: &Layout, now: Timestamp) -> Result<(Vec<Certificate>, Vec<Certificate>), Error> {
     let pki = layout.pki();
     let mut certificates = Vec::new();
-    for found in find(&Home::of(layout))? {
+    for found in find(layout, now)? {
         let external = !pki.join(format!("{}.key", found.authority)).exists();
         certificates.push(describe(
             found.name,
@@ -125,13 +130,13 @@ pub fn check_expiration(layout: &Layout, now: Timestamp) -> Result<(Vec<Certific
     Ok((certificates, authorities))
 }
 
-/// Issues `names` (or, with `all`, every one) anew; returns those that were.
+/// Issues `names` (or, with `all`, every one) anew; returns those that were. The kubelet's is among them once it has ended.
 ///
 /// # Errors
 /// When a name is unknown, before anything is changed; or when one cannot be written.
 pub fn renew(layout: &Layout, names: &[String]) -> Result<Vec<String>, Error> {
     let home = Home::of(layout);
-    let found = find(&home)?;
+    let found = find(layout, Timestamp::now())?;
     let all = names.iter().any(|name| name == "all");
     if let Some(name) = names
         .iter()
@@ -175,13 +180,16 @@ fn issue_anew(home: &Home, found: &Found, authority: &CertificateAuthority) -> R
             kubeconfig.set_current(&identity, authority.certificate_pem());
             kubeconfig.write(path)?;
         }
+        Place::Kubelet(layout) => drop(keep_kubelet(layout, &identity, Timestamp::now())?),
     }
     Ok(())
 }
 
-fn find(home: &Home) -> Result<Vec<Found>, Error> {
+fn find(layout: &Layout, now: Timestamp) -> Result<Vec<Found>, Error> {
+    let home = Home::of(layout);
     let all = home.look().into_iter().map(|(_, found)| found);
-    let all: Vec<Found> = all.collect::<Result<_, _>>()?;
+    let mut all: Vec<Found> = all.collect::<Result<_, _>>()?;
+    all.extend(ended_kubelet(layout, now));
     // A worker has a kubeconfig of its proxy, but nothing to sign another with.
     if all.iter().any(|found| matches!(found.place, Place::Pair)) {
         return Ok(all);
@@ -235,6 +243,17 @@ fn in_kubeconfig(name: &str, path: &Path) -> Result<Option<Found>, Error> {
         place: Place::Kubeconfig(path.to_owned()),
         certificate_pem: identity.certificate_pem().to_owned(),
     }))
+}
+
+fn ended_kubelet(layout: &Layout, now: Timestamp) -> Option<Found> {
+    let certificate_pem = skiff_pki::files::read(&layout.kubelet_certificate()).ok()?;
+    let validity = Validity::of_pem(&certificate_pem).ok()?;
+    (validity.not_after <= now).then(|| Found {
+        name: KUBELET.to_owned(),
+        authority: "ca",
+        place: Place::Kubelet(layout.clone()),
+        certificate_pem,
+    })
 }
 
 fn describe(
@@ -320,6 +339,37 @@ mod tests {
         let ca = std::fs::read_to_string(layout.ca_certificate()).unwrap();
         assert_eq!(admin.ca_pem, ca);
         assert!(admin.identity.unwrap().validity().unwrap().remaining(later) > Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn the_kubelets_is_renewed_once_it_has_ended() {
+        let (_root, layout) = control_plane();
+        let ca = CertificateAuthority::load(&layout.pki(), "ca").unwrap();
+        let kubelet = Request::client("system:node:master", &["system:nodes"]);
+        let all = ["all".to_owned()];
+        let names = |now| {
+            let (told, _) = check_expiration(&layout, now).unwrap();
+            told.into_iter().map(|told| told.name).collect::<Vec<_>>()
+        };
+        let young = ca.issue(&kubelet).unwrap();
+        let earlier = Timestamp::UNIX_EPOCH;
+        keep_kubelet(&layout, &young, earlier).unwrap();
+        assert_eq!(names(Timestamp::now()), ["admin.conf", "apiserver"]);
+        assert_eq!(renew(&layout, &all).unwrap(), ["admin.conf", "apiserver"]);
+
+        let ended = ca.issue(&kubelet.lifetime(Duration::ZERO)).unwrap();
+        keep_kubelet(&layout, &ended, earlier).unwrap();
+        assert_eq!(names(Timestamp::now()), ["admin.conf", "apiserver", KUBELET]);
+        assert_eq!(renew(&layout, &[KUBELET.to_owned()]).unwrap(), [KUBELET]);
+        let pem = std::fs::read_to_string(layout.kubelet_certificate()).unwrap();
+        let renewed = Identity::from_combined_pem(&pem).unwrap();
+        assert!(renewed.validity().unwrap().remaining(Timestamp::now()) > Duration::from_secs(3600));
+        let subject = Request::like(renewed.certificate_pem()).unwrap();
+        assert_eq!(
+            (subject.common_name.as_str(), subject.organizations),
+            ("system:node:master", vec!["system:nodes".to_owned()])
+        );
+        assert_eq!(names(Timestamp::now()), ["admin.conf", "apiserver"]);
     }
 
     #[test]

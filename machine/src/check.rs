@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
+use skiff_pki::{Kubeconfig, Validity};
 
 use crate::api::Client;
 use crate::init::start::is_ready;
@@ -58,7 +59,31 @@ pub struct Seen {
     /// The Node object; `None` when the API does not answer or has none.
     pub object: Option<Value>,
     /// Certificates and how long they are valid yet.
-    pub certificates: Vec<(String, Duration)>,
+    pub certificates: Vec<Ending>,
+}
+
+/// A certificate, and how it ends.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// `apiserver`, or `admin.conf`.
+    pub name: String,
+    /// How long it is valid yet.
+    pub left: Duration,
+    /// Who has another made.
+    pub renewal: Renewal,
+}
+
+/// Who has a certificate renewed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Renewal {
+    /// The process that shows it, while the cluster believes it.
+    ByItself,
+    /// A person, on this machine.
+    Here,
+    /// A person, where its authority's key is.
+    Elsewhere,
+    /// Nobody: all that trust it must be told of another.
+    Authority,
 }
 
 /// Looks at everything.
@@ -102,7 +127,7 @@ async fn see(machine: &Machine<'_>, record: &Record) -> Result<Seen, Error> {
         findings: lasting(&facts),
         api,
         object,
-        certificates: certificates(machine, now),
+        certificates: certificates(machine, record.role, now),
     })
 }
 
@@ -140,20 +165,40 @@ async fn ask(machine: &Machine<'_>, record: &Record) -> (Result<String, String>,
     (ready, object)
 }
 
-fn certificates(machine: &Machine<'_>, now: Timestamp) -> Vec<(String, Duration)> {
-    let kubelet = machine.layout.kubelet_pki().join("kubelet-client-current.pem");
-    let kubelet = skiff_pki::files::read(&kubelet).and_then(|pem| skiff_pki::Validity::of_pem(&pem));
-    let mut found: Vec<_> = kubelet
-        .map(|validity| ("kubelet-client-current.pem".to_owned(), validity.remaining(now)))
-        .into_iter()
+fn certificates(machine: &Machine<'_>, role: Role, now: Timestamp) -> Vec<Ending> {
+    let ending = |(name, validity): (&str, Validity)| Ending {
+        name: name.to_owned(),
+        left: validity.remaining(now),
+        renewal: Renewal::ByItself,
+    };
+    if role == Role::Worker {
+        let own = ["kubelet", "proxy"].map(|name| (format!("{name}.conf"), machine.layout.kubeconfig(name)));
+        let read = own.iter().filter_map(|(name, path)| {
+            let identity = Kubeconfig::load(path).ok()?.identity?;
+            Some((name.as_str(), identity.validity().ok()?))
+        });
+        return read.map(ending).collect();
+    }
+    let Ok((leaves, authorities)) = certs::check_expiration(&machine.layout, now) else {
+        return Vec::new();
+    };
+    let mut found: Vec<_> = (leaves.into_iter().map(|leaf| (leaf, false)))
+        .chain(authorities.into_iter().map(|authority| (authority, true)))
+        .map(|(found, is_authority)| Ending {
+            left: found.residual(),
+            renewal: match (is_authority, found.externally_managed) {
+                (true, _) => Renewal::Authority,
+                (false, true) => Renewal::Elsewhere,
+                (false, false) => Renewal::Here,
+            },
+            name: found.name,
+        })
         .collect();
-    if let Ok((leaves, authorities)) = certs::check_expiration(&machine.layout, now) {
-        found.extend(
-            leaves
-                .into_iter()
-                .chain(authorities)
-                .map(|found| (found.name.clone(), found.residual())),
-        );
+    // It is among the others once it has ended.
+    if found.iter().all(|found| found.name != certs::KUBELET) {
+        let pem = skiff_pki::files::read(&machine.layout.kubelet_certificate());
+        let validity = pem.and_then(|pem| Validity::of_pem(&pem)).ok();
+        found.extend(validity.map(|validity| ending((certs::KUBELET, validity))));
     }
     found
 }
@@ -162,15 +207,13 @@ fn certificates(machine: &Machine<'_>, now: Timestamp) -> Vec<(String, Duration)
 pub fn judge(seen: &Seen) -> Vec<Part> {
     let mut parts = Vec::new();
     if !seen.completed {
-        let command = if seen.role == Role::ControlPlane {
-            "skiff init"
-        } else {
-            "skiff join"
+        let command = match seen.role {
+            // Both make one, and the record does not tell which it was.
+            Role::ControlPlane => "`skiff init` or `skiff join --control-plane`",
+            Role::Worker => "`skiff join`",
         };
-        parts.push(failed(
-            "machine",
-            format!("`{command}` was interrupted here; run it again"),
-        ));
+        let text = format!("{command} was interrupted here; run the same command again, with the same flags");
+        parts.push(failed("machine", text));
     }
     parts.extend(seen.findings.iter().map(|finding| Part {
         name: finding.check.clone(),
@@ -187,12 +230,8 @@ pub fn judge(seen: &Seen) -> Vec<Part> {
             "kernel, container runtime, disk and memory are as a node needs them",
         ));
     }
-    parts.extend(
-        seen.certificates
-            .iter()
-            .filter_map(|(name, left)| judge_certificate(name, *left)),
-    );
-    if !seen.certificates.is_empty() && seen.certificates.iter().all(|(_, left)| *left > SOON) {
+    parts.extend(seen.certificates.iter().filter_map(judge_certificate));
+    if !seen.certificates.is_empty() && seen.certificates.iter().all(|ending| ending.left > SOON) {
         parts.push(ok(
             "certificates",
             format!("all {} are valid for more than 30 days", seen.certificates.len()),
@@ -208,21 +247,28 @@ pub fn judge(seen: &Seen) -> Vec<Part> {
     parts
 }
 
-fn judge_certificate(name: &str, left: Duration) -> Option<Part> {
-    let remedy = if name == "kubelet-client-current.pem" {
-        "the kubelet renews it while it runs and reaches the API server; on a worker, one that has ended is replaced by `skiff reset` and `skiff join`; a control plane's reset would remove the cluster"
-    } else {
-        "run on the control plane: skiff certs renew all"
+fn judge_certificate(certificate: &Ending) -> Option<Part> {
+    let name = format!("certificate {}", certificate.name);
+    let has_ended = certificate.left.is_zero();
+    let remedy = match certificate.renewal {
+        Renewal::ByItself if has_ended => {
+            "run on a control plane: skiff token create --print-join-command; and the line that it prints here: the node keeps its name and its pods"
+        }
+        Renewal::ByItself => "who uses it renews it, while skiff-kubelet and skiff-proxy run and reach the API server",
+        Renewal::Here => "run here: skiff certs renew all",
+        Renewal::Elsewhere => {
+            "the key of its authority is not on this machine: have another one signed where that is, and put it in its place"
+        }
+        Renewal::Authority => {
+            "no command renews an authority: docs/certificates.md, \"Another authority\", has the steps, before it ends"
+        }
     };
-    if left.is_zero() {
-        Some(failed(format!("certificate {name}"), format!("has expired; {remedy}")))
-    } else if left <= SOON {
-        let text = format!("ends in {}; {remedy}", crate::duration::short(left));
-        Some(Part {
-            name: format!("certificate {name}"),
-            health: Health::Warning,
-            text,
-        })
+    if has_ended {
+        Some(failed(name, format!("has expired; {remedy}")))
+    } else if certificate.left <= SOON {
+        let text = format!("ends in {}; {remedy}", crate::duration::short(certificate.left));
+        let health = Health::Warning;
+        Some(Part { name, health, text })
     } else {
         None
     }
@@ -256,10 +302,11 @@ fn judge_api(seen: &Seen) -> Part {
         Err(reason) => {
             let cause = match seen.role {
                 Role::ControlPlane if runs(seen, Service::Server) => {
-                    "skiff-server runs: its log says what it waits for"
+                    let log = log(seen, Service::Server);
+                    format!("skiff-server runs: its log says what it waits for: {log}")
                 }
-                Role::ControlPlane => "skiff-server does not run",
-                Role::Worker => "is its machine up, and no firewall in between? (on it: skiff check)",
+                Role::ControlPlane => "skiff-server does not run: systemctl restart skiff-server".to_owned(),
+                Role::Worker => "is its machine up, and no firewall in between? (on it: skiff check)".to_owned(),
             };
             failed("API server", format!("does not answer ({reason}); {cause}"))
         }
@@ -271,10 +318,9 @@ fn judge_node(seen: &Seen) -> Option<Part> {
     let Some(object) = &seen.object else {
         // Without an API nothing can be said of it.
         return seen.api.is_ok().then(|| {
-            failed(
-                name,
-                "the cluster does not know it; the kubelet registers it: see its log",
-            )
+            let log = log(seen, Service::Kubelet);
+            let text = format!("the cluster does not know it; the kubelet registers it: its log says why not: {log}");
+            failed(name, text)
         });
     };
     if is_ready(object) {
@@ -289,11 +335,12 @@ fn judge_node(seen: &Seen) -> Option<Part> {
         .and_then(|ready| ready["message"].as_str())
         .unwrap_or("it has not reported yet");
     let cause = if !runs(seen, Service::Kubelet) {
-        "skiff-kubelet does not run"
+        "skiff-kubelet does not run: systemctl restart skiff-kubelet".to_owned()
     } else if message.contains("network") || message.contains("cni") {
-        "the network of pods is made by skiff-proxy: see its log"
+        let log = log(seen, Service::Proxy);
+        format!("the network of pods is made by skiff-proxy, or by what you put in its place: {log}")
     } else {
-        "see the log of skiff-kubelet"
+        format!("the kubelet's log says more: {}", log(seen, Service::Kubelet))
     };
     Some(failed(name, format!("is not Ready: {message}; {cause}")))
 }
@@ -302,6 +349,12 @@ fn runs(seen: &Seen, service: Service) -> bool {
     seen.services
         .iter()
         .any(|(found, state, _)| *found == service && matches!(state, State::Running | State::Starting))
+}
+
+/// How a person sees the log of a service, also of one that is not wanted here.
+fn log(seen: &Seen, service: Service) -> String {
+    let found = seen.services.iter().find(|(found, ..)| *found == service);
+    found.map_or_else(|| format!("journalctl -u {service}"), |(.., log)| log.clone())
 }
 
 fn ok(name: impl Into<String>, text: impl Into<String>) -> Part {
@@ -336,7 +389,15 @@ mod tests {
             findings: Vec::new(),
             api: Ok("[+]ping ok\nreadyz check passed\n".to_owned()),
             object: Some(json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}})),
-            certificates: vec![("apiserver".to_owned(), SOON * 2)],
+            certificates: vec![ending("apiserver", SOON * 2, Renewal::Here)],
+        }
+    }
+
+    fn ending(name: &str, left: Duration, renewal: Renewal) -> Ending {
+        Ending {
+            name: name.to_owned(),
+            left,
+            renewal,
         }
     }
 
@@ -355,7 +416,13 @@ mod tests {
                 |seen| seen.completed = false,
                 "machine",
                 Health::Failed,
-                "`skiff init` was interrupted",
+                "`skiff init` or `skiff join --control-plane` was interrupted here",
+            ),
+            (
+                |seen| (seen.completed, seen.role) = (false, Role::Worker),
+                "machine",
+                Health::Failed,
+                "`skiff join` was interrupted here",
             ),
             (
                 |seen| seen.services[1].1 = State::Failed,
@@ -397,19 +464,10 @@ mod tests {
                 "made by skiff-proxy",
             ),
             (
-                |seen| seen.certificates.push(("admin.conf".to_owned(), Duration::ZERO)),
-                "certificate admin.conf",
+                |seen| seen.services[0].1 = State::Absent,
+                "skiff-server",
                 Health::Failed,
-                "skiff certs renew all",
-            ),
-            (
-                |seen| {
-                    seen.certificates
-                        .push(("apiserver".to_owned(), Duration::from_secs(86_400)))
-                },
-                "certificate apiserver",
-                Health::Warning,
-                "ends in 24h",
+                "install the skiff package again",
             ),
         ];
         for (spoil, name, health, cause) in cases {
@@ -420,5 +478,54 @@ mod tests {
             assert_eq!((part.name.as_str(), part.health), (name, health));
             assert!(part.text.contains(cause), "{}", part.text);
         }
+    }
+
+    #[test]
+    fn each_certificate_that_ends_has_its_remedy() {
+        let day = Duration::from_secs(86_400);
+        let cases = [
+            (
+                "apiserver",
+                day,
+                Renewal::Here,
+                Health::Warning,
+                "ends in 24h; run here: skiff certs renew all",
+            ),
+            (
+                "admin.conf",
+                Duration::ZERO,
+                Renewal::Here,
+                Health::Failed,
+                "expired; run here: skiff certs renew all",
+            ),
+            (
+                "apiserver",
+                day,
+                Renewal::Elsewhere,
+                Health::Warning,
+                "signed where that is",
+            ),
+            ("ca", day, Renewal::Authority, Health::Warning, "docs/certificates.md"),
+            (
+                "kubelet.conf",
+                day,
+                Renewal::ByItself,
+                Health::Warning,
+                "while skiff-kubelet and skiff-proxy run",
+            ),
+            (
+                "kubelet.conf",
+                Duration::ZERO,
+                Renewal::ByItself,
+                Health::Failed,
+                "skiff token create --print-join-command",
+            ),
+        ];
+        for (name, left, renewal, health, remedy) in cases {
+            let part = judge_certificate(&ending(name, left, renewal)).unwrap();
+            assert_eq!((part.name, part.health), (format!("certificate {name}"), health));
+            assert!(part.text.contains(remedy), "{}", part.text);
+        }
+        assert_eq!(judge_certificate(&ending("ca", SOON * 2, Renewal::Authority)), None);
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::api::Client;
 use crate::config::{Endpoint, Join};
 use crate::files::Wanted;
-use crate::init::kubeconfig::serves;
+use crate::init::kubeconfig::{has_ended, serves};
 use crate::init::{self, ClusterInfo, Node, configuration, containerd, runtime, start};
 use crate::preflight::{self, Facts};
 use crate::record::{Record, Role};
@@ -146,14 +146,23 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
         None => Role::Worker,
     };
     let former = Record::read(&machine.layout)?;
-    let admin = machine.layout.kubeconfig("admin");
-    init::refuse_second(former.as_ref(), role, &admin.display().to_string())?;
+    let again = once_more(machine, former.as_ref(), role);
+    if again.is_none() {
+        let admin = machine.layout.kubeconfig("admin");
+        init::refuse_second(former.as_ref(), role, &admin.display().to_string())?;
+    }
     let mut node = resolve_node(machine, wish, &wish.endpoint).await?;
-    let endpoint = wish
-        .node
-        .runtime_endpoint
-        .clone()
-        .unwrap_or_else(|| machine.layout.runtime_endpoint());
+    let mut endpoint = machine.layout.runtime_endpoint();
+    if let Some(record) = again {
+        let name = wish.node.name.as_ref().unwrap_or(&record.node);
+        let text = format!("The cluster does not believe this node's certificates any more: joining again as {name:?}");
+        machine.say("preflight", text);
+        name.clone_into(&mut node.name);
+        record.runtime_endpoint.clone_into(&mut endpoint);
+    }
+    if let Some(wanted) = &wish.node.runtime_endpoint {
+        wanted.clone_into(&mut endpoint);
+    }
     let mut facts = check(machine, role, &node, &endpoint, wish).await?;
 
     let info = discovery::run(machine, wish).await?;
@@ -174,6 +183,15 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
         api,
         shared,
     })
+}
+
+/// What a worker was joined as that has nothing left to show to its cluster: a new token is its only way back.
+fn once_more<'a>(machine: &Machine<'_>, former: Option<&'a Record>, role: Role) -> Option<&'a Record> {
+    let former = former.filter(|former| former.completed.is_some() && former.role == Role::Worker)?;
+    let ended = |name| has_ended(&machine.layout.kubeconfig(name), (machine.now)());
+    // Without a proxy of ours there is no kubeconfig of its own.
+    let proxy = machine.layout.kubeconfig("proxy").exists() && ended("proxy");
+    (role == Role::Worker && (ended("kubelet") || proxy)).then_some(former)
 }
 
 /// This machine's name, and the address from which it reaches the cluster.

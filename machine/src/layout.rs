@@ -111,6 +111,11 @@ impl Layout {
         self.at("var/lib/kubelet/pki")
     }
 
+    /// The link to the kubelet's client certificate, which has its key beside it.
+    pub fn kubelet_certificate(&self) -> PathBuf {
+        self.kubelet_pki().join("kubelet-client-current.pem")
+    }
+
     /// Volumes of the local-path provisioner: people's data.
     pub fn local_volumes(&self) -> PathBuf {
         self.at("var/lib/kubelet/local-path")

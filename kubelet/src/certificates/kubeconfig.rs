@@ -82,7 +82,7 @@ fn next(identity: &Identity, path: &Path) -> Result<(Timestamp, bool), Error> {
     }
     tracing::error!(
         "the client certificate in {} is not valid any more (it ended at {end}): skiff certs renew on a control plane; \
-         elsewhere remove that file, and join the machine again with a new token",
+         elsewhere join again with a new token (skiff token create --print-join-command there, and that line here)",
         path.display()
     );
     Ok((now + LOOK, true))

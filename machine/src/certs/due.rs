@@ -62,7 +62,7 @@ pub fn renew_due(pki: &Path, now: Timestamp) -> Vec<Outcome> {
 fn renew_if_due(home: &Home, found: &Found, now: Timestamp) -> Result<bool, Error> {
     let is_whole = match found.place {
         Place::Pair => Identity::load_if_whole(&home.pki, &found.name)?.is_some(),
-        Place::Kubeconfig(_) => true,
+        Place::Kubeconfig(_) | Place::Kubelet(_) => true,
     };
     if is_whole && !Validity::of_pem(&found.certificate_pem)?.should_renew(now) {
         return Ok(false);

@@ -1,13 +1,13 @@
 //! Phase `kubeconfig`: how this machine's own parts and its administrator reach the API server, and as whom.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use skiff_pki::kubeconfig::{Credentials, User};
 use skiff_pki::{CertificateAuthority, Identity, Kubeconfig, Request};
 
 use super::Node;
-use crate::{Error, Machine, files};
+use crate::{Error, Layout, Machine, files};
 
 const PHASE: &str = "kubeconfig";
 /// kubeadm's name for every cluster.
@@ -101,14 +101,7 @@ fn kubelet(machine: &Machine<'_>, authority: &CertificateAuthority, server: &str
     }
     machine.say(PHASE, "Writing \"kubelet.conf\" kubeconfig file");
     let identity = authority.issue(&Request::client(&user, &["system:nodes"]))?;
-    let pki = machine.layout.kubelet_pki();
-    let stamp = (machine.now)().strftime("%Y-%m-%d-%H-%M-%S");
-    let file = pki.join(format!("kubelet-client-{stamp}.pem"));
-    let pem = format!("{}{}", identity.certificate_pem(), identity.key_pem());
-    skiff_pki::files::write_private(&file, pem.as_bytes())?;
-    let current = pki.join("kubelet-client-current.pem");
-    files::link(&file, &current)?;
-
+    let current = keep_kubelet(&machine.layout, &identity, (machine.now)())?;
     let mut kubeconfig = Kubeconfig::embedded(CLUSTER, server, ca, &user, &identity);
     for named in &mut kubeconfig.users {
         named.user = User {
@@ -118,6 +111,24 @@ fn kubelet(machine: &Machine<'_>, authority: &CertificateAuthority, server: &str
         };
     }
     Ok(kubeconfig.write(&path)?)
+}
+
+/// Makes a client certificate the kubelet's current one; returns the link that leads to it.
+pub(crate) fn keep_kubelet(layout: &Layout, identity: &Identity, now: Timestamp) -> Result<PathBuf, Error> {
+    let stamp = now.strftime("%Y-%m-%d-%H-%M-%S");
+    let file = layout.kubelet_pki().join(format!("kubelet-client-{stamp}.pem"));
+    let pem = format!("{}{}", identity.certificate_pem(), identity.key_pem());
+    skiff_pki::files::write_private(&file, pem.as_bytes())?;
+    let current = layout.kubelet_certificate();
+    files::link(&file, &current)?;
+    Ok(current)
+}
+
+/// Whether a kubeconfig shows no certificate that the cluster believes at this time, or cannot be read at all.
+pub(crate) fn has_ended(path: &Path, now: Timestamp) -> bool {
+    let found = Kubeconfig::load(path).ok().and_then(|found| found.identity);
+    let validity = found.and_then(|identity| identity.validity().ok());
+    validity.is_none_or(|validity| validity.not_after <= now)
 }
 
 /// Whether a kubeconfig leads to this server, trusts this authority, and shows a certificate of this user that is not near its end:

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 use skiff_machine::config::{InitFlags, JoinFlags};
-use skiff_machine::{Service, api, certs, token};
+use skiff_machine::{Service, ServiceManager as _, api, certs, token};
 use skiff_pki::{CertificateAuthority, Request};
 use skiff_tests::clock::Clock;
 use skiff_tests::machine::{Machines, TestMachine};
@@ -75,6 +75,46 @@ async fn what_keeps_a_machine_from_joining_is_told() -> anyhow::Result<()> {
     let joined = told(worker.join(&line)?, worker)?;
     assert!(!joined.control_plane);
     assert_eq!(ailments(worker)?, []);
+    let again = refusal(worker.join(&line)?)?;
+    assert!(again.contains("a worker of a cluster already"), "{again}");
+    kubelets_whose_certificate_has_ended(master, worker, &line).await
+}
+
+/// As after a year without power: `skiff check` says what helps, and that does.
+async fn kubelets_whose_certificate_has_ended(
+    master: &TestMachine,
+    worker: &TestMachine,
+    line: &str,
+) -> anyhow::Result<()> {
+    let uid = || master.kubectl(&["get", "node", &worker.node.name, "-o", "jsonpath={.metadata.uid}"]);
+    let before = uid()?;
+    let authority = CertificateAuthority::load(&master.layout.pki(), "ca")?;
+    for (machine, remedy) in [(worker, "--print-join-command"), (master, "skiff certs renew all")] {
+        machine.services.stop(Service::Kubelet)?;
+        let current = machine.layout.kubelet_certificate();
+        let request = Request::like(&std::fs::read_to_string(&current)?)?;
+        let ended = authority.issue(&request.lifetime(Duration::ZERO))?;
+        std::fs::write(current, format!("{}{}", ended.certificate_pem(), ended.key_pem()))?;
+        machine.services.start(Service::Kubelet)?;
+        let ailments = ailments(machine)?;
+        let told = ailments.iter().find(|part| part.name == "certificate kubelet.conf");
+        let told = told.context("skiff check does not tell")?;
+        assert!(told.text.contains(remedy), "{}", told.text);
+    }
+    // The record knows the name.
+    told(worker.join_with(line, |flags| flags.node.name = None)?, worker)?;
+    assert_eq!(
+        certs::renew(&master.layout, &["kubelet.conf".to_owned()])?,
+        ["kubelet.conf"]
+    );
+    // systemd does so by itself.
+    master.services.start(Service::Kubelet)?;
+    for machine in [worker, master] {
+        let look = async || ailments(machine);
+        let well = until("everything is well", LIMIT, look, Vec::is_empty).await;
+        well.with_context(|| machine.report())?;
+    }
+    assert_eq!(uid()?, before);
     Ok(())
 }
 
