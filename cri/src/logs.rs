@@ -23,6 +23,9 @@ pub use line::{Line, Source};
 /// Read at once; a chunk of output is about as large.
 const CHUNK: usize = 64 << 10;
 
+/// What has no end by then is no line: the runtime's are of 16 KiB, unless it is told otherwise.
+const LONGEST: usize = 1 << 20;
+
 /// What to show of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -178,12 +181,15 @@ impl Cursor {
             if read? == 0 {
                 break;
             }
-            // A line is at most 16 KiB of text, so the rest stays short.
             let whole = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             for line in self.rest[..whole].split_inclusive(|byte| *byte == b'\n') {
                 self.format.push(line, &mut output);
             }
             self.rest.drain(..whole);
+            if self.rest.len() > LONGEST {
+                // What a power cut or a full disk leaves: it may be as long as the disk is large.
+                self.rest.clear();
+            }
         }
         Ok(output.into())
     }
@@ -315,6 +321,21 @@ mod tests {
         assert_eq!(
             timed,
             "2026-01-01T00:00:01.5Z one\n2026-01-01T00:00:02.5Z two\n2026-01-01T00:00:03.5Z three\n"
+        );
+    }
+
+    #[test]
+    fn what_is_no_line_takes_no_more_room_than_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0.log");
+        let zeros = "\0".repeat(3 * LONGEST);
+        fs::write(&path, format!("{zeros}\n{LOG}")).unwrap();
+        let mut cursor = Cursor::open(&path, &Options::default()).unwrap();
+        assert_eq!(cursor.fill().unwrap(), "one\ntwo\nthree\n");
+        assert!(
+            cursor.rest.capacity() < 2 * LONGEST + CHUNK,
+            "{}",
+            cursor.rest.capacity()
         );
     }
 
