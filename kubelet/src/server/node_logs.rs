@@ -22,7 +22,7 @@ pub(super) fn serve(root: &Path, path: &str) -> Result<Response<Body>, Refusal> 
     let wanted = decode(path);
     let wanted = wanted.trim_matches('/');
     let file = open(root, if wanted.is_empty() { "." } else { wanted }).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Refusal::not_found("404 page not found\n"),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Refusal::not_found("404 page not found\n"),
         _ => Refusal::new(StatusCode::FORBIDDEN, "403 Forbidden\n"),
     })?;
     let metadata = file.metadata().map_err(|error| Refusal::internal(error.to_string()))?;
@@ -111,7 +111,9 @@ mod tests {
             "{list}"
         );
         assert!(body("/pods/").await.unwrap().contains("<a href=\"a%20b/\">a b/</a>"));
-        assert_eq!(body("/absent").await, Err(StatusCode::NOT_FOUND));
+        for absent in ["/absent", "/absent/below", "/kern.log/below"] {
+            assert_eq!(body(absent).await, Err(StatusCode::NOT_FOUND), "{absent}");
+        }
         for outside in ["/../secret", "/link", "/%2e%2e/secret", "//etc/passwd/../../secret"] {
             assert!(body(outside).await.is_err(), "{outside}");
         }
