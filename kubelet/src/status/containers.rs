@@ -230,9 +230,31 @@ fn terminated(input: &Input<'_>, container: &Container) -> Option<ContainerState
         container_id: Some(format!("{}://{}", input.runtime, container.id)),
         exit_code: exit.code,
         finished_at: Some(Time(exit.finished)),
-        message: (!exit.message.is_empty()).then(|| exit.message.clone()),
+        message: (!exit.message.is_empty()).then(|| share(&exit.message, pod::containers(input.pod).count())),
         reason: Some(reason.into()),
         signal: None,
         started_at: Some(Time(exit.started.unwrap_or(Timestamp::UNIX_EPOCH))),
     })
+}
+
+/// As much of a message as one of so many containers may tell: each has an equal share of the pod's, as upstream.
+fn share(message: &str, containers: usize) -> String {
+    /// Bytes of all messages of a pod.
+    const LIMIT: usize = 12 << 10;
+    let end = message.floor_char_boundary(LIMIT / containers.max(1));
+    message[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_containers_share_the_room_for_messages() {
+        let long = "ä".repeat(8192);
+        for (containers, length) in [(0, 12288), (1, 12288), (3, 4096), (5, 2456), (100, 122)] {
+            assert_eq!(share(&long, containers).len(), length, "{containers}");
+        }
+        assert_eq!(share("short", 100), "short");
+    }
 }
