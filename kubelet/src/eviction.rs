@@ -258,14 +258,12 @@ impl Manager {
     async fn evict(&self, pod: &Arc<Pod>, text: String, grace: i64, signal: &'static str) {
         let uid = pod::uid(pod);
         tracing::warn!(pod = pod::full_name(pod), message = text, "evicting a pod");
-        if !self.directory.evict(uid, Finish::evicted(&text, grace)) {
+        let Some(emptied) = self.directory.evict(uid, Finish::evicted(&text, grace)) else {
             return;
-        }
+        };
         self.agent.measures.evicted(signal);
-        let entry = self.directory.find(pod::namespace(pod), pod::name(pod), Some(uid));
-        let Some(mut entry) = entry else { return };
-        let ended = entry.view.wait_for(|observed| observed.running().next().is_none());
-        if tokio::time::timeout(CLEANUP, ended).await.is_err() {
+        // Its disk is free when its volumes are gone, not when its processes are.
+        if tokio::time::timeout(CLEANUP, emptied).await.is_err() {
             tracing::warn!(
                 pod = pod::full_name(pod),
                 "an evicted pod has not ended yet; looking on without it"

@@ -54,7 +54,10 @@ pub(crate) async fn watch(agent: Arc<Agent>, directory: Directory, shutdown: Shu
             let Some((signal, message)) = measured.ok().and_then(|used| exceeded(&pod, &used)) else {
                 continue;
             };
-            if directory.evict(pod::uid(&pod), Finish::evicted(&message, GRACE)) {
+            if directory
+                .evict(pod::uid(&pod), Finish::evicted(&message, GRACE))
+                .is_some()
+            {
                 agent.measures.evicted(signal);
             }
         }

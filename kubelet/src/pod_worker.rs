@@ -73,6 +73,8 @@ struct Worker {
     clock: Clock,
     /// How often the kernel had killed in the pod for want of memory when that was last looked at.
     memory_kills: u64,
+    /// Whether the pod may still hold something of the node.
+    holds: watch::Sender<bool>,
 }
 
 /// An action under way.
@@ -93,6 +95,7 @@ pub(crate) fn spawn(
     let (sender, receiver) = watch::channel(wish);
     let (view, seen) = watch::channel(Arc::default());
     let wake = Arc::new(Wake::default());
+    let (holds, held) = watch::channel(true);
     let (report_sender, reports) = mpsc::unbounded_channel();
     let refused = admission.refusal.is_some();
     let start = Start::of(&pod);
@@ -117,6 +120,7 @@ pub(crate) fn spawn(
         start,
         clock: Clock::read(),
         memory_kills: 0,
+        holds,
     };
     tokio::spawn(async move {
         // Nobody makes room for a pod that is not taken.
@@ -131,6 +135,7 @@ pub(crate) fn spawn(
         wake,
         refused,
         view: seen,
+        holds: held,
     }
 }
 

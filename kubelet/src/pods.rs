@@ -71,11 +71,13 @@ impl Directory {
             .map(entry)
     }
 
-    /// Ends a pod for good: it fails with this reason and message. False when there is no such pod.
-    pub(crate) fn evict(&self, uid: &str, finish: Finish) -> bool {
+    /// Ends a pod for good: it fails with this reason and message. What comes back ends when it has given back what it held; `None` when
+    /// there is no such pod.
+    pub(crate) fn evict(&self, uid: &str, finish: Finish) -> Option<impl Future<Output = ()> + use<>> {
         let handles = self.handles.read();
-        let handle = handles.get(uid);
-        handle.inspect(|handle| handle.end(finish)).is_some()
+        let handle = handles.get(uid)?;
+        handle.end(finish);
+        Some(handle.emptied())
     }
 }
 

@@ -95,6 +95,8 @@ pub(crate) struct Handle {
     pub(crate) refused: bool,
     /// What the runtime says, for the server on :10250.
     pub(crate) view: watch::Receiver<Arc<Observed>>,
+    /// Whether the pod may still hold something of the node: volumes, a cgroup.
+    pub(super) holds: watch::Receiver<bool>,
 }
 
 /// Why a worker should look again.
@@ -141,6 +143,15 @@ impl Handle {
             wake: self.wake.clone(),
             view: self.view.clone(),
             finish: Some(finish),
+        }
+    }
+
+    /// Waits until a pod that ends has given back what it held.
+    pub(crate) fn emptied(&self) -> impl Future<Output = ()> + use<> {
+        let mut holds = self.holds.clone();
+        // Its worker may have ended with it.
+        async move {
+            holds.wait_for(|holds| !holds).await.ok();
         }
     }
 

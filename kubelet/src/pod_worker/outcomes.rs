@@ -56,8 +56,14 @@ impl Worker {
                 self.memory.doomed.insert(id, doom);
             }
             (Action::StartContainer { name, .. }, Outcome::NotStarted(error)) => self.not_started(name, error, now),
-            (Action::Release, Outcome::Done) => self.memory.released = true,
-            (Action::Cleanup, Outcome::Done) => self.memory.cleaned = true,
+            (Action::Release, Outcome::Done) => {
+                self.memory.released = true;
+                self.holds.send_replace(false);
+            }
+            (Action::Cleanup, Outcome::Done) => {
+                self.memory.cleaned = true;
+                self.holds.send_replace(false);
+            }
             (_, Outcome::Failed { reason, message }) => {
                 tracing::warn!(
                     reason,

@@ -91,3 +91,31 @@ async fn a_node_waits_for_its_network() {
         })
         .await;
 }
+
+/// What an evicted pod had on the disk may be all that was missing: it is waited for before the next pod is chosen.
+#[tokio::test]
+async fn the_next_pod_is_evicted_when_the_one_before_is_gone() {
+    let mut scene = Scene::new();
+    for name in ["a", "b"] {
+        scene.create(name, &json!({"terminationGracePeriodSeconds": 1}));
+        scene.until_ready(name).await;
+    }
+    scene.kill().await;
+    let hard = &mut scene.config.kubelet.eviction_hard;
+    hard.insert("nodefs.available".into(), "1000Pi".into());
+    scene.runtime.break_down("StopPodSandbox", "busy");
+    let before = scene.runtime.calls().len();
+    scene.start();
+    let evicted = |api: &crate::api::Api| {
+        let pods = api.list("pods");
+        pods.iter().filter(|pod| pod["status"]["reason"] == "Evicted").count()
+    };
+    let tries = |calls: &[String]| calls.iter().filter(|call| call.starts_with("StopPodSandbox")).count();
+    let runtime = scene.runtime.clone();
+    let tried = |_: &crate::api::Api| (tries(&runtime.calls()[before..]) > 3).then_some(());
+    scene.api.until("tries to stop the sandbox", tried).await;
+    assert_eq!(evicted(&scene.api), 1);
+    scene.runtime.mend("StopPodSandbox");
+    let both = |api: &crate::api::Api| (evicted(api) == 2).then_some(());
+    scene.api.until("the other pod's eviction", both).await;
+}
