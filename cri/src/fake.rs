@@ -29,6 +29,8 @@ pub struct FakeRuntime {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<Event>,
     frozen: Arc<watch::Sender<bool>>,
+    /// Whether lists of everything wait, and how many do.
+    stalled: Arc<watch::Sender<(bool, usize)>>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +58,7 @@ impl Default for FakeRuntime {
             state: Arc::default(),
             events: broadcast::channel(1024).0,
             frozen: Arc::new(watch::Sender::new(false)),
+            stalled: Arc::default(),
         }
     }
 }
@@ -192,6 +195,17 @@ impl FakeRuntime {
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         *self.frozen.borrow()
+    }
+
+    /// Lists of all sandboxes wait from now on, or no longer; what is asked of one pod does not.
+    pub fn stall_lists(&self, stall: bool) {
+        self.stalled.send_modify(|stalled| stalled.0 = stall);
+    }
+
+    /// How many lists wait.
+    #[must_use]
+    pub fn stalled_lists(&self) -> usize {
+        self.stalled.borrow().1
     }
 
     /// All calls so far that change something, as `Method object`.
@@ -394,6 +408,11 @@ impl Runtime for FakeRuntime {
     }
 
     async fn list_sandboxes(&self, filter: &SandboxFilter) -> Result<Vec<Sandbox>> {
+        if *filter == SandboxFilter::default() && self.stalled.borrow().0 {
+            self.stalled.send_modify(|stalled| stalled.1 += 1);
+            self.stalled.subscribe().wait_for(|stalled| !stalled.0).await.ok();
+            self.stalled.send_modify(|stalled| stalled.1 -= 1);
+        }
         let state = self.state.lock();
         let matching = state.sandboxes.values().map(|(status, _)| status).filter(|status| {
             filter.id.as_ref().is_none_or(|id| *id == status.id)

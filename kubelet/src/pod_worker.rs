@@ -127,6 +127,9 @@ pub(crate) fn spawn(
         if worker.admit(admission.refusal).await {
             worker.make_room(admission.room, &admission.short).await;
         }
+        if let Some(remains) = admission.remains {
+            remains.gone().await;
+        }
         worker.run().await;
         done.send(uid).ok();
     });

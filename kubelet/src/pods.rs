@@ -13,6 +13,7 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 use skiff_cri::events::{EventKind, Notice};
 use skiff_daemon::Shutdown;
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::admission;
@@ -120,8 +121,22 @@ struct Dispatcher {
     looked: bool,
     statics: Statics,
     listed: HashMap<String, PodIds>,
+    /// The runtime is being asked for everything, beside the rounds: it may be slow.
+    asking: JoinSet<Answer>,
+    /// Whether it is to be asked again after that.
+    again: bool,
+    /// Whether it was asked ever, with whatever success: pods that run already are taken without admission.
+    asked: bool,
+    /// Pods of which nothing is left since it is being asked.
+    passed: HashSet<String>,
+    claims: Arc<garbage::Claims>,
+    /// What is gone is being taken away, beside the rounds.
+    collecting: JoinSet<garbage::Stuck>,
     stuck: garbage::Stuck,
 }
+
+/// What the runtime holds, and since when it was asked.
+type Answer = (Instant, skiff_cri::Result<HashMap<String, PodIds>>);
 
 /// Runs all pods until shutdown. Workers end with the runtime: pods go on without their kubelet.
 pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inputs, shutdown: Shutdown) {
@@ -139,6 +154,12 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
         looked: false,
         statics: Statics::default(),
         listed: HashMap::new(),
+        asking: JoinSet::new(),
+        again: false,
+        asked: false,
+        passed: HashSet::new(),
+        claims: Arc::default(),
+        collecting: JoinSet::new(),
         stuck: garbage::Stuck::default(),
     };
     let mut relist = tokio::time::interval(RELIST);
@@ -149,16 +170,18 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
             biased;
             () = shutdown.cancelled() => return,
             Some(uid) = finished.recv() => dispatcher.finished(uid),
-            Some(update) = inputs.updates.recv() => {
+            Some(answer) = dispatcher.asking.join_next() => dispatcher.answered(answer),
+            Some(stuck) = dispatcher.collecting.join_next() => dispatcher.stuck = stuck.unwrap_or_default(),
+            Some(update) = inputs.updates.recv(), if dispatcher.asked => {
                 let waited = !dispatcher.awaited.is_empty();
                 dispatcher.update(update);
                 if waited && dispatcher.awaited.is_empty() {
-                    dispatcher.relist().await;
+                    dispatcher.relist();
                 }
             }
             Some(uid) = inputs.objects.recv() => dispatcher.with(&uid, Handle::objects_changed),
-            Some(notice) = events.next() => dispatcher.notice(notice).await,
-            _ = relist.tick() => dispatcher.relist().await,
+            Some(notice) = events.next() => dispatcher.notice(notice),
+            _ = relist.tick() => dispatcher.relist(),
         }
     }
 }
@@ -258,11 +281,12 @@ impl Dispatcher {
     fn spawn(&mut self, wish: Wish) {
         let uid = pod::uid(&wish.pod).to_owned();
         let taken = admission::is_known(&wish.pod) || self.listed.contains_key(&uid) || wish.gone;
-        let admission = if taken {
+        let mut admission = if taken {
             Admission::default()
         } else {
             self.admit(&wish.pod)
         };
+        admission.remains = self.claims.claim(&uid);
         let handle = pod_worker::spawn(self.agent.clone(), wish, admission, self.done.clone());
         self.directory.handles.write().insert(uid, handle);
         self.weigh();
@@ -321,9 +345,9 @@ impl Dispatcher {
         }
         let short = shortages.into_iter().map(|short| short.resource).collect();
         Admission {
-            refusal: None,
             room,
             short,
+            ..Admission::default()
         }
     }
 
@@ -335,6 +359,10 @@ impl Dispatcher {
         self.agent.measures.forget(&uid);
         self.weigh();
         self.listed.remove(&uid);
+        self.claims.release(&uid);
+        if !self.asking.is_empty() {
+            self.passed.insert(uid.clone());
+        }
         match handle.filter(Handle::is_static) {
             Some(handle) => self.static_ended(&handle),
             None => {
@@ -366,9 +394,9 @@ impl Dispatcher {
         }
     }
 
-    async fn notice(&mut self, notice: Notice) {
+    fn notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Connected => self.relist().await,
+            Notice::Connected => self.relist(),
             Notice::Lost { reason } => {
                 tracing::warn!(reason, "the runtime's events are lost; they are asked for again")
             }
@@ -390,19 +418,41 @@ impl Dispatcher {
         }
     }
 
-    /// Asks the runtime for everything: pods that changed unseen are looked at, pods that nobody wants are ended.
-    async fn relist(&mut self) {
-        let begun = Instant::now();
-        let pods = match observed::pods(&self.agent.runtime).await {
-            Ok(pods) => pods,
-            Err(error) => {
-                tracing::warn!(
-                    error = skiff_daemon::error_chain(&error),
-                    "cannot list the runtime's containers"
-                );
-                return;
+    /// Asks the runtime for everything; while it is being asked, it is asked once more after that.
+    fn relist(&mut self) {
+        if !self.asking.is_empty() {
+            self.again = true;
+            return;
+        }
+        self.passed.clear();
+        let runtime = self.agent.runtime.clone();
+        self.asking.spawn(async move {
+            let begun = Instant::now();
+            (begun, observed::pods(&runtime).await)
+        });
+    }
+
+    fn answered(&mut self, answer: Result<Answer, JoinError>) {
+        self.asked = true;
+        match answer {
+            Ok((begun, Ok(mut pods))) => {
+                pods.retain(|uid, _| !self.passed.contains(uid));
+                self.compare(pods);
+                self.agent.measures.relisted(begun);
             }
-        };
+            Ok((_, Err(error))) => tracing::warn!(
+                error = skiff_daemon::error_chain(&error),
+                "cannot list the runtime's containers"
+            ),
+            Err(error) => tracing::error!(%error, "listing the runtime's containers panicked"),
+        }
+        if std::mem::take(&mut self.again) {
+            self.relist();
+        }
+    }
+
+    /// Pods that changed unseen are looked at, pods that nobody wants are ended.
+    fn compare(&mut self, pods: HashMap<String, PodIds>) {
         for (uid, ids) in &pods {
             if self.listed.get(uid) != Some(ids) {
                 self.with(uid, Handle::look);
@@ -417,13 +467,20 @@ impl Dispatcher {
                     self.end_orphan(uid, ids);
                 }
             }
-            let wanted: Arc<HashSet<String>> = Arc::new(self.directory.handles.read().keys().cloned().collect());
-            garbage::orphans(&self.agent, &wanted, &mut self.stuck).await;
+            self.collect();
         }
         self.listed = pods;
         self.looked |= self.awaited.is_empty();
         self.sweep_mirrors();
-        self.agent.measures.relisted(begun);
+    }
+
+    /// Takes away what pods that are gone have left.
+    fn collect(&mut self) {
+        if self.collecting.is_empty() {
+            let told = std::mem::take(&mut self.stuck);
+            let round = garbage::orphans(self.agent.clone(), self.claims.clone(), told);
+            self.collecting.spawn(round);
+        }
     }
 
     /// A pod that only the runtime knows gets a worker whose one aim is its end.
@@ -444,7 +501,11 @@ impl Dispatcher {
             gone: true,
             ..Wish::of(Arc::new(pod))
         };
-        let handle = pod_worker::spawn(self.agent.clone(), wish, Admission::default(), self.done.clone());
+        let admission = Admission {
+            remains: self.claims.claim(uid),
+            ..Admission::default()
+        };
+        let handle = pod_worker::spawn(self.agent.clone(), wish, admission, self.done.clone());
         self.directory.handles.write().insert(uid.to_owned(), handle);
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use super::ended::End;
 use crate::admission::Refusal;
+use crate::garbage::Remains;
 use crate::memory::Finish;
 use crate::observed::Observed;
 use crate::pod;
@@ -53,6 +54,8 @@ pub(crate) struct Admission {
     pub(crate) room: Vec<Yielding>,
     /// What they have too much of.
     pub(crate) short: Vec<String>,
+    /// What is being taken away of an earlier pod of its UID.
+    pub(crate) remains: Option<Remains>,
 }
 
 /// A pod that is to make room.
