@@ -42,6 +42,9 @@ pub(crate) enum Error {
     /// A field that cannot be referred to.
     #[error("unsupported fieldPath: {0}")]
     FieldPath(String),
+    /// A source that this kubelet does not know: the container does not start without its variable.
+    #[error("cannot set environment variable {0}: its valueFrom names a source that this kubelet does not support")]
+    Source(String),
     /// A resource that cannot be referred to.
     #[error("unsupported container resource: {0}")]
     Resource(String),
@@ -88,7 +91,7 @@ pub(crate) async fn environment(
     }
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value_from, &variable.value) {
-            (Some(source), _) => match resolve(pod, container, source, facts, objects).await? {
+            (Some(source), _) => match resolve(pod, container, &variable.name, source, facts, objects).await? {
                 Some(value) => value,
                 None => continue,
             },
@@ -143,6 +146,7 @@ async fn from_sources(pod: &Pod, container: &Container, objects: &Objects) -> Re
 async fn resolve(
     pod: &Pod,
     container: &Container,
+    variable: &str,
     source: &EnvVarSource,
     facts: &Facts,
     objects: &Objects,
@@ -162,7 +166,7 @@ async fn resolve(
             r.optional.unwrap_or(false),
         ),
         (None, Some(r)) => (Kind::Secret, "Secret", &r.name, &r.key, r.optional.unwrap_or(false)),
-        (None, None) => return Ok(None),
+        (None, None) => return Err(Error::Source(variable.to_owned())),
     };
     match objects.get(pod, kind, name).await? {
         None if optional => Ok(None),

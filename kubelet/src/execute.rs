@@ -55,8 +55,6 @@ pub(crate) struct StartError {
     pub(crate) message: String,
     /// Set when a pull failed.
     pub(crate) pull: Option<String>,
-    /// Set when the runtime has a dead container to show for it.
-    pub(crate) ran: bool,
 }
 
 impl StartError {
@@ -65,7 +63,6 @@ impl StartError {
             reason,
             message: message.into(),
             pull: None,
-            ran: false,
         }
     }
 }

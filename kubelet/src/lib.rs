@@ -52,6 +52,7 @@ mod pod;
 mod pod_worker;
 mod pods;
 mod probes;
+mod restarts;
 mod run;
 mod server;
 mod services;

@@ -119,6 +119,9 @@ pub(crate) struct Finish {
 /// How late the end of a container may be seen that is watched: events may be lost until the next relist.
 const SEEN_WITHIN: SignedDuration = SignedDuration::from_secs(120);
 
+/// The reason of a container that was made and did not start.
+pub(crate) const NOT_RUN: &str = "RunContainerError";
+
 /// How long a failed pull shows as `ErrImagePull` before it shows as `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
 

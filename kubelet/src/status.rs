@@ -13,7 +13,7 @@ use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::memory::Memory;
 use crate::observed::Observed;
 use crate::plan::Plan;
-use crate::pod;
+use crate::{pod, restarts};
 
 /// All that a status depends on.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +92,6 @@ fn phase(input: &Input<'_>, init: &[ContainerStatus], main: &[ContainerStatus]) 
     if let Some(finish) = &input.plan.finish {
         return finish.phase.clone();
     }
-    let policy = pod::restart_policy(input.pod);
     let waits = |status: &ContainerStatus| {
         let state = status.state.as_ref();
         let waiting = state.is_none_or(|state| state.running.is_none() && state.terminated.is_none());
@@ -119,9 +118,13 @@ fn phase(input: &Input<'_>, init: &[ContainerStatus], main: &[ContainerStatus]) 
     // Between its end and its new start, a container whose image was changed ends no pod.
     let mut latest = main.iter().filter_map(|status| input.observed.latest(&status.name));
     let again = latest.any(|container| input.memory.starts_again(&container.id));
+    let ended = main.iter().filter_map(|status| Some((&status.name, exit(status)?)));
+    let restarts = |(name, code): (&String, i32)| {
+        pod::container(input.pod, name).is_some_and(|(role, spec)| restarts::after(input.pod, role, &spec, code))
+    };
     let phase = if pending {
         "Pending"
-    } else if running > 0 || again || policy == "Always" {
+    } else if running > 0 || again || main.is_empty() || ended.into_iter().any(restarts) {
         "Running"
     } else if main.iter().all(|status| exit(status) == Some(0)) {
         // The verdict on a pod whose containers have all ended waits until the sidecars have ended too.
@@ -130,7 +133,7 @@ fn phase(input: &Input<'_>, init: &[ContainerStatus], main: &[ContainerStatus]) 
         } else {
             "Succeeded"
         }
-    } else if policy == "Never" && main.iter().all(|status| exit(status).is_some()) {
+    } else if main.iter().all(|status| exit(status).is_some()) {
         if input.observed.goes_on() { "Running" } else { "Failed" }
     } else {
         "Running"

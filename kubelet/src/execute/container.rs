@@ -8,7 +8,7 @@ use crate::agent::Agent;
 use crate::events::Severity;
 use crate::hop;
 use crate::images::ImageError;
-use crate::memory::Doom;
+use crate::memory::{Doom, NOT_RUN};
 use crate::observed::Sandbox;
 use crate::pod::{self, Role};
 use crate::volumes::make_dir;
@@ -92,10 +92,8 @@ impl Starter<'_> {
         if self.context.cancel.is_cancelled() {
             return Ok(Outcome::Cancelled);
         }
-        agent.runtime.start_container(&id).await.map_err(|error| StartError {
-            ran: true,
-            ..StartError::new("RunContainerError", message(&error))
-        })?;
+        let started = agent.runtime.start_container(&id).await;
+        started.map_err(|error| StartError::new(NOT_RUN, message(&error)))?;
         hop::container(pod, &self.container.name, "container started");
         self.event(Severity::Normal, "Started", "Container started".into());
         let hook = self
@@ -194,7 +192,6 @@ impl From<ImageError> for StartError {
             reason: error.reason,
             message: error.message,
             pull: error.pull,
-            ran: false,
         }
     }
 }

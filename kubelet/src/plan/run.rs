@@ -8,10 +8,11 @@ use super::stop::{self, Ending};
 use super::{Action, Input, Plan, Task};
 use crate::backoff;
 use crate::labels;
-use crate::memory::{Failure, Finish, Volumes};
+use crate::memory::{Failure, Finish, NOT_RUN, Volumes};
 use crate::observed::{Container, Exit, Sandbox, State};
 use crate::pod::{self, Role};
 use crate::pod_worker::counted;
+use crate::restarts;
 
 /// Dead containers kept of each name, beside the newest: `kubectl logs --previous` reads them.
 const DEAD_KEPT: usize = 1;
@@ -48,9 +49,8 @@ fn deadline(input: &Input<'_>, plan: &mut Plan) -> Option<Finish> {
 
 /// Whether every container has ended and none starts again.
 fn exits(input: &Input<'_>) -> Option<Finish> {
-    let policy = pod::restart_policy(input.pod);
     let ended = |success: bool| Some(Finish::by_exit(success));
-    if policy == "Always" || input.any_container_busy() {
+    if input.any_container_busy() {
         return None;
     }
     let main = pod::main_containers(input.pod);
@@ -61,20 +61,20 @@ fn exits(input: &Input<'_>) -> Option<Finish> {
             .filter(|spec| !pod::is_sidecar(spec))
             .any(|spec| {
                 let exit = input.observed.latest(&spec.name).and_then(Container::exit);
-                policy == "Never" && exit.is_some_and(|exit| exit.code != 0)
+                exit.is_some_and(|exit| exit.code != 0 && !restarts::after(input.pod, Role::Init, spec, exit.code))
             });
         return if failed_init { ended(false) } else { None };
     }
-    // A sandbox that died takes the containers that never started with it: with `Never` the pod cannot go on.
-    let lost = policy == "Never" && input.observed.sandbox().is_none_or(|sandbox| !sandbox.ready);
+    // A sandbox that died takes the containers that never started with it: those that never start again are lost.
+    let lost = input.observed.sandbox().is_none_or(|sandbox| !sandbox.ready);
     let mut success = true;
-    for container in latest {
+    for (spec, container) in main.iter().zip(latest) {
         match container {
             Some(container) => match container.exit() {
-                Some(exit) if !starts_again(input, container, exit) => success &= exit.code == 0,
+                Some(exit) if !starts_again(input, spec, container, exit) => success &= exit.code == 0,
                 _ => return None,
             },
-            None if lost => success = false,
+            None if lost && !restarts::ever(input.pod, spec) => success = false,
             None => return None,
         }
     }
@@ -82,13 +82,8 @@ fn exits(input: &Input<'_>) -> Option<Finish> {
 }
 
 /// Whether a main container that has ended starts anew.
-fn starts_again(input: &Input<'_>, container: &Container, exit: &Exit) -> bool {
-    let policy = match pod::restart_policy(input.pod) {
-        "Always" => true,
-        "OnFailure" => exit.code != 0,
-        _ => false,
-    };
-    policy || input.memory.starts_again(&container.id)
+fn starts_again(input: &Input<'_>, spec: &Spec, container: &Container, exit: &Exit) -> bool {
+    restarts::after(input.pod, Role::Main, spec, exit.code) || input.memory.starts_again(&container.id)
 }
 
 /// Plans for a pod that goes on.
@@ -274,7 +269,7 @@ impl Starter<'_, '_> {
         match &container.state {
             State::Exited(exit) if exit.code == 0 => return true,
             State::Exited(exit) => {
-                if pod::restart_policy(self.input.pod) != "Never" {
+                if restarts::after(self.input.pod, Role::Init, spec, exit.code) {
                     self.start(spec, Some(exit));
                 }
             }
@@ -315,7 +310,7 @@ impl Starter<'_, '_> {
                 }
             }
             Some(container) => match container.exit() {
-                Some(exit) if starts_again(self.input, &container, exit) => self.start(spec, Some(exit)),
+                Some(exit) if starts_again(self.input, spec, &container, exit) => self.start(spec, Some(exit)),
                 Some(_) => {}
                 None => self.start(spec, None),
             },
@@ -366,7 +361,9 @@ impl Starter<'_, '_> {
     }
 
     fn start(&mut self, spec: &Spec, exit: Option<&Exit>) {
-        if let Some(failure) = self.input.memory.starts.get(&spec.name) {
+        // Of one that was started in vain and has ended by that, the restart back-off governs.
+        let failed = self.input.memory.starts.get(&spec.name);
+        if let Some(failure) = failed.filter(|failure| exit.is_none() || failure.reason != NOT_RUN) {
             show(self.input, self.plan, &spec.name, failure);
             if failure.retry_at() > self.input.now {
                 self.plan.wake_at(failure.retry_at());

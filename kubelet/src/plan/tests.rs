@@ -197,6 +197,98 @@ fn restart_policies() {
 }
 
 #[test]
+fn a_containers_own_policy_and_rules_decide() {
+    let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let own = |policy: &str, own: Value| json!({"restartPolicy": policy, "containers": [own, {"name": "d"}]});
+    let never = json!({"name": "c", "restartPolicy": "Never", "restartPolicyRules": rules});
+    let always = json!({"name": "c", "restartPolicy": "Always"});
+    let cases = [
+        ("Never", &never, 42, 0, vec!["start c 1"], None),
+        ("Never", &never, 1, 0, vec!["stop s0"], Some("Failed")),
+        ("Never", &always, 0, 0, vec!["start c 1"], None),
+        ("OnFailure", &never, 0, 0, vec!["stop s0"], Some("Succeeded")),
+        ("Always", &never, 1, 1, vec!["start d 1"], None),
+    ];
+    for (policy, container, code, other, actions, phase) in cases {
+        let spec = own(policy, container.clone());
+        let scene = Scene::new(&spec).with([exited("c", 0, code, 50), exited("d", 0, other, 50)]);
+        assert_eq!(scene.actions(), actions, "{spec} {code} {other}");
+        let finish = scene.plan().finish.map(|finish| finish.phase);
+        assert_eq!(finish.as_deref(), phase, "{spec} {code} {other}");
+    }
+    let single = Scene::new(&json!({"containers": [{"name": "c", "restartPolicy": "Never"}]}));
+    let finish = single.with([exited("c", 0, 1, 50)]).plan().finish;
+    assert_eq!(
+        finish.map(|finish| finish.phase).as_deref(),
+        Some("Failed"),
+        "whatever the pod's policy says"
+    );
+}
+
+#[test]
+fn an_init_containers_own_policy_and_rules_decide() {
+    let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let cases = [
+        (
+            json!({"name": "i", "restartPolicy": "Never"}),
+            "Always",
+            1,
+            vec!["stop s0"],
+            Some("Failed"),
+        ),
+        (
+            json!({"name": "i", "restartPolicy": "OnFailure"}),
+            "Never",
+            1,
+            vec!["start i 1"],
+            None,
+        ),
+        (
+            json!({"name": "i", "restartPolicy": "Never", "restartPolicyRules": rules}),
+            "Never",
+            42,
+            vec!["start i 1"],
+            None,
+        ),
+        (
+            json!({"name": "i", "restartPolicy": "Never"}),
+            "Always",
+            0,
+            vec!["start c 0"],
+            None,
+        ),
+    ];
+    for (container, policy, code, actions, phase) in cases {
+        let spec = json!({"restartPolicy": policy, "initContainers": [container]});
+        let scene = Scene::new(&spec).with([exited("i", 0, code, 50)]);
+        assert_eq!(scene.actions(), actions, "{spec} {code}");
+        assert_eq!(
+            scene.plan().finish.map(|finish| finish.phase).as_deref(),
+            phase,
+            "{spec} {code}"
+        );
+    }
+}
+
+#[test]
+fn a_start_in_vain_waits_unless_it_ended_the_container() {
+    let failure = |since: i64| Failure::steady(crate::memory::NOT_RUN, "m".into(), Duration::from_secs(10), at(since));
+    let mut scene = Scene::new(&json!({})).with([container("c", 0, "s0", State::Created)]);
+    scene.memory.starts.insert("c".into(), failure(95));
+    let plan = scene.plan();
+    assert!(plan.actions.is_empty());
+    assert_eq!(
+        (plan.waiting["c"].0.as_str(), plan.wake),
+        ("RunContainerError", Some(at(105)))
+    );
+    scene.now = at(105);
+    assert_eq!(scene.actions(), ["start c 1"]);
+    let mut scene = Scene::new(&json!({})).with([exited("c", 0, 128, 95)]);
+    scene.memory.starts.insert("c".into(), failure(95));
+    assert_eq!(scene.actions(), ["start c 1"], "the restart back-off governs");
+}
+
+#[test]
 fn a_crash_loop_backs_off() {
     let mut scene = Scene::new(&json!({})).with([exited("c", 1, 1, 95)]);
     scene

@@ -13,7 +13,7 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 use super::Worker;
 use super::look::SETTLE;
 use crate::observed::{Container, Exit, Observed, State};
-use crate::pod::{self, Role};
+use crate::{pod, restarts};
 
 /// 128 and SIGKILL: what the kernel leaves of a process that it kills for want of memory.
 const KILLED: i32 = 137;
@@ -164,11 +164,7 @@ fn starts_anew(pod: &Pod, container: &Container, code: i32) -> bool {
     if failed && reads_log && container.written_message().is_empty() {
         return false;
     }
-    match (role, pod::restart_policy(pod)) {
-        (Role::Sidecar, _) | (Role::Main, "Always") => true,
-        (Role::Main, "OnFailure") | (Role::Init, "Always" | "OnFailure") => failed,
-        _ => false,
-    }
+    restarts::after(pod, role, &spec, code)
 }
 
 #[cfg(test)]
@@ -200,6 +196,7 @@ mod tests {
         let log = json!({"containers": [{"name": "c", "terminationMessagePolicy": "FallbackToLogsOnError"}]});
         let sidecar = json!({"initContainers": [{"name": "c", "restartPolicy": "Always"}], "containers": []});
         let init = json!({"initContainers": [{"name": "c"}], "containers": []});
+        let never = json!({"containers": [{"name": "c", "restartPolicy": "Never"}]});
         let with = |spec: &Value, key: &str, value: Value| {
             let mut spec = spec.clone();
             spec[key] = value;
@@ -221,6 +218,8 @@ mod tests {
             (init.clone(), 1, true),
             (init.clone(), 0, false),
             (with(&init, "restartPolicy", "Never".into()), 1, false),
+            (never.clone(), 1, false),
+            (with(&never, "restartPolicy", "OnFailure".into()), 1, false),
         ];
         for (spec, code, taken) in cases {
             let observed = Observed {

@@ -12,6 +12,7 @@ use crate::memory::{Doom, Failure, Volumes};
 use crate::plan::{Action, Task};
 use crate::pod::{self, Role};
 use crate::probes::{self, Report};
+use crate::restarts;
 
 /// Upstream's back-off of mounting.
 const FIRST_VOLUME_RETRY: Duration = Duration::from_millis(500);
@@ -20,6 +21,8 @@ const LAST_VOLUME_RETRY: Duration = Duration::from_secs(122);
 const LAST_RUNTIME_RETRY: Duration = Duration::from_secs(10);
 /// A claim is bound by others, in their time; nobody tells the node of it.
 const LAST_CLAIM_RETRY: Duration = Duration::from_secs(8);
+/// Upstream's `backOffPeriod`.
+const START_RETRY: Duration = Duration::from_secs(10);
 /// When volumes that cannot be brought up to date are tried again.
 const REFRESH_RETRY: Duration = Duration::from_secs(10);
 
@@ -105,17 +108,7 @@ impl Worker {
     }
 
     fn not_started(&mut self, name: &str, error: StartError, now: Timestamp) {
-        if error.ran {
-            // The runtime holds a dead container for it: the restart back-off governs, and `lastState` tells why.
-            self.memory.starts.remove(name);
-            return;
-        }
-        let last = self.memory.starts.get(name);
-        let mut failure = Failure::growing(last, error.reason, error.message, now);
-        if error.reason == "CreateContainerConfigError" {
-            failure.delay = Duration::from_secs(10);
-        }
-        failure.pull = error.pull;
+        let failure = failed_start(self.memory.starts.get(name), error, now);
         self.memory.starts.insert(name.to_owned(), failure);
     }
 
@@ -142,13 +135,25 @@ impl Worker {
     }
 }
 
+/// When to try again what could not be started: pulls after growing delays, all else as often as upstream looks at such a pod again.
+fn failed_start(last: Option<&Failure>, error: StartError, now: Timestamp) -> Failure {
+    match error.pull {
+        Some(_) => Failure {
+            pull: error.pull,
+            ..Failure::growing(last, error.reason, error.message, now)
+        },
+        None => Failure::steady(error.reason, error.message, START_RETRY, now),
+    }
+}
+
 /// What is said of a container that a probe ends, in upstream's words.
 fn failed_probe(pod: &Pod, name: &str, word: &str) -> String {
-    let role = pod::container(pod, name).map(|(role, _)| role);
-    match (role, pod::restart_policy(pod)) {
-        (Some(Role::Sidecar), _) => format!("Init container {name} failed {word} probe"),
-        (_, "Never") => format!("Container {name} failed {word} probe"),
-        _ => format!("Container {name} failed {word} probe, will be restarted"),
+    match pod::container(pod, name) {
+        Some((Role::Sidecar, _)) => format!("Init container {name} failed {word} probe"),
+        Some((_, spec)) if restarts::ever(pod, &spec) => {
+            format!("Container {name} failed {word} probe, will be restarted")
+        }
+        _ => format!("Container {name} failed {word} probe"),
     }
 }
 
@@ -157,7 +162,37 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::memory::NOT_RUN;
     use crate::pod::tests::pod;
+
+    #[test]
+    fn only_pulls_are_tried_at_a_slowing_pace() {
+        let now = Timestamp::UNIX_EPOCH;
+        let delays = |reason: &'static str, pull: Option<&str>| -> Vec<u64> {
+            let mut last = None;
+            let mut again = || {
+                let error = StartError {
+                    reason,
+                    message: String::new(),
+                    pull: pull.map(Into::into),
+                };
+                let failure = failed_start(last.as_ref(), error, now);
+                last.insert(failure).delay.as_secs()
+            };
+            (0..4).map(|_| again()).collect()
+        };
+        assert_eq!(delays("ErrImagePull", Some("i")), [10, 20, 40, 80]);
+        for reason in [
+            "InvalidImageName",
+            "ErrImageNeverPull",
+            "ImageInspectError",
+            "CreateContainerConfigError",
+            "CreateContainerError",
+            NOT_RUN,
+        ] {
+            assert_eq!(delays(reason, None), [10; 4], "{reason}");
+        }
+    }
 
     #[test]
     fn only_what_is_restarted_is_said_to_be() {

@@ -248,6 +248,21 @@ fn phases() {
         let names: Vec<_> = containers.iter().map(|c: &Container| c.id.clone()).collect();
         assert_eq!(Scene::new(&spec, containers).status()["phase"], phase, "{names:?}");
     }
+    let own =
+        |of_pod: &str, own: &str| json!({"restartPolicy": of_pod, "containers": [{"name": "a", "restartPolicy": own}]});
+    let cases = [
+        (own("Always", "Never"), 0, "Succeeded"),
+        (own("Always", "Never"), 1, "Failed"),
+        (own("Never", "Always"), 0, "Running"),
+        (own("Never", "OnFailure"), 1, "Running"),
+    ];
+    for (spec, code, phase) in cases {
+        assert_eq!(
+            Scene::new(&spec, vec![end("a", code)]).status()["phase"],
+            phase,
+            "{spec} {code}"
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Lives of pods.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use skiff_cri::Runtime as _;
 
@@ -457,6 +459,65 @@ async fn an_api_server_that_is_away_hears_of_it_later() {
     scene.until_status("p", "late status", told).await;
     scene.delete("p", 1);
     scene.until_gone("p").await;
+}
+
+/// One slow list holds up no other pod, and what follows from it is done when it comes.
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_is_slow_to_list_holds_up_no_pod() {
+    let scene = Scene::new();
+    scene.create("before", &json!({}));
+    scene.until_ready("before").await;
+    scene.runtime.stall_lists(true);
+    // Longer than between two lists.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let stalled = || (scene.runtime.stalled_lists() > 0).then_some(());
+    scene.api.until("a list that waits", |_| stalled()).await;
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    scene.delete("p", 1);
+    scene.until_gone("p").await;
+    scene.runtime.stall_lists(false);
+    scene
+        .api
+        .until("the end of the list", |_| stalled().is_none().then_some(()))
+        .await;
+    scene.create("after", &json!({}));
+    scene.until_ready("after").await;
+    assert_eq!(scene.running("c").await.len(), 2);
+}
+
+/// A runtime that makes a container and does not start it is not asked without a pause.
+#[tokio::test(start_paused = true)]
+async fn a_start_in_vain_is_tried_seldom() {
+    let scene = Scene::new();
+    scene.runtime.break_down("StartContainer", "no shim");
+    scene.create("p", &json!({}));
+    let waits = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == "RunContainerError";
+    scene.until_status("p", "RunContainerError", waits).await;
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    let calls = scene.runtime.calls();
+    let tries = calls.iter().filter(|call| call.starts_with("StartContainer")).count();
+    assert!((2..=3).contains(&tries), "{calls:#?}");
+    scene.runtime.mend("StartContainer");
+    scene.until_ready("p").await;
+}
+
+/// Rules of the container, whatever the pod's policy says.
+#[tokio::test]
+async fn exit_codes_decide_by_the_containers_rules() {
+    let scene = Scene::new();
+    let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let container = json!({"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent",
+                           "restartPolicy": "Never", "restartPolicyRules": rules});
+    scene.create("p", &json!({"restartPolicy": "Never", "containers": [container]}));
+    scene.until_ready("p").await;
+    scene.runtime.exit_container(&scene.running("c").await[0], 42);
+    let restarted = |status: &Value| is_ready(status) && status["containerStatuses"][0]["restartCount"] == 1;
+    scene.until_status("p", "restart", restarted).await;
+    scene.runtime.exit_container(&scene.running("c").await[0], 1);
+    scene
+        .until_status("p", "failed pod", |status| status["phase"] == "Failed")
+        .await;
 }
 
 #[tokio::test]
