@@ -1,14 +1,17 @@
 //! A container's environment: variables, references, expansion.
 
+mod file;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use skiff_api::k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, ResourceFieldSelector};
+use skiff_api::k8s_openapi::api::core::v1::{Container, EnvVar, Pod, ResourceFieldSelector};
 use skiff_api::quantity::Quantity;
 
 use crate::objects::{Kind, Objects, Unavailable};
 use crate::pod;
 use crate::services::Services;
+use crate::volumes::Volumes;
 
 /// Why the environment cannot be made; shown as `CreateContainerConfigError`.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,9 @@ pub(crate) enum Error {
     /// A field that cannot be referred to.
     #[error("unsupported fieldPath: {0}")]
     FieldPath(String),
+    /// A file of another container.
+    #[error(transparent)]
+    File(#[from] file::Error),
     /// A source that this kubelet does not know: the container does not start without its variable.
     #[error("cannot set environment variable {0}: its valueFrom names a source that this kubelet does not support")]
     Source(String),
@@ -68,8 +74,8 @@ pub(crate) async fn environment(
     pod: &Pod,
     container: &Container,
     facts: &Facts,
-    objects: &Objects,
-    services: &Services,
+    volumes: &Volumes,
+    (objects, services): (&Objects, &Services),
 ) -> Result<Vec<(String, String)>, Error> {
     let links = pod::spec(pod).enable_service_links.unwrap_or(true);
     let mut service_variables = BTreeMap::new();
@@ -91,7 +97,7 @@ pub(crate) async fn environment(
     }
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value_from, &variable.value) {
-            (Some(source), _) => match resolve(pod, container, &variable.name, source, facts, objects).await? {
+            (Some(_), _) => match resolve(pod, container, variable, facts, volumes, objects).await? {
                 Some(value) => value,
                 None => continue,
             },
@@ -146,11 +152,17 @@ async fn from_sources(pod: &Pod, container: &Container, objects: &Objects) -> Re
 async fn resolve(
     pod: &Pod,
     container: &Container,
-    variable: &str,
-    source: &EnvVarSource,
+    variable: &EnvVar,
     facts: &Facts,
+    volumes: &Volumes,
     objects: &Objects,
 ) -> Result<Option<String>, Error> {
+    let Some(source) = &variable.value_from else {
+        return Ok(None);
+    };
+    if let Some(selector) = &source.file_key_ref {
+        return Ok(file::value(pod, selector, volumes)?);
+    }
     if let Some(field) = &source.field_ref {
         return field_value(pod, &field.field_path, facts).map(Some);
     }
@@ -166,7 +178,7 @@ async fn resolve(
             r.optional.unwrap_or(false),
         ),
         (None, Some(r)) => (Kind::Secret, "Secret", &r.name, &r.key, r.optional.unwrap_or(false)),
-        (None, None) => return Err(Error::Source(variable.to_owned())),
+        (None, None) => return Err(Error::Source(variable.name.clone())),
     };
     match objects.get(pod, kind, name).await? {
         None if optional => Ok(None),

@@ -132,9 +132,15 @@ impl Starter<'_> {
         let (agent, pod, container) = (self.agent, self.pod, self.container);
         let refuse = |message: String| StartError::new("CreateContainerConfigError", message);
         let facts = agent.facts(&self.sandbox.ips, pod::host_network(pod));
-        let envs = env::environment(pod, container, &facts, &agent.objects, &agent.services)
-            .await
-            .map_err(|error| refuse(skiff_daemon::error_chain(&error)))?;
+        let envs = env::environment(
+            pod,
+            container,
+            &facts,
+            &agent.volumes,
+            (&agent.objects, &agent.services),
+        )
+        .await
+        .map_err(|error| refuse(skiff_daemon::error_chain(&error)))?;
         let expand = |text: &String| {
             env::expand(text, |name| {
                 envs.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())

@@ -502,6 +502,30 @@ async fn a_start_in_vain_is_tried_seldom() {
     scene.until_ready("p").await;
 }
 
+/// What one container writes is another's environment; until it has written, the other waits and says for what.
+#[tokio::test(start_paused = true)]
+async fn a_file_is_part_of_the_environment() {
+    let scene = Scene::new();
+    let source = json!({"fileKeyRef": {"volumeName": "v", "path": "env", "key": "A"}});
+    let container = json!({"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent",
+                           "env": [{"name": "X", "valueFrom": source}, {"name": "Y", "value": "$(X)!"}]});
+    scene.create(
+        "p",
+        &json!({"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}]}),
+    );
+    let reason = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    let refused = |status: &Value| reason(status) == "CreateContainerConfigError";
+    scene.until_status("p", "config error", refused).await;
+    let volume = scene.pod_dir("p").join("volumes/kubernetes.io~empty-dir/v");
+    std::fs::write(volume.join("env"), "A='1 2'\n").expect("a file");
+    scene.until_ready("p").await;
+    let config = scene.runtime.container_config(&scene.running("c").await[0]);
+    let envs = config.expect("a container").envs;
+    for (name, value) in [("X", "1 2"), ("Y", "1 2!")] {
+        assert!(envs.contains(&(name.into(), value.into())), "{envs:?}");
+    }
+}
+
 /// Rules of the container, whatever the pod's policy says.
 #[tokio::test]
 async fn exit_codes_decide_by_the_containers_rules() {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::Errors;
-use super::super::read::{complain, config_key, get, has, list, required, text};
+use super::super::read::{complain, config_key, get, has, list, local_path, required, text};
 use crate::field::{Error, Path};
 use crate::names::{self, Complaints};
 
@@ -87,6 +87,8 @@ fn value_from(path: &Path<'_>, variable: &Value, errors: &mut Errors) {
         for key in ["volumeName", "path", "key"] {
             required(&path.child("fileKeyRef"), key, get(source, "fileKeyRef"), errors);
         }
+        let file = text(get(source, "fileKeyRef"), "path");
+        local_path(&path.child("fileKeyRef").child("path"), file, errors);
     }
     if sources == 0 {
         let detail =

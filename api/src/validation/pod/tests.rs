@@ -96,6 +96,15 @@ fn ports_and_env() {
             ],
         ),
         (
+            container(
+                json!({"env": [{"name": "A", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "../a"}}}]}),
+            ),
+            &[
+                "spec.containers[0].env[0].valueFrom.fileKeyRef.key: Required value",
+                "spec.containers[0].env[0].valueFrom.fileKeyRef.path: Invalid value: \"../a\": must not contain '..'",
+            ],
+        ),
+        (
             container(json!({"resources": {"requests": {"cpu": "2", "memory": "-1"}, "limits": {"cpu": "1"}}})),
             &[
                 "spec.containers[0].resources.requests[memory]: Invalid value: \"-1\": must be greater than or equal to 0",
