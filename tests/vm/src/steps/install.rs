@@ -1,11 +1,17 @@
 //! The README's path, word for word.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 
 use crate::cluster::Cluster;
 use crate::machine::{COMMAND, Machine};
 use crate::readme::has_shape;
 use crate::steps::reset;
+use crate::wait::until;
+
+/// A unit that has just been started may still be on its way into its sandbox.
+const LIMIT: Duration = Duration::from_secs(60);
 
 const UNITS: &str = "skiff-server skiff-kubelet skiff-proxy skiff-ingress";
 
@@ -72,10 +78,15 @@ pub(crate) fn join(cluster: &mut Cluster) -> anyhow::Result<()> {
 fn keys_are_hidden(master: &Machine) -> anyhow::Result<()> {
     for unit in ["skiff-ingress", "skiff-proxy"] {
         let inside = format!("nsenter --mount --target $(systemctl show --property MainPID --value {unit})");
-        for file in ["pki/ca.key", "pki/sa.key", "admin.conf", "super-admin.conf"] {
+        let reads = |file: &str| -> anyhow::Result<bool> {
             let seen = master.shell(&format!("{inside} head --bytes 1 /etc/kubernetes/{file}"), "", COMMAND)?;
-            let hidden = seen.code != 0 || seen.stdout.is_empty();
-            anyhow::ensure!(hidden, "{unit} can read /etc/kubernetes/{file}");
+            Ok(seen.code == 0 && !seen.stdout.is_empty())
+        };
+        // Its own file first: where that cannot be read, the look at the others shows nothing.
+        let own = format!("{}.conf", unit.trim_start_matches("skiff-"));
+        until(&format!("{unit} reads {own}"), LIMIT, || reads(&own), |reads| *reads)?;
+        for file in ["pki/ca.key", "pki/sa.key", "admin.conf", "super-admin.conf"] {
+            anyhow::ensure!(!reads(file)?, "{unit} can read /etc/kubernetes/{file}");
         }
     }
     Ok(())
