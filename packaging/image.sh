@@ -12,7 +12,7 @@ size=4G
 # What a person's machine has before skiff comes to it.
 packages=(
     systemd systemd-sysv udev dbus kmod mount e2fsprogs procps iproute2 iputils-ping ca-certificates curl sudo
-    linux-image-cloud-amd64 initramfs-tools zstd
+    linux-image-cloud-amd64 zstd
     containerd runc iptables conntrack kubernetes-client busybox-static
 )
 [ "$kind" = vm ] || : "${VAGRANT_KEY:?a box needs a public key}"
@@ -30,14 +30,24 @@ trap 'rm -rf --one-file-system "$root"' EXIT
 # shellcheck disable=SC2016  # this is apt's variable
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
 
+# A suite that is newer than this machine's debootstrap is made as unstable is.
+script=/usr/share/debootstrap/scripts/$suite
+[ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
+
 # The initrd is made once, below, with its configuration in place.
-INITRD=No debootstrap --variant=minbase --include="$(IFS=,; echo "${packages[*]}")" "$suite" "$root" ${mirror:+"$mirror"} >"$out/debootstrap.log" ||
+INITRD=No debootstrap --variant=minbase --include="$(IFS=,; echo "${packages[*]}")" "$suite" "$root" "${mirror:-}" "$script" >"$out/debootstrap.log" ||
     { tail -n 20 "$out/debootstrap.log" >&2; exit 1; }
 
-sed -i 's/^MODULES=.*/MODULES=list/' "$root/etc/initramfs-tools/initramfs.conf"
-# The network card, too: Debian 13's initrd waits for who has an address on the kernel's command line.
-printf '%s\n' virtio_pci virtio_blk virtio_net ext4 >>"$root/etc/initramfs-tools/modules"
-chroot "$root" update-initramfs -c -k all >>"$out/debootstrap.log" 2>&1
+# What the first of a disk needs; the network card, too: Debian 13's initrd waits for who has an address on the kernel's command line.
+drivers=(virtio_pci virtio_blk virtio_net ext4)
+# By the tool that the suite's kernel comes with.
+if [ -d "$root/etc/initramfs-tools" ]; then
+    sed -i 's/^MODULES=.*/MODULES=list/' "$root/etc/initramfs-tools/initramfs.conf"
+    printf '%s\n' "${drivers[@]}" >>"$root/etc/initramfs-tools/modules"
+    chroot "$root" update-initramfs -c -k all >>"$out/debootstrap.log" 2>&1
+else
+    chroot "$root" dracut --no-hostonly --drivers "${drivers[*]}" --force --regenerate-all >>"$out/debootstrap.log" 2>&1
+fi
 
 echo debian >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
