@@ -14,10 +14,22 @@ struct Above {
     id: (u64, u64),
 }
 
-/// Removes `name` in `parent` and all below it. One descriptor is open at a time, whatever the depth.
+/// Removes `name` in `parent` and all below it, also while somebody else does the same: it is gone when this returns. One descriptor is
+/// open at a time, whatever the depth.
 pub(crate) fn remove(parent: &OwnedFd, name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
-    let mut current = enter(parent.as_fd(), &name)?;
+    let is_there = || rustix::fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    loop {
+        match remove_all(parent, &name) {
+            // Something below it went meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_there() => {}
+            done => return done,
+        }
+    }
+}
+
+fn remove_all(parent: &OwnedFd, name: &CStr) -> io::Result<()> {
+    let mut current = enter(parent.as_fd(), name)?;
     let mut above: Vec<Above> = Vec::new();
     loop {
         if let Some(name) = empty(&current)? {
@@ -38,7 +50,7 @@ pub(crate) fn remove(parent: &OwnedFd, name: &str) -> io::Result<()> {
         }
         rustix::fs::unlinkat(&current, &name, AtFlags::REMOVEDIR)?;
     }
-    Ok(rustix::fs::unlinkat(parent, &name, AtFlags::REMOVEDIR)?)
+    Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
 }
 
 /// Opens a directory; a symbolic link in its place is refused.
@@ -185,6 +197,27 @@ mod tests {
         remove(&open_path(place.path()), "victim").unwrap();
         assert!(!victim.exists());
         assert!(place.path().join("kept/file").exists());
+    }
+
+    #[test]
+    fn two_who_remove_the_same_both_see_it_gone() {
+        let place = tempfile::tempdir().unwrap();
+        let (parent, victim) = (open_path(place.path()), place.path().join("victim"));
+        for round in 0..20 {
+            for inner in 0..50 {
+                fs::create_dir_all(victim.join(format!("{inner}/a/b"))).unwrap();
+            }
+            let begin = std::sync::Barrier::new(2);
+            let gone = || {
+                begin.wait();
+                let removed = remove(&parent, "victim");
+                let done = removed.is_ok() || removed.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+                done && !victim.exists()
+            };
+            let both =
+                std::thread::scope(|scope| [scope.spawn(gone), scope.spawn(gone)].map(|one| one.join().unwrap()));
+            assert_eq!(both, [true, true], "round {round}");
+        }
     }
 
     #[test]
