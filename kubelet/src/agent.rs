@@ -21,7 +21,7 @@ use crate::events::Recorder;
 use crate::eviction::Pressure;
 use crate::images::Images;
 use crate::metrics::Measures;
-use crate::node::facts;
+use crate::node::{Seen, facts};
 use crate::objects::Objects;
 use crate::services::Services;
 use crate::turns::Turns;
@@ -56,6 +56,8 @@ pub(crate) struct Agent {
     /// What the host can keep of what pods ask for.
     pub(crate) host: admission::Host,
     pub(crate) ids: Ids,
+    /// The node in the API.
+    pub(crate) seen: Arc<Seen>,
     /// Who may make a sandbox now.
     pub(crate) turns: Turns,
 }
@@ -86,20 +88,22 @@ impl Agent {
         }
     }
 
-    /// The node as the API has it, or with the labels that it is registered with while the API server is away.
-    pub(crate) async fn node(&self) -> Node {
+    /// The node as the API has it; while the API server is away, as it was seen last, or with the labels that it is registered with.
+    pub(crate) async fn node(&self) -> Arc<Node> {
         let api: kube::Api<Node> = kube::Api::all(self.client.clone());
         match tokio::time::timeout(NODE_WITHIN, api.get(&self.node_name)).await {
-            Ok(Ok(node)) => node,
-            _ => {
-                let mut labels = self.config.flags.node_labels.clone();
-                labels.insert("kubernetes.io/hostname".into(), self.node_name.clone());
-                labels.insert("kubernetes.io/os".into(), "linux".into());
-                let mut node = Node::default();
-                node.metadata.labels = Some(labels);
-                node
-            }
+            Ok(Ok(node)) => Arc::new(node),
+            _ => self.seen.get().unwrap_or_else(|| Arc::new(self.own_labels())),
         }
+    }
+
+    fn own_labels(&self) -> Node {
+        let mut labels = self.config.flags.node_labels.clone();
+        labels.insert("kubernetes.io/hostname".into(), self.node_name.clone());
+        labels.insert("kubernetes.io/os".into(), "linux".into());
+        let mut node = Node::default();
+        node.metadata.labels = Some(labels);
+        node
     }
 
     /// Directory of a pod's log files.

@@ -4,15 +4,27 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use rustix::fd::AsRawFd as _;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fd::{AsRawFd as _, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+
+/// For a path descriptor: opening a pipe waits for who writes, and opening a device may do something.
+const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 /// Opens a regular file; a link, a pipe or a device in its place is refused.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    // A path descriptor first: opening a pipe waits for who writes, and opening a device may do something.
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let found = rustix::fs::open(path, flags, Mode::empty())?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
+    let found = rustix::fs::open(path, LOOK | OFlags::NOFOLLOW, Mode::empty())?;
+    open_if_regular(&found)
+}
+
+/// Opens a regular file in a directory that containers write to; what leads out of it, a pipe or a device is refused.
+pub(crate) fn open_regular_beneath(directory: &Path, path: &str) -> io::Result<File> {
+    let root = File::open(directory)?;
+    let found = rustix::fs::openat2(&root, path, LOOK, Mode::empty(), ResolveFlags::BENEATH)?;
+    open_if_regular(&found)
+}
+
+fn open_if_regular(found: &OwnedFd) -> io::Result<File> {
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(found)?.st_mode);
     if kind != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
     }

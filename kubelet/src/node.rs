@@ -6,6 +6,7 @@
 
 pub(crate) mod facts;
 mod lease;
+mod seen;
 mod status;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::config::Config;
 use crate::events::{Recorder, Severity, is_not_found};
 use crate::eviction::Pressure;
 use facts::Facts;
+pub(crate) use seen::Seen;
 pub(crate) use status::allocatable;
 
 /// The version that this kubelet says it is: that of the Kubernetes API whose behaviour it has.
@@ -57,7 +59,7 @@ pub(crate) struct NodeTask {
 
 /// What the API was last told.
 struct Told {
-    /// What it said then, or what somebody else has made of it since: the next patch goes by this.
+    /// What it was told then, or what somebody else has made of it since: the next patch goes by this.
     status: NodeStatus,
     /// What the API was last seen to have.
     held: NodeStatus,
@@ -73,6 +75,12 @@ impl Told {
             held,
             at: Instant::now(),
         }
+    }
+
+    /// The API was told this. Its answer is not looked at: what somebody else wrote just before would pass for known.
+    fn sent(self, status: NodeStatus) -> Self {
+        let at = Instant::now();
+        Self { status, at, ..self }
     }
 
     /// Takes in what the API has now. What it has not kept of what it was told is no work of somebody else's: an older server does not
@@ -216,11 +224,11 @@ impl NodeTask {
             let change = status::diff(&told.status, &status, first || told.at.elapsed() >= report);
             first = false;
             if let Some(change) = change {
-                match self.send(&api, change, &status).await {
-                    Ok(now) => {
+                match self.send(&api, change).await {
+                    Ok(again) => {
                         self.tell(&announced, &status);
-                        announced = status;
-                        told = now;
+                        announced = status.clone();
+                        told = again.map_or_else(|| told.sent(status), Told::seen);
                         delay = FIRST_RETRY;
                     }
                     Err(error) => {
@@ -251,18 +259,16 @@ impl NodeTask {
         }
     }
 
-    async fn send(&self, api: &Api<Node>, change: Value, status: &NodeStatus) -> kube::Result<Told> {
+    /// The node, where it had to be registered again.
+    async fn send(&self, api: &Api<Node>, change: Value) -> kube::Result<Option<Node>> {
         let (parameters, patch) = (PatchParams::default(), Patch::Strategic(change));
         match self.in_time(api.patch_status(&self.name, &parameters, &patch)).await {
             Err(error) if is_not_found(&error) => {
                 // Somebody deleted the node while this kubelet ran: it comes back.
                 let status = self.status(&NodeStatus::default()).await;
-                self.try_register(api, status).await.map(Told::seen)
+                self.try_register(api, status).await.map(Some)
             }
-            answer => Ok(Told {
-                status: status.clone(),
-                ..Told::seen(answer?)
-            }),
+            answer => answer.map(|_| None),
         }
     }
 
@@ -386,5 +392,31 @@ mod tests {
         assert_eq!(told.status, sent, "an older server has forgotten it");
         told.look(held("Unknown"));
         assert_eq!(told.status, held("Unknown"));
+        let mut told = told.sent(sent.clone());
+        told.look(held("True"));
+        assert_eq!(
+            told.status,
+            held("True"),
+            "it is told once more, since somebody may have changed it"
+        );
+        let mut told = told.sent(sent.clone());
+        told.look(held("True"));
+        assert_eq!(told.status, sent, "and never again");
+    }
+
+    /// The answer to a patch has that, too.
+    #[test]
+    fn what_somebody_wrote_just_before_a_patch_is_seen() {
+        let before = status("True", Value::Null);
+        let told = Told {
+            status: before.clone(),
+            held: before,
+            at: Instant::now(),
+        };
+        let mut told = told.sent(status("False", Value::Null));
+        let mut now = status("False", Value::Null);
+        now.capacity = serde_json::from_value(json!({"example.com/dongle": "4"})).unwrap();
+        told.look(now.clone());
+        assert_eq!(told.status, now);
     }
 }

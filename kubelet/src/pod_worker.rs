@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use skiff_api::k8s_openapi::api::core::v1::Pod;
+use skiff_api::k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -124,7 +124,7 @@ pub(crate) fn spawn(
     };
     tokio::spawn(async move {
         // Nobody makes room for a pod that is not taken.
-        if worker.admit(admission.refusal).await {
+        if worker.admit(admission.refusal, admission.asks_node).await {
             worker.make_room(admission.room, &admission.short).await;
         }
         if let Some(remains) = admission.remains {
@@ -143,20 +143,25 @@ pub(crate) fn spawn(
 }
 
 impl Worker {
-    /// Takes a refusal to memory; asks what the API has of the node where that decides. True when the pod is taken.
-    async fn admit(&mut self, refusal: Option<Refusal>) -> bool {
-        let asks = refusal.is_none() && !admission::is_known(&self.pod) && admission::needs_node(&self.pod);
-        let refusal = if asks {
-            let node = self.agent.node().await;
-            admission::check_node(&self.pod, &self.agent.node_name, &node).err()
-        } else {
-            refusal
-        };
+    /// Takes a refusal to memory. True when the pod is taken.
+    async fn admit(&mut self, refusal: Option<Refusal>, asks_node: bool) -> bool {
+        let refusal = if asks_node { self.ask_node().await } else { refusal };
         let Some(refusal) = refusal else { return true };
         let (reason, message) = (refusal.reason.clone(), refusal.message.clone());
         self.agent.events.pod(&self.pod, Severity::Warning, reason, message);
         self.memory.verdict = Some(refusal.finish());
         false
+    }
+
+    /// Why the node's labels and taints keep the pod out. Most are let in by the node as it was seen last; before a pod is refused, the
+    /// API is asked.
+    async fn ask_node(&self) -> Option<Refusal> {
+        let check = |node: Arc<Node>| admission::check_node(&self.pod, &self.agent.node_name, &node).err();
+        let seen = self.agent.seen.get().map(check);
+        match seen {
+            Some(None) => None,
+            Some(Some(_)) | None => check(self.agent.node().await),
+        }
     }
 
     /// Ends the pods that make room, and waits until they have ended, however slowly: their grace periods are the bound.

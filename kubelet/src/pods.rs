@@ -326,8 +326,12 @@ impl Dispatcher {
             .collect();
         let others = others.iter().map(Arc::as_ref).filter(|pod| !pod::is_terminal(pod));
         let allocatable = &self.agent.allocatable;
+        let taken = Admission {
+            asks_node: admission::needs_node(pod),
+            ..Admission::default()
+        };
         let Err(refusal) = admission::check(pod, others.clone(), allocatable, &self.agent.host) else {
-            return Admission::default();
+            return taken;
         };
         let shortages = admission::shortages(pod, others.clone(), allocatable);
         let Some(victims) = admission::preemption::victims(pod, &shortages, others.clone()) else {
@@ -344,11 +348,7 @@ impl Dispatcher {
             }
         }
         let short = shortages.into_iter().map(|short| short.resource).collect();
-        Admission {
-            room,
-            short,
-            ..Admission::default()
-        }
+        Admission { room, short, ..taken }
     }
 
     fn finished(&mut self, uid: String) {

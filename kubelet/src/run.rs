@@ -139,6 +139,8 @@ pub async fn run_with(
     tasks.spawn(images.run(shutdown.clone()));
     tasks.spawn(log_rotation::run(agent.clone(), directory.clone(), shutdown.clone()));
     tasks.spawn(agent.services.clone().run(agent.client.clone(), shutdown.clone()));
+    let (seen, client, name) = (agent.seen.clone(), agent.client.clone(), agent.node_name.clone());
+    tasks.spawn(seen.follow(client, name, shutdown.clone()));
     tasks.spawn(Provisioner::new(&agent).run(shutdown.clone()));
     let registered = daemon.health.readiness("node-registered");
     tasks.spawn(NodeTask::new(&agent).run(registered, shutdown.clone()));

@@ -72,6 +72,8 @@ pub(crate) struct Server {
     metrics: Metrics,
     /// What is shown at `/metrics/probes`.
     probes: Metrics,
+    /// Who writes metrics out: one at a time, since volumes are looked at for it, and a disk may hang.
+    encoding: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A request's answer when it is refused.
@@ -130,6 +132,7 @@ impl Server {
             tls,
             metrics: metrics.clone(),
             probes,
+            encoding: Arc::default(),
             stats,
             directory,
             agent,
@@ -196,6 +199,16 @@ impl Server {
         }
     }
 
+    async fn open_metrics(&self, metrics: &Metrics) -> Response<Body> {
+        let (turn, metrics) = (self.encoding.clone().lock_owned().await, metrics.clone());
+        let encode = move || {
+            let _turn = turn;
+            metrics.encode()
+        };
+        let text = tokio::task::spawn_blocking(encode).await.unwrap_or_default();
+        with_type(text, skiff_daemon::metrics::CONTENT_TYPE)
+    }
+
     async fn route(&self, request: Request<Incoming>, peer: Option<User>) -> Result<Response<Body>, Refusal> {
         let path = request.uri().path().to_owned();
         self.access.check(&request, peer, &path).await?;
@@ -212,8 +225,8 @@ impl Server {
             ["healthz"] | ["healthz", "syncloop"] if get => self.healthz(flag(&query, &["verbose"])),
             ["pods"] if get => Ok(self.pods()),
             ["runningpods"] if get => Ok(self.running_pods()),
-            ["metrics"] if get => Ok(open_metrics(&self.metrics)),
-            ["metrics", "probes"] if get => Ok(open_metrics(&self.probes)),
+            ["metrics"] if get => Ok(self.open_metrics(&self.metrics).await),
+            ["metrics", "probes"] if get => Ok(self.open_metrics(&self.probes).await),
             ["metrics", "resource"] if get => Ok(exposition(stats::resource(&*self.stats.snapshot().await))),
             ["metrics", "cadvisor"] if get => {
                 let machine = &self.agent.machine;
@@ -355,10 +368,6 @@ const PATHS: &[&str] = &[
     "runningpods",
     "stats",
 ];
-
-fn open_metrics(metrics: &Metrics) -> Response<Body> {
-    with_type(metrics.encode(), skiff_daemon::metrics::CONTENT_TYPE)
-}
 
 fn exposition(text: String) -> Response<Body> {
     with_type(text, stats::exposition::CONTENT_TYPE)

@@ -1,13 +1,12 @@
 //! Variables from files that another container of the pod has written to an emptyDir (`fileKeyRef`): lines `NAME='value'`, as a POSIX
 //! shell reads them. What stands between the quotes is the value, line breaks and all; of two of a name the later one counts.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 use skiff_api::k8s_openapi::api::core::v1::{FileKeySelector, Pod};
 
+use crate::files;
 use crate::pod;
 use crate::volumes::Volumes;
 
@@ -56,18 +55,7 @@ fn look_up(directory: &Path, selector: &FileKeySelector) -> Result<Option<String
 
 /// Reads what lies beneath the directory: its containers may have put a link or a pipe there.
 fn read(directory: &Path, path: &str) -> io::Result<String> {
-    let root = File::open(directory)?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::openat2(
-        &root,
-        path,
-        flags,
-        Mode::empty(),
-        ResolveFlags::BENEATH,
-    )?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
+    let file = files::open_regular_beneath(directory, path)?;
     let mut bytes = Vec::new();
     file.take(LONGEST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LONGEST {

@@ -50,6 +50,8 @@ impl Wish {
 pub(crate) struct Admission {
     /// Why it is not taken.
     pub(crate) refusal: Option<Refusal>,
+    /// Whether the node's labels and taints are still to be asked.
+    pub(crate) asks_node: bool,
     /// The pods that must have ended before it begins.
     pub(crate) room: Vec<Yielding>,
     /// What they have too much of.

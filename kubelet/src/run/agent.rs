@@ -53,6 +53,7 @@ pub(super) async fn build(
         allocatable: node::allocatable(&config, &facts),
         host: admission::Host::read(sysctls, keeps_groups(&runtime).await),
         turns: Turns::of(facts.cpus),
+        seen: Arc::default(),
         ids: Ids::default(),
         services: Services::new(),
         machine: facts,

@@ -141,13 +141,10 @@ async fn nobody_makes_room_for_a_pod_that_is_not_taken() {
 
 #[tokio::test]
 async fn a_taint_that_ends_pods_keeps_them_out() {
-    let scene = Scene::new();
-    let node = "/api/v1/nodes/node-1";
-    scene.api.until("the node", |api| api.get(node)).await;
-    scene.api.edit(node, |node| {
-        node["spec"]["taints"] =
-            json!([{"key": "broken", "effect": "NoExecute"}, {"key": "full", "effect": "NoSchedule"}]);
-    });
+    let mut scene = Scene::idle();
+    let taints = json!([{"key": "broken", "effect": "NoExecute"}, {"key": "full", "effect": "NoSchedule"}]);
+    scene.taint(&taints);
+    scene.start();
     scene.create("refused", &json!({}));
     let (reason, message) = refused(&scene, "refused").await;
     assert_eq!(reason, "TaintToleration");
@@ -160,6 +157,9 @@ async fn a_taint_that_ends_pods_keeps_them_out() {
         &json!({"tolerations": [{"key": "broken", "operator": "Exists"}]}),
     );
     scene.until_ready("tolerant").await;
+    scene.taint(&json!([]));
+    scene.create("late", &json!({}));
+    scene.until_ready("late").await;
 }
 
 /// A RuntimeClass names the runtime's handler; its overhead is the pod's, not the containers'.

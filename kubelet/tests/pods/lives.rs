@@ -382,12 +382,19 @@ async fn pods_that_the_api_forgot_are_ended() {
     scene.until_ready("p").await;
     scene.kill().await;
     scene.api.remove(&Kubelet::path("p"));
+    // What is only to end is asked for nothing.
+    scene.taint(&json!([{"key": "broken", "effect": "NoExecute"}]));
     scene.start();
     let (dir, runtime) = (scene.pod_dir("p"), scene.runtime.clone());
     let gone = |_: &crate::api::Api| {
         (!dir.exists() && runtime.calls().iter().any(|c| c.starts_with("RemovePodSandbox"))).then_some(())
     };
     scene.api.until("end of the orphan", gone).await;
+    let events = scene.api.events();
+    assert!(
+        !events.iter().any(|event| event.starts_with("TaintToleration")),
+        "{events:?}"
+    );
 }
 
 #[tokio::test]

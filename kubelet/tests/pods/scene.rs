@@ -102,6 +102,15 @@ impl Scene {
             .collect()
     }
 
+    /// Gives the node these taints and no others; makes it where there is none.
+    pub(crate) fn taint(&self, taints: &serde_json::Value) {
+        let path = "/api/v1/nodes/node-1";
+        let bare = || json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}});
+        let mut node = self.api.get(path).unwrap_or_else(bare);
+        node["spec"] = json!({"taints": taints});
+        self.api.put(path, node);
+    }
+
     pub(crate) fn pod_dir(&self, name: &str) -> PathBuf {
         self.dir.path().join("kubelet/pods").join(format!("uid-{name}"))
     }
