@@ -117,7 +117,8 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
     };
 
     // Before they are read: what ended while no server ran is good again, and a renewal that was interrupted is whole.
-    certificates::renew(&config.pki_dir);
+    let mut renewals = certificates::Renewals::new(&config.pki_dir);
+    renewals.look();
     let store = config::open_store(&config).await.context("open the store")?;
     let election = config::election(&config, &*store)?;
     let server = ApiServer::start(config::api_config(&config)?, store, api.clone())
@@ -162,6 +163,7 @@ pub(crate) async fn run(args: ServerArgs, shutdown: Shutdown) -> anyhow::Result<
         server.clone(),
         trust,
         config,
+        renewals,
         shutdown.clone(),
     ));
     daemon.serving();

@@ -177,7 +177,7 @@ impl Choice {
 // === impl Network ===
 
 impl Network {
-    fn has(&self, ip: IpAddr) -> bool {
+    pub(crate) fn has(&self, ip: IpAddr) -> bool {
         self.addresses.iter().any(|address| address.ip == ip)
     }
 

@@ -3,6 +3,7 @@
 
 mod control_plane;
 mod discovery;
+mod former;
 mod identity;
 mod others;
 
@@ -19,7 +20,9 @@ use crate::init::{self, ClusterInfo, Node, configuration, containerd, runtime, s
 use crate::preflight::{self, Facts};
 use crate::record::{Record, Role};
 use crate::services::Service;
-use crate::{Error, Machine, address};
+use crate::{Error, Layout, Machine, address};
+
+use former::Former;
 
 pub use discovery::Failure as DiscoveryFailure;
 
@@ -40,6 +43,8 @@ pub struct Joined {
 /// What is known before anything is changed.
 struct Plan {
     former: Option<Record>,
+    /// What this node was before, where it joins once more.
+    again: Option<Former>,
     node: Node,
     /// The container runtime's socket.
     endpoint: String,
@@ -47,6 +52,17 @@ struct Plan {
     /// As the holder of the token.
     api: Client,
     shared: Shared,
+}
+
+impl Plan {
+    /// The files that this node's processes read, as far as they are to be written.
+    fn files(&self, machine: &Machine<'_>, wish: &Join, runtime: &configuration::Runtime) -> Vec<Wanted> {
+        let files = self.shared.files(machine, &self.node, runtime);
+        match &self.again {
+            Some(former) => former.changed(&machine.layout, wish, &self.node, &self.endpoint, files),
+            None => files,
+        }
+    }
 }
 
 /// Joins the cluster.
@@ -73,7 +89,7 @@ pub async fn join(machine: &Machine<'_>, wish: Join) -> Result<Joined, Error> {
     let found = runtime::observe(&plan.endpoint).await?;
     runtime::apply(machine, &found, &mut record)?;
     let mut files = vec![Wanted::public(machine.layout.ca_certificate(), info.ca_pem.clone())];
-    files.extend(shared.files(machine, node, &found));
+    files.extend(plan.files(machine, &wish, &found));
     init::write_all(machine, "kubelet-start", files)?;
     crate::files::directory(&machine.layout.static_pods())?;
     bootstrap(machine, info, &wish, node).await?;
@@ -108,7 +124,7 @@ pub async fn dry_run(machine: &Machine<'_>, wish: Join) -> Result<Value, Error> 
         let cluster = control_plane::cluster(&plan, wanted).await?;
         files.push(configuration::server(&machine.layout, &cluster, &plan.node));
     }
-    files.extend(plan.shared.files(machine, &plan.node, &found));
+    files.extend(plan.files(machine, &wish, &found));
     let steps = steps(machine, &plan, wish.control_plane.is_some(), &found).await?;
     init::dry_run::tell(machine, &steps);
     let files = init::dry_run::tell_files(machine, &files);
@@ -146,19 +162,21 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
         None => Role::Worker,
     };
     let former = Record::read(&machine.layout)?;
-    let again = once_more(machine, former.as_ref(), role);
+    let again = once_more(machine, former.as_ref(), role).map(|record| Former::read(record, &machine.layout));
     if again.is_none() {
         let admin = machine.layout.kubeconfig("admin");
         init::refuse_second(former.as_ref(), role, &admin.display().to_string())?;
     }
-    let mut node = resolve_node(machine, wish, &wish.endpoint).await?;
+    let mut node = resolve_node(machine, wish, again.as_ref()).await?;
     let mut endpoint = machine.layout.runtime_endpoint();
-    if let Some(record) = again {
-        let name = wish.node.name.as_ref().unwrap_or(&record.node);
-        let text = format!("The cluster does not believe this node's certificates any more: joining again as {name:?}");
+    if let Some(again) = &again {
+        let name = wish.node.name.as_ref().unwrap_or(&again.name);
+        let text = format!(
+            "The cluster does not believe this node's certificates any more: joining again as {name:?}, with the settings that it has"
+        );
         machine.say("preflight", text);
         name.clone_into(&mut node.name);
-        record.runtime_endpoint.clone_into(&mut endpoint);
+        again.endpoint.clone_into(&mut endpoint);
     }
     if let Some(wanted) = &wish.node.runtime_endpoint {
         wanted.clone_into(&mut endpoint);
@@ -168,7 +186,7 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
     let info = discovery::run(machine, wish).await?;
     let api = Client::with_token(&info.server, Some(&info.ca_pem), Some(&wish.bootstrap_token))?;
     others::check(machine, &api, &node).await?;
-    let shared = Shared::read(machine, &api, wish).await?;
+    let shared = Shared::read(machine, &api, wish, again.is_some()).await?;
     node.proxy = shared.proxy.is_some();
     // Whether swap may be on is only known now.
     facts.swap_allowed = preflight::observe::swap_allowed(&shared.kubelet);
@@ -177,6 +195,7 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
     init::settle(machine, findings)?;
     Ok(Plan {
         former,
+        again,
         node,
         endpoint,
         info,
@@ -195,10 +214,17 @@ fn once_more<'a>(machine: &Machine<'_>, former: Option<&'a Record>, role: Role) 
 }
 
 /// This machine's name, and the address from which it reaches the cluster.
-async fn resolve_node(machine: &Machine<'_>, wish: &Join, endpoint: &Endpoint) -> Result<Node, Error> {
-    let server = resolve(endpoint).await?;
+async fn resolve_node(machine: &Machine<'_>, wish: &Join, again: Option<&Former>) -> Result<Node, Error> {
+    let server = resolve(&wish.endpoint).await?;
     let network = address::observe()?;
-    let choice = address::of_joining(&network, wish.node.ip, server, address::source_toward(server)?)?;
+    // One that the machine has lost since is chosen anew.
+    let former = again.and_then(|former| former.address).filter(|ip| network.has(*ip));
+    let choice = address::of_joining(
+        &network,
+        wish.node.ip.or(former),
+        server,
+        address::source_toward(server)?,
+    )?;
     if let Some(warning) = choice.warning {
         machine.say("preflight", format!("WARNING: {warning}"));
     }
@@ -233,7 +259,8 @@ struct Shared {
 }
 
 impl Shared {
-    async fn read(machine: &Machine<'_>, api: &Client, wish: &Join) -> Result<Self, Error> {
+    /// With `again`, this machine's own settings go before the cluster's.
+    async fn read(machine: &Machine<'_>, api: &Client, wish: &Join, again: bool) -> Result<Self, Error> {
         machine.say(
             "preflight",
             "Reading configuration from the \"kubelet-config\" ConfigMap in namespace \"kube-system\"...",
@@ -261,6 +288,9 @@ impl Shared {
                 "There is none: another brings Services and the network of pods, and skiff-proxy does not run here",
             ),
         }
+        if again {
+            shared.make_own(&machine.layout);
+        }
         shared.make_local(machine, &wish.kubelet, &wish.proxy);
         Ok(shared)
     }
@@ -275,6 +305,16 @@ impl Shared {
             self.proxy.as_ref().unwrap_or(&Value::Null),
             &self.network,
         )
+    }
+
+    /// Takes what the files of this machine hold.
+    fn make_own(&mut self, layout: &Layout) {
+        if let Some(own) = former::document(&layout.config_file("kubelet")) {
+            self.kubelet = own;
+        }
+        if let (Some(shared), Some(own)) = (&mut self.proxy, former::document(&layout.config_file("proxy"))) {
+            *shared = own;
+        }
     }
 
     /// Paths in it are those of the machine that began the cluster; where they are kubeadm's, they are the same everywhere.

@@ -1,6 +1,7 @@
 //! The control plane's certificates, renewed while the server runs, and read anew; said when one has ended all the same.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -25,27 +26,79 @@ const NAMES: [&str; 6] = [
 ];
 /// How often it is said what has ended, or will soon.
 const REMIND: Duration = Duration::from_secs(24 * 3600);
-/// How often it is looked which certificates are to be renewed.
-const LOOK: Duration = Duration::from_secs(6 * 3600);
+/// How often it is looked which certificates are to be renewed. What was issued while the clock was ahead serves nobody once that is set
+/// right: not for long.
+const LOOK: Duration = Duration::from_secs(600);
 
 /// Renews those of the machine's certificates that near their end.
-pub(super) fn renew(directory: &Path) {
-    for outcome in renew_due(directory, Timestamp::now()) {
-        match outcome {
-            Outcome::Renewed { name } => {
-                tracing::info!(certificate = name, "renewed a certificate that neared its end")
-            }
-            Outcome::Failed { name, error } => tracing::warn!(
-                certificate = name,
-                error = error_chain(&error),
-                "cannot renew a certificate that nears its end"
-            ),
-            Outcome::AuthorityEnds { name, at } => tracing::warn!(
-                authority = name,
-                %at,
-                "an authority ends, and with it whatever it signs; put another in its place before: see \"Another authority\" in docs/certificates.md"
-            ),
+pub(super) struct Renewals {
+    directory: PathBuf,
+    said: Said,
+}
+
+impl Renewals {
+    pub(super) fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            said: Said::default(),
         }
+    }
+
+    /// Renews what is due now.
+    pub(super) fn look(&mut self) {
+        let outcomes = renew_due(&self.directory, Timestamp::now());
+        let news = self.said.news(outcomes, text, Instant::now());
+        news.iter().for_each(tell);
+    }
+}
+
+/// What the last look found wrong, and when it was said: again after a day, not at each look.
+#[derive(Default)]
+struct Said(BTreeMap<String, Instant>);
+
+impl Said {
+    /// Leaves out what was said already; what has no text is always news.
+    fn news<T>(&mut self, found: Vec<T>, text: impl Fn(&T) -> Option<String>, now: Instant) -> Vec<T> {
+        let former = std::mem::take(&mut self.0);
+        let is_news = |found: &T| {
+            let Some(text) = text(found) else { return true };
+            let said = former.get(&text).filter(|said| now.duration_since(**said) < REMIND);
+            self.0.insert(text, said.copied().unwrap_or(now));
+            said.is_none()
+        };
+        found.into_iter().filter(is_news).collect()
+    }
+}
+
+/// By what it is known that it was said already.
+fn text(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Outcome::Renewed { .. } => None,
+        Outcome::Unreadable { name, error } | Outcome::Failed { name, error } => {
+            Some(format!("{name}: {}", error_chain(error)))
+        }
+        Outcome::AuthorityEnds { name, at } => Some(format!("{name} ends at {at}")),
+    }
+}
+
+fn tell(outcome: &Outcome) {
+    match outcome {
+        Outcome::Renewed { name } => tracing::info!(certificate = name, "renewed a certificate that neared its end"),
+        Outcome::Unreadable { name, error } => tracing::warn!(
+            certificate = name,
+            error = error_chain(error),
+            "cannot read a certificate and see when it ends: its files must be whole, and root's own"
+        ),
+        Outcome::Failed { name, error } => tracing::warn!(
+            certificate = name,
+            error = error_chain(error),
+            "cannot renew a certificate that nears its end"
+        ),
+        Outcome::AuthorityEnds { name, at } => tracing::warn!(
+            authority = name,
+            %at,
+            "an authority ends, and with it whatever it signs; put another in its place before: see \"Another authority\" in docs/certificates.md"
+        ),
     }
 }
 
@@ -55,6 +108,7 @@ pub(super) async fn keep_current(
     server: ApiServer,
     trust: Trust,
     config: ServerConfiguration,
+    mut renewals: Renewals,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let paths = NAMES.map(|name| config.pki_dir.join(name)).to_vec();
@@ -66,8 +120,11 @@ pub(super) async fn keep_current(
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             _ = look.tick() => {
-                let directory = config.pki_dir.clone();
-                tokio::task::spawn_blocking(move || renew(&directory)).await.context("renew certificates")?;
+                let looking = tokio::task::spawn_blocking(move || {
+                    renewals.look();
+                    renewals
+                });
+                renewals = looking.await.context("renew certificates")?;
             }
             _ = remind.tick() => remind_of_ends(&config.pki_dir, Timestamp::now()),
             () = files.changed() => match read(&server, &trust, &config) {
@@ -136,6 +193,25 @@ mod tests {
     use skiff_pki::{CertificateAuthority, Request};
 
     use super::*;
+
+    #[test]
+    fn what_a_look_finds_again_is_said_once_a_day() {
+        let mut said = Said::default();
+        let begin = Instant::now();
+        let mut look = |minutes: u64, found: &[&'static str]| {
+            let now = begin + Duration::from_secs(60 * minutes);
+            let text = |found: &&str| (*found != "renewed").then(|| (*found).to_owned());
+            said.news(found.to_vec(), text, now)
+        };
+        assert_eq!(look(0, &["ca ends", "admin.conf"]), ["ca ends", "admin.conf"]);
+        assert_eq!(look(10, &["renewed", "ca ends", "admin.conf"]), ["renewed"]);
+        // Each renewal is news, and so is what was well in between.
+        assert_eq!(look(20, &["renewed", "ca ends"]), ["renewed"]);
+        assert_eq!(look(30, &["ca ends", "admin.conf"]), ["admin.conf"]);
+        assert_eq!(look(24 * 60 - 1, &["ca ends", "admin.conf"]), [""; 0]);
+        assert_eq!(look(24 * 60, &["ca ends", "admin.conf"]), ["ca ends"]);
+        assert_eq!(look(24 * 60 + 10, &["ca ends"]), [""; 0]);
+    }
 
     #[test]
     fn what_ends_is_told_with_its_remedy() {

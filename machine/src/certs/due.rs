@@ -19,7 +19,14 @@ pub enum Outcome {
         /// `apiserver`, or `admin.conf`.
         name: String,
     },
-    /// It is due, or cannot be read.
+    /// Nobody knows whether it is due: its files cannot be read.
+    Unreadable {
+        /// `apiserver`, or `admin.conf`.
+        name: String,
+        /// Why not.
+        error: Error,
+    },
+    /// It is due.
     Failed {
         /// `apiserver`, or `admin.conf`.
         name: String,
@@ -43,10 +50,12 @@ pub fn renew_due(pki: &Path, now: Timestamp) -> Vec<Outcome> {
     };
     let mut outcomes = Vec::new();
     for (name, found) in home.look() {
-        match found.and_then(|found| renew_if_due(&home, &found, now)) {
-            Ok(false) => {}
-            Ok(true) => outcomes.push(Outcome::Renewed { name }),
-            Err(error) => outcomes.push(Outcome::Failed { name, error }),
+        let due = found.and_then(|found| Ok(is_due(&home, &found, now)?.then_some(found)));
+        match due.map(|due| due.map(|found| renew(&home, &found, now))) {
+            Ok(None) => {}
+            Ok(Some(Ok(()))) => outcomes.push(Outcome::Renewed { name }),
+            Ok(Some(Err(error))) => outcomes.push(Outcome::Failed { name, error }),
+            Err(error) => outcomes.push(Outcome::Unreadable { name, error }),
         }
     }
     let ends = AUTHORITIES.into_iter().filter_map(|name| {
@@ -59,18 +68,18 @@ pub fn renew_due(pki: &Path, now: Timestamp) -> Vec<Outcome> {
     outcomes
 }
 
-fn renew_if_due(home: &Home, found: &Found, now: Timestamp) -> Result<bool, Error> {
+fn is_due(home: &Home, found: &Found, now: Timestamp) -> Result<bool, Error> {
     let is_whole = match found.place {
         Place::Pair => Identity::load_if_whole(&home.pki, &found.name)?.is_some(),
         Place::Kubeconfig(_) | Place::Kubelet(_) => true,
     };
-    if is_whole && !Validity::of_pem(&found.certificate_pem)?.should_renew(now) {
-        return Ok(false);
-    }
+    Ok(!is_whole || Validity::of_pem(&found.certificate_pem)?.should_renew(now))
+}
+
+fn renew(home: &Home, found: &Found, now: Timestamp) -> Result<(), Error> {
     let authority = signer(home, found)?;
     check(home, found, &authority, now)?;
-    issue_anew(home, found, &authority)?;
-    Ok(true)
+    issue_anew(home, found, &authority)
 }
 
 /// Whether what the authority signs now is of use. A machine whose clock has not been set yet must not replace what is good.
@@ -138,6 +147,7 @@ mod tests {
     fn look(pki: &Path, now: Timestamp) -> Vec<String> {
         let told = renew_due(pki, now).into_iter().map(|outcome| match outcome {
             Outcome::Renewed { name } => name,
+            Outcome::Unreadable { name, error } => format!("{name} unread: {}", skiff_daemon::error_chain(&error)),
             Outcome::Failed { name, error } => format!("{name}: {}", skiff_daemon::error_chain(&error)),
             Outcome::AuthorityEnds { name, .. } => format!("{name} ends"),
         });
@@ -188,6 +198,20 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_is_not_called_due() {
+        let (_root, pki) = control_plane();
+        let key = pki.join("apiserver.key");
+        std::fs::remove_file(&key).unwrap();
+        // Nobody can read it as a file, root included.
+        std::fs::create_dir(&key).unwrap();
+        let told = look(&pki, Timestamp::now());
+        assert!(
+            matches!(told.as_slice(), [only] if only.starts_with("apiserver unread: ") && only.contains("apiserver.key")),
+            "{told:?}"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_renewed_keeps_no_other_from_it() {
         let (root, pki) = control_plane();
         std::fs::remove_file(pki.join("front-proxy-ca.key")).unwrap();
@@ -197,7 +221,7 @@ mod tests {
         foreign.issue(&server).unwrap().save(&pki, "apiserver").unwrap();
         let told = look(&pki, days(300));
         for (told, wanted) in told.iter().zip([
-            "admin.conf: ",
+            "admin.conf unread: ",
             "apiserver: apiserver was signed by an authority that is not in ",
             "apiserver-kubelet-client",
             "front-proxy-client: front-proxy-client cannot be renewed here: the key of its authority, ",

@@ -101,8 +101,12 @@ async fn kubelets_whose_certificate_has_ended(
         let told = told.context("skiff check does not tell")?;
         assert!(told.text.contains(remedy), "{}", told.text);
     }
-    // The record knows the name.
+    // The record knows the name; and what a person has set since stays.
+    let settings = worker.layout.config_file("kubelet");
+    let own = format!("# Mine.\nmaxPods: 42\n{}", std::fs::read_to_string(&settings)?);
+    std::fs::write(&settings, &own)?;
     told(worker.join_with(line, |flags| flags.node.name = None)?, worker)?;
+    assert_eq!(std::fs::read_to_string(settings)?, own);
     assert_eq!(
         certs::renew(&master.layout, &["kubelet.conf".to_owned()])?,
         ["kubelet.conf"]
