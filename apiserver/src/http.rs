@@ -46,7 +46,7 @@ pub(crate) async fn serve(
         let (server, door, shutdown) = (Arc::clone(&server), Arc::clone(&door), shutdown.clone());
         let acceptor = TlsAcceptor::from(tls.load_full());
         async move {
-            if let Some((stream, place)) = door.enter(stream, from, acceptor).await {
+            if let Some((stream, place)) = door.enter(stream, from, acceptor, &shutdown).await {
                 converse(server, stream, place, &shutdown).await;
             }
         }

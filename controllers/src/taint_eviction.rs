@@ -25,9 +25,13 @@ struct Controller {
     writer: Writer,
     recorder: Recorder,
     queue: Arc<Queue<Key>>,
-    /// Pods that will be deleted when their time has come, and since when that is known.
-    scheduled: Mutex<HashMap<Key, Timestamp>>,
+    /// Pods that will be deleted when their time has come.
+    scheduled: Mutex<HashMap<Key, FirstSeen>>,
 }
+
+/// When each taint that a pod tolerates for a while was seen first, by key and value.
+#[derive(Clone, Debug, Default)]
+struct FirstSeen(HashMap<(String, String), Timestamp>);
 
 /// What taints mean for a pod.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,6 +66,26 @@ fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
     node.spec.taints.iter().filter(|taint| taint.effect == "NoExecute")
 }
 
+impl FirstSeen {
+    fn identity(taint: &Taint) -> (String, String) {
+        (taint.key.clone(), taint.value.clone().unwrap_or_default())
+    }
+
+    /// What is known at a look at these taints: those that are gone are forgotten, and begin anew when they come back.
+    fn look(&self, taints: &[&Taint], now: Timestamp) -> Self {
+        let seen = taints.iter().map(|taint| {
+            let identity = Self::identity(taint);
+            let first = self.0.get(&identity).copied().unwrap_or(now);
+            (identity, first)
+        });
+        Self(seen.collect())
+    }
+
+    fn of(&self, taint: &Taint) -> Option<Timestamp> {
+        self.0.get(&Self::identity(taint)).copied()
+    }
+}
+
 impl Controller {
     fn node_changed(&self, change: &Change<'_, Node>) {
         let taints = |node: Option<&Arc<Node>>| {
@@ -85,28 +109,25 @@ impl Controller {
 
     async fn sync(&self, key: Key) -> Result<(), Error> {
         let now = Timestamp::now();
-        let since = self.scheduled.lock().get(&key).copied().unwrap_or(now);
-        let verdict = match self.pods.get(&key).filter(|pod| !pod.is_being_deleted()) {
-            None => {
-                self.scheduled.lock().remove(&key);
-                return Ok(());
-            }
-            Some(pod) => {
-                let node = pod
-                    .spec
-                    .node_name
-                    .as_deref()
-                    .and_then(|node| self.nodes.get(&Key::cluster(node)));
-                let taints: Vec<_> = node
-                    .as_deref()
-                    .map(|node| no_execute(node).collect())
-                    .unwrap_or_default();
-                let born = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-                (verdict(&taints, &pod.spec.tolerations, born, since), pod)
-            }
+        let Some(pod) = self.pods.get(&key).filter(|pod| !pod.is_being_deleted()) else {
+            self.scheduled.lock().remove(&key);
+            return Ok(());
         };
-        match verdict {
-            (Verdict::Stay, pod) => {
+        let node = pod
+            .spec
+            .node_name
+            .as_deref()
+            .and_then(|node| self.nodes.get(&Key::cluster(node)));
+        let taints: Vec<_> = node
+            .as_deref()
+            .map(|node| no_execute(node).collect())
+            .unwrap_or_default();
+        let before = self.scheduled.lock().get(&key).cloned().unwrap_or_default();
+        let seen = before.look(&taints, now);
+        let born = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let since = |taint: &Taint| seen.of(taint).unwrap_or(now);
+        match verdict(&taints, &pod.spec.tolerations, born, since) {
+            Verdict::Stay => {
                 if self.scheduled.lock().remove(&key).is_some() {
                     let message = format!("Cancelling deletion of Pod {key}");
                     self.recorder
@@ -114,17 +135,17 @@ impl Controller {
                 }
                 Ok(())
             }
-            (Verdict::GoAt(at), pod) => {
+            Verdict::GoAt(at) => {
                 let left = at.duration_since(now);
                 if left.is_positive() {
-                    self.scheduled.lock().insert(key.clone(), since);
+                    self.scheduled.lock().insert(key.clone(), seen);
                     self.queue
                         .add_after(key, left.unsigned_abs().max(Duration::from_millis(1)));
                     return Ok(());
                 }
                 self.evict(&pod).await
             }
-            (Verdict::GoNow, pod) => self.evict(&pod).await,
+            Verdict::GoNow => self.evict(&pod).await,
         }
     }
 
@@ -169,8 +190,13 @@ impl Controller {
 
 /// A pod goes at once when some taint is not tolerated, and when the shortest of its tolerations ends otherwise. Time
 /// counts from the taint's own time, so that a restart of this process gives nobody more or less. A taint that says none
-/// (people's do not) counts `since` the pod was first seen to have to go, as upstream: a restart begins anew.
-fn verdict(taints: &[&Taint], tolerations: &[Toleration], born: Option<Timestamp>, since: Timestamp) -> Verdict {
+/// (people's do not) counts `since` it was first seen to make the pod go: a restart begins anew.
+fn verdict(
+    taints: &[&Taint],
+    tolerations: &[Toleration],
+    born: Option<Timestamp>,
+    since: impl Fn(&Taint) -> Timestamp,
+) -> Verdict {
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
         let mut tolerating = tolerations
@@ -190,7 +216,7 @@ fn verdict(taints: &[&Taint], tolerations: &[Toleration], born: Option<Timestamp
         let added = taint
             .time_added
             .as_ref()
-            .map_or(since, |added| added.0 + SignedDuration::from_secs(1));
+            .map_or_else(|| since(taint), |added| added.0 + SignedDuration::from_secs(1));
         let from = born.map_or(added, |born| added.max(born));
         let at = from
             .saturating_add(SignedDuration::from_secs(seconds))
@@ -223,8 +249,49 @@ mod tests {
             &taints.iter().collect::<Vec<_>>(),
             &tolerations,
             Some(born.parse().unwrap()),
-            since,
+            |_| since,
         )
+    }
+
+    /// What a pod that tolerates `a` for 300 s and `b` for 60 s hears at each look at the node's taints, in seconds.
+    #[test]
+    fn each_taint_without_a_time_counts_from_when_it_came() {
+        let tolerations: Vec<Toleration> = serde_json::from_value(json!([
+            {"key": "a", "operator": "Exists", "tolerationSeconds": 300},
+            {"key": "b", "operator": "Exists", "tolerationSeconds": 60},
+        ]))
+        .unwrap();
+        let second = |second| Timestamp::from_second(second).unwrap();
+        let mut seen = FirstSeen::default();
+        for (now, taints, expected) in [
+            (1000, &["a"][..], Some(1300)),
+            (1100, &["a", "b"], Some(1160)),
+            (1110, &["b", "a"], Some(1160)),
+            // One that goes and comes back begins anew.
+            (1120, &["a"], Some(1300)),
+            (1130, &["a", "b"], Some(1190)),
+            // So does one with another value.
+            (1150, &["a", "b=x"], Some(1210)),
+            (1280, &["a"], Some(1300)),
+            (1290, &[], None),
+            (1295, &["a"], Some(1595)),
+        ] {
+            let taints = taints.iter().map(|text| {
+                let (key, value) = text.split_once('=').unwrap_or((text, ""));
+                Taint {
+                    key: key.to_owned(),
+                    value: (!value.is_empty()).then(|| value.to_owned()),
+                    effect: "NoExecute".to_owned(),
+                    ..Taint::default()
+                }
+            });
+            let taints: Vec<_> = taints.collect();
+            let taints: Vec<_> = taints.iter().collect();
+            seen = seen.look(&taints, second(now));
+            let found = verdict(&taints, &tolerations, None, |taint| seen.of(taint).unwrap());
+            let expected = expected.map_or(Verdict::Stay, |at| Verdict::GoAt(second(at)));
+            assert_eq!(found, expected, "at {now}");
+        }
     }
 
     #[test]

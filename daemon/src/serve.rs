@@ -2,11 +2,13 @@
 //!
 //! Everybody is a stranger until the TLS handshake has shown a client certificate, and so many connections of strangers may be open: of
 //! one address, so that one pod cannot keep others out, and of all ([`Room`]). Handshake, first bytes and each head have a time; a
-//! connection on which nothing is asked ends. [`listen`] spawns one task a connection and waits for them at the shutdown.
+//! connection on which nothing is asked ends. An upgraded stream (exec, port-forward) keeps its place and may be silent. [`listen`] spawns
+//! one task a connection and waits for them at the shutdown.
 
 mod activity;
 mod opening;
 mod room;
+mod seated;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -28,8 +30,9 @@ use crate::{Shutdown, error_chain};
 
 use activity::{Activity, Counted};
 use opening::Opening;
+use seated::Seated;
 
-pub use room::{Bounds, Place, Room, Yield};
+pub use room::{Bounds, Place, Room, Share, Yield};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Until a connection has said which HTTP it speaks, and then for the head of each HTTP/1 request.
@@ -53,27 +56,35 @@ impl Door {
     /// One with so much room for strangers, and as much for those that shake hands.
     pub fn new(bounds: Bounds) -> Self {
         // A handshake takes moments: whoever has been at it for longest is the least likely to end it.
-        let handshakes = Room::new("connections in their TLS handshake", bounds, Yield::Always);
-        let strangers = Room::new("connections without a client certificate", bounds, Yield::ToSmaller);
+        let handshakes = Room::new(
+            "connections in their TLS handshake",
+            bounds,
+            Share::Machine,
+            Yield::Always,
+        );
+        let without = "connections without a client certificate";
+        let strangers = Room::new(without, bounds, Share::Machine, Yield::ToSmaller);
         Self {
             handshakes: Arc::new(handshakes),
             strangers: Arc::new(strangers),
         }
     }
 
-    /// Shakes hands with a client at `from`. Who shows no certificate gets a place of the strangers'; `None` when there is none, or
-    /// when the handshake fails.
+    /// Shakes hands with a client at `from`. Who shows no certificate gets a place of the strangers'; `None` when there is none,
+    /// when the handshake fails, and when it is not done at the shutdown: nobody has asked anything yet.
     pub async fn enter(
         &self,
         stream: TcpStream,
         from: IpAddr,
         acceptor: TlsAcceptor,
+        shutdown: &Shutdown,
     ) -> Option<(TlsStream<TcpStream>, Option<Place>)> {
         stream.set_nodelay(true).ok();
-        let mut place = Room::enter(&self.handshakes, from)?;
+        let place = Room::enter(&self.handshakes, from)?;
         let shaken = tokio::select! {
             shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => shaken.ok()?,
             () = place.lost() => return None,
+            () = shutdown.cancelled() => return None,
         };
         let stream = shaken
             .inspect_err(|error| tracing::debug!(%error, "TLS handshake failed"))
@@ -145,9 +156,9 @@ pub async fn converse<S, F, B>(
         async move { Ok::<_, Infallible>(answer.await.map(|body| Counted::new(body, request_open))) }
     });
     let builder = builder();
-    let stream = TokioIo::new(Opening::new(stream, HEADERS));
+    let mut lost = pin!(lost(place.as_ref()));
+    let stream = TokioIo::new(Seated::new(Opening::new(stream, HEADERS), place));
     let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
-    let mut lost = pin!(lost(place));
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = shutdown.cancelled() => None,
@@ -171,10 +182,13 @@ pub async fn converse<S, F, B>(
 }
 
 /// Waits until a place is somebody else's; for ever without one.
-async fn lost(place: Option<Place>) {
-    match place {
-        Some(mut place) => place.lost().await,
-        None => std::future::pending().await,
+fn lost(place: Option<&Place>) -> impl Future<Output = ()> + use<> {
+    let told = place.map(Place::told);
+    async move {
+        match told {
+            Some(told) => told.await,
+            None => std::future::pending().await,
+        }
     }
 }
 

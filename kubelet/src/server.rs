@@ -168,7 +168,7 @@ impl Server {
             tracing::debug!("no serving certificate available for the kubelet");
             return;
         };
-        let Some((stream, place)) = self.door.enter(stream, from, tls).await else {
+        let Some((stream, place)) = self.door.enter(stream, from, tls, &shutdown).await else {
             return;
         };
         let certificates = stream.get_ref().1.peer_certificates();

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Once};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 /// How many places there are.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +25,21 @@ pub enum Yield {
     ToSmaller,
 }
 
+/// Whose connections count together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Those of one address: for clients that have a /64 of IPv6 in common, as a node's pods.
+    Address,
+    /// Those of one machine, which may take any address of its /64 of IPv6.
+    Machine,
+}
+
 /// Places for connections, shared among the addresses that they come from.
 #[derive(Debug)]
 pub struct Room {
     what: &'static str,
     bounds: Bounds,
+    share: Share,
     yields: Yield,
     state: Mutex<State>,
     told: Once,
@@ -40,7 +50,7 @@ struct State {
     taken: usize,
     next: u64,
     /// By address the places that it has, the oldest first; who sits there hears when one is taken away.
-    shares: HashMap<IpAddr, BTreeMap<u64, oneshot::Sender<()>>>,
+    shares: HashMap<IpAddr, BTreeMap<u64, DropGuard>>,
 }
 
 /// A place, for as long as it is held.
@@ -49,7 +59,7 @@ pub struct Place {
     room: Arc<Room>,
     from: IpAddr,
     number: u64,
-    taken_away: oneshot::Receiver<()>,
+    taken_away: CancellationToken,
 }
 
 /// What a newcomer finds.
@@ -65,10 +75,11 @@ enum Finding {
 
 impl Room {
     /// Places for `what`, as a log calls them.
-    pub fn new(what: &'static str, bounds: Bounds, yields: Yield) -> Self {
+    pub fn new(what: &'static str, bounds: Bounds, share: Share, yields: Yield) -> Self {
         Self {
             what,
             bounds,
+            share,
             yields,
             state: Mutex::default(),
             told: Once::new(),
@@ -77,7 +88,7 @@ impl Room {
 
     /// A place for a connection from there, unless there is none.
     pub fn enter(room: &Arc<Self>, from: IpAddr) -> Option<Place> {
-        let from = share(from);
+        let from = room.share.of(from);
         let mut state = room.state.lock();
         let own = state.shares.get(&from).map_or(0, BTreeMap::len);
         let largest = || state.largest().map_or(0, |(_, len)| len);
@@ -121,12 +132,15 @@ impl State {
         sizes.max_by_key(|(_, len)| *len)
     }
 
-    fn seat(&mut self, from: IpAddr) -> (u64, oneshot::Receiver<()>) {
-        let (tell, taken_away) = oneshot::channel();
+    fn seat(&mut self, from: IpAddr) -> (u64, CancellationToken) {
+        let taken_away = CancellationToken::new();
         let number = self.next;
         self.next += 1;
         self.taken += 1;
-        self.shares.entry(from).or_default().insert(number, tell);
+        self.shares
+            .entry(from)
+            .or_default()
+            .insert(number, taken_away.clone().drop_guard());
         (number, taken_away)
     }
 
@@ -151,8 +165,13 @@ impl State {
 
 impl Place {
     /// Waits until the place is somebody else's.
-    pub async fn lost(&mut self) {
-        (&mut self.taken_away).await.ok();
+    pub async fn lost(&self) {
+        self.taken_away.cancelled().await;
+    }
+
+    /// The same, for one who does not hold the place.
+    pub(super) fn told(&self) -> WaitForCancellationFutureOwned {
+        self.taken_away.clone().cancelled_owned()
     }
 }
 
@@ -179,11 +198,15 @@ fn find(own: usize, taken: usize, largest: impl Fn() -> usize, bounds: Bounds, y
     }
 }
 
-/// Whose share an address counts for: a machine of IPv6 has a whole /64.
-fn share(from: IpAddr) -> IpAddr {
-    match from.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 => v4,
+impl Share {
+    /// What an address counts for.
+    fn of(self, from: IpAddr) -> IpAddr {
+        match (self, from.to_canonical()) {
+            (Self::Machine, IpAddr::V6(address)) => {
+                Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+            }
+            (_, address) => address,
+        }
     }
 }
 
@@ -218,16 +241,13 @@ mod tests {
 
     #[test]
     fn one_address_keeps_no_other_out() {
-        let room = Arc::new(Room::new("connections", BOUNDS, Yield::ToSmaller));
+        let room = Arc::new(Room::new("connections", BOUNDS, Share::Machine, Yield::ToSmaller));
         let enter = |last| Room::enter(&room, address(last));
         let mut greedy: Vec<_> = (0..3).map(|_| enter(1).expect("room")).collect();
         assert!(enter(1).is_none(), "an address has so much");
         let two = (enter(2).expect("room"), enter(3).expect("room"));
         let newcomer = enter(4).expect("the one that has most makes room");
-        let gone: Vec<_> = greedy
-            .iter_mut()
-            .map(|place| place.taken_away.try_recv().is_err_and(closed))
-            .collect();
+        let gone: Vec<_> = greedy.iter().map(|place| place.taken_away.is_cancelled()).collect();
         assert_eq!(gone, [true, false, false], "the oldest of the one that has most");
         greedy.remove(0);
         assert!(enter(2).is_none(), "those that have most have two each");
@@ -235,26 +255,32 @@ mod tests {
         assert!(room.state.lock().shares.is_empty() && room.state.lock().taken == 0);
     }
 
-    fn closed(error: oneshot::error::TryRecvError) -> bool {
-        error == oneshot::error::TryRecvError::Closed
-    }
-
     #[tokio::test]
     async fn the_newest_handshake_counts_for_most() {
-        let room = Arc::new(Room::new("handshakes", BOUNDS, Yield::Always));
-        let mut places: Vec<_> = (0..9).map(|_| Room::enter(&room, address(1)).expect("room")).collect();
-        for place in &mut places[..6] {
+        let room = Arc::new(Room::new("handshakes", BOUNDS, Share::Machine, Yield::Always));
+        let places: Vec<_> = (0..9).map(|_| Room::enter(&room, address(1)).expect("room")).collect();
+        for place in &places[..6] {
             place.lost().await;
         }
         assert_eq!(room.state.lock().taken, 3);
-        assert!(!places[6].taken_away.try_recv().is_err_and(closed));
+        assert!(!places[6].taken_away.is_cancelled());
     }
 
     #[test]
-    fn a_machine_of_ipv6_has_one_share() {
-        let parse = |text: &str| share(text.parse().expect("an address"));
-        assert_eq!(parse("2001:db8::1"), parse("2001:db8::ffff:1"));
-        assert_ne!(parse("2001:db8::1"), parse("2001:db8:0:1::1"));
-        assert_eq!(parse("::ffff:10.0.0.1"), address(1));
+    fn whose_addresses_count_together() {
+        for (one, other, same_address, same_machine) in [
+            ("2001:db8::1", "2001:db8::1", true, true),
+            ("2001:db8::1", "2001:db8::ffff:1", false, true),
+            ("2001:db8::1", "2001:db8:0:1::1", false, false),
+            ("::ffff:10.0.0.1", "10.0.0.1", true, true),
+            ("10.0.0.1", "10.0.0.2", false, false),
+        ] {
+            let same = |share: Share| {
+                let of = |text: &str| share.of(text.parse().expect("an address"));
+                of(one) == of(other)
+            };
+            let found = (same(Share::Address), same(Share::Machine));
+            assert_eq!(found, (same_address, same_machine), "{one} and {other}");
+        }
     }
 }

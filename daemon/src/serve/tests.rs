@@ -89,10 +89,15 @@ async fn who_asks_nothing_more_is_let_go_and_what_is_asked_is_answered() {
     }
 }
 
+/// Room for one connection of each address.
+fn room(yields: Yield) -> Arc<Room> {
+    let bounds = Bounds { each: 1, all: 9 };
+    Arc::new(Room::new("connections", bounds, Share::Machine, yields))
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_loses_the_place_is_let_go() {
-    let room = Arc::new(Room::new("connections", Bounds { each: 1, all: 9 }, Yield::Always));
-    let from = [10, 0, 0, 1].into();
+    let (room, from) = (room(Yield::Always), [10, 0, 0, 1].into());
     let (mut client, server) = tokio::io::duplex(1 << 16);
     let place = Room::enter(&room, from);
     let answer = |_| async { Response::new(Empty::<Bytes>::new()) };
@@ -103,10 +108,63 @@ async fn who_loses_the_place_is_let_go() {
     assert_eq!(begin.elapsed(), Duration::ZERO);
 }
 
+/// A client with a place whose connection is no longer HTTP's; what it says comes back.
+async fn upgraded(place: Place) -> tokio::io::DuplexStream {
+    let (mut client, server) = tokio::io::duplex(1 << 16);
+    let answer = |request| async {
+        tokio::spawn(async {
+            let stream = hyper::upgrade::on(request).await.unwrap();
+            let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
+            tokio::io::copy(&mut reader, &mut writer).await.ok();
+        });
+        let switching = Response::builder().status(101).header("upgrade", "echo");
+        let response = switching.header("connection", "upgrade");
+        response.body(Empty::<Bytes>::new()).unwrap()
+    };
+    let conversation = tokio::spawn(async move { converse(server, answer, Some(place), &Shutdown::new()).await });
+    let asked = b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+    client.write_all(asked).await.unwrap();
+    conversation.await.unwrap();
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"\r\n\r\n") {
+        heard.push(client.read_u8().await.unwrap());
+    }
+    client.write_all(b"hello").await.unwrap();
+    let mut heard = [0; 5];
+    client.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"hello");
+    client
+}
+
+#[tokio::test]
+async fn an_upgraded_stream_keeps_its_place_until_it_ends() {
+    let (room, from) = (room(Yield::ToSmaller), [10, 0, 0, 1].into());
+    let client = upgraded(Room::enter(&room, from).unwrap()).await;
+    assert!(Room::enter(&room, from).is_none(), "it is counted");
+    drop(client);
+    let comes_free = async {
+        while Room::enter(&room, from).is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), comes_free).await.expect("it is held");
+}
+
+#[tokio::test]
+async fn an_upgraded_stream_that_loses_its_place_ends() {
+    let (room, from) = (room(Yield::Always), [10, 0, 0, 1].into());
+    let mut client = upgraded(Room::enter(&room, from).unwrap()).await;
+    let _newer = Room::enter(&room, from).unwrap();
+    let ended = timeout(Duration::from_secs(20), client.read(&mut [0])).await;
+    assert_eq!(ended.expect("it goes on").unwrap(), 0);
+}
+
 /// Clients of a door with room for one stranger of each address.
 struct Scene {
     authority: skiff_pki::CertificateAuthority,
     to: std::net::SocketAddr,
+    shutdown: Shutdown,
+    served: tokio::task::JoinHandle<()>,
 }
 
 impl Scene {
@@ -120,20 +178,27 @@ impl Scene {
         let listener = TcpListener::bind((local, 0)).await.unwrap();
         let to = listener.local_addr().unwrap();
         let door = Arc::new(Door::new(Bounds { each: 1, all: 9 }));
-        tokio::spawn(async move {
+        let shutdown = Shutdown::new();
+        let told = shutdown.clone();
+        let served = tokio::spawn(async move {
             let connection = |stream, from| {
-                let (door, acceptor) = (Arc::clone(&door), acceptor.clone());
+                let (door, acceptor, told) = (Arc::clone(&door), acceptor.clone(), told.clone());
                 async move {
-                    let Some((stream, place)) = door.enter(stream, from, acceptor).await else {
+                    let Some((stream, place)) = door.enter(stream, from, acceptor, &told).await else {
                         return;
                     };
                     let answer = |_| async { Response::new(Empty::<Bytes>::new()) };
-                    converse(stream, answer, place, &Shutdown::new()).await;
+                    converse(stream, answer, place, &told).await;
                 }
             };
-            listen(listener, &Shutdown::new(), Duration::ZERO, connection).await;
+            listen(listener, &told, HANDSHAKE, connection).await;
         });
-        Self { authority, to }
+        Self {
+            authority,
+            to,
+            shutdown,
+            served,
+        }
     }
 
     async fn connect(&self, from: u8) -> TcpStream {
@@ -182,4 +247,15 @@ async fn handshakes_that_do_not_end_make_room() {
     assert!(scene.asks(1, true).await.is_some());
     let ended = timeout(HANDSHAKE / 2, silent.read(&mut [0])).await;
     assert!(ended.is_ok(), "the older handshake is given up");
+}
+
+#[tokio::test]
+async fn the_shutdown_waits_for_no_handshake() {
+    let scene = Scene::new().await;
+    let (mut older, _silent) = (scene.connect(1).await, scene.connect(1).await);
+    // The older one ends when the other has come in and is waited for.
+    older.read(&mut [0]).await.ok();
+    scene.shutdown.cancel();
+    let ended = timeout(HANDSHAKE / 2, scene.served).await;
+    ended.expect("it waits for who says nothing").unwrap();
 }
