@@ -32,7 +32,7 @@ use activity::{Activity, Counted};
 use opening::Opening;
 use seated::Seated;
 
-pub use room::{Bounds, Place, Room, Share, Yield};
+pub use room::{Bounds, Place, Room, Yield};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Until a connection has said which HTTP it speaks, and then for the head of each HTTP/1 request.
@@ -56,14 +56,8 @@ impl Door {
     /// One with so much room for strangers, and as much for those that shake hands.
     pub fn new(bounds: Bounds) -> Self {
         // A handshake takes moments: whoever has been at it for longest is the least likely to end it.
-        let handshakes = Room::new(
-            "connections in their TLS handshake",
-            bounds,
-            Share::Machine,
-            Yield::Always,
-        );
-        let without = "connections without a client certificate";
-        let strangers = Room::new(without, bounds, Share::Machine, Yield::ToSmaller);
+        let handshakes = Room::new("connections in their TLS handshake", bounds, Yield::Always);
+        let strangers = Room::new("connections without a client certificate", bounds, Yield::ToSmaller);
         Self {
             handshakes: Arc::new(handshakes),
             strangers: Arc::new(strangers),

@@ -28,7 +28,14 @@ fn open_if_regular(found: &OwnedFd) -> io::Result<File> {
     if kind != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
     }
-    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    // A container may have a lease on its file: it would be waited for.
+    Ok(rustix::fs::open(
+        again,
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    )?
+    .into())
 }
 
 /// The first bytes of a regular file, `limit` at most.
@@ -40,6 +47,8 @@ pub(crate) fn read_head(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -58,5 +67,28 @@ mod tests {
         }
         assert_eq!(read_head(&at("absent"), 4).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(read_head(Path::new("/dev/zero"), 4).is_err());
+    }
+
+    #[test]
+    fn a_lease_on_a_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let lease = r#"$SIG{IO} = "IGNORE"; open my $file, ">", $ARGV[0] or die;
+            fcntl($file, F_SETLEASE, F_WRLCK) or die $!; $| = 1; print "held\n"; <STDIN>"#;
+        let mut owner = Command::new("perl")
+            .args(["-MFcntl=F_SETLEASE,F_WRLCK", "-e", lease])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut held = [0; 5];
+        owner.stdout.take().unwrap().read_exact(&mut held).unwrap();
+        let error = read_head(&path, 4).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        // Its input ends, and so does the lease.
+        drop(owner.stdin.take());
+        assert!(owner.wait().unwrap().success());
+        assert_eq!(read_head(&path, 4).unwrap(), b"");
     }
 }

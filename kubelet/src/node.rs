@@ -63,7 +63,16 @@ struct Told {
     status: NodeStatus,
     /// What the API was last seen to have.
     held: NodeStatus,
+    /// What the last patch made of it.
+    answered: NodeStatus,
     at: Instant,
+}
+
+/// What became of a patch.
+enum Answer {
+    Patched(Node),
+    /// The node was gone, and is registered again.
+    Registered(Node),
 }
 
 impl Told {
@@ -72,23 +81,33 @@ impl Told {
         let held = node.status.unwrap_or_default();
         Self {
             status: held.clone(),
+            answered: held.clone(),
             held,
             at: Instant::now(),
         }
     }
 
-    /// The API was told this. Its answer is not looked at: what somebody else wrote just before would pass for known.
-    fn sent(self, status: NodeStatus) -> Self {
-        let at = Instant::now();
-        Self { status, at, ..self }
+    /// The API was told this.
+    fn sent(self, status: NodeStatus, answer: Answer) -> Self {
+        match answer {
+            Answer::Registered(node) => Self::seen(node),
+            Answer::Patched(node) => Self {
+                status,
+                answered: node.status.unwrap_or_default(),
+                at: Instant::now(),
+                ..self
+            },
+        }
     }
 
-    /// Takes in what the API has now. What it has not kept of what it was told is no work of somebody else's: an older server does not
-    /// know every field.
+    /// Takes in what the API has now. What it keeps dropping of what it is told is no work of somebody else's: an older server does not
+    /// know every field. But an answer alone is not known to be ours: it has what somebody else wrote just before the patch.
     fn look(&mut self, held: NodeStatus) {
-        if status::diff(&held, &self.held, false).is_some() {
+        let differs = |known| status::diff(&held, known, false).is_some();
+        if differs(&self.held) || differs(&self.answered) {
             self.status = held.clone();
         }
+        self.answered = held.clone();
         self.held = held;
     }
 }
@@ -225,10 +244,10 @@ impl NodeTask {
             first = false;
             if let Some(change) = change {
                 match self.send(&api, change).await {
-                    Ok(again) => {
+                    Ok(answer) => {
                         self.tell(&announced, &status);
                         announced = status.clone();
-                        told = again.map_or_else(|| told.sent(status), Told::seen);
+                        told = told.sent(status, answer);
                         delay = FIRST_RETRY;
                     }
                     Err(error) => {
@@ -259,16 +278,15 @@ impl NodeTask {
         }
     }
 
-    /// The node, where it had to be registered again.
-    async fn send(&self, api: &Api<Node>, change: Value) -> kube::Result<Option<Node>> {
+    async fn send(&self, api: &Api<Node>, change: Value) -> kube::Result<Answer> {
         let (parameters, patch) = (PatchParams::default(), Patch::Strategic(change));
         match self.in_time(api.patch_status(&self.name, &parameters, &patch)).await {
             Err(error) if is_not_found(&error) => {
                 // Somebody deleted the node while this kubelet ran: it comes back.
                 let status = self.status(&NodeStatus::default()).await;
-                self.try_register(api, status).await.map(Some)
+                self.try_register(api, status).await.map(Answer::Registered)
             }
-            answer => answer.map(|_| None),
+            answer => answer.map(Answer::Patched),
         }
     }
 
@@ -378,45 +396,51 @@ mod tests {
         serde_json::from_value(status).unwrap()
     }
 
+    fn node(status: NodeStatus) -> Node {
+        Node {
+            status: Some(status),
+            ..Node::default()
+        }
+    }
+
+    fn sent(told: Told, status: &NodeStatus, answer: &NodeStatus) -> Told {
+        told.sent(status.clone(), Answer::Patched(node(answer.clone())))
+    }
+
     /// Else a node whose server does not know a field would be written without end.
     #[test]
     fn only_what_somebody_else_changed_is_seen_as_changed() {
-        let sent = status("True", json!({"supplementalGroupsPolicy": true}));
+        let own = status("True", json!({"supplementalGroupsPolicy": true}));
         let held = |ready| status(ready, Value::Null);
-        let mut told = Told {
-            status: sent.clone(),
-            held: held("True"),
-            at: Instant::now(),
-        };
-        told.look(held("True"));
-        assert_eq!(told.status, sent, "an older server has forgotten it");
-        told.look(held("Unknown"));
-        assert_eq!(told.status, held("Unknown"));
-        let mut told = told.sent(sent.clone());
+        let mut told = sent(Told::seen(node(held("Unknown"))), &own, &held("True"));
         told.look(held("True"));
         assert_eq!(
             told.status,
             held("True"),
-            "it is told once more, since somebody may have changed it"
+            "it is told once more: who made the answer so?"
         );
-        let mut told = told.sent(sent.clone());
+        let mut told = sent(told, &own, &held("True"));
         told.look(held("True"));
-        assert_eq!(told.status, sent, "and never again");
+        assert_eq!(told.status, own, "and never again: an older server has forgotten it");
+        told.look(held("Unknown"));
+        assert_eq!(told.status, held("Unknown"));
     }
 
-    /// The answer to a patch has that, too.
     #[test]
-    fn what_somebody_wrote_just_before_a_patch_is_seen() {
-        let before = status("True", Value::Null);
-        let told = Told {
-            status: before.clone(),
-            held: before,
-            at: Instant::now(),
+    fn what_somebody_writes_beside_a_patch_is_seen() {
+        let status = |ready, cpu| {
+            let mut status = status(ready, Value::Null);
+            status.capacity = serde_json::from_value(json!({"cpu": cpu})).unwrap();
+            status
         };
-        let mut told = told.sent(status("False", Value::Null));
-        let mut now = status("False", Value::Null);
-        now.capacity = serde_json::from_value(json!({"example.com/dongle": "4"})).unwrap();
-        told.look(now.clone());
-        assert_eq!(told.status, now);
+        let (own, before, foreign) = (status("False", "2"), status("True", "2"), status("False", "64"));
+        // The answer to the patch has it, too.
+        let mut told = sent(Told::seen(node(before)), &own, &foreign);
+        told.look(foreign.clone());
+        assert_eq!(told.status, foreign);
+        // It is put right, and written again before the next look.
+        let mut told = sent(told, &own, &own);
+        told.look(foreign.clone());
+        assert_eq!(told.status, foreign);
     }
 }

@@ -267,6 +267,14 @@ pub enum Error {
         /// What was found.
         path: PathBuf,
     },
+    /// A worker that joins once more has lost its address since.
+    #[error("{} names the address {address}, which this machine has no more: write the one there that it has now, or give --node-ip, and all settings are made anew", file.display())]
+    FormerAddress {
+        /// The one it had.
+        address: std::net::IpAddr,
+        /// The kubelet's arguments.
+        file: PathBuf,
+    },
     /// Not a node.
     #[error("this machine is no node of a cluster; begin one with `skiff init`, or join one with `skiff join`")]
     NoNode,

@@ -20,7 +20,7 @@ use crate::init::{self, ClusterInfo, Node, configuration, containerd, runtime, s
 use crate::preflight::{self, Facts};
 use crate::record::{Record, Role};
 use crate::services::Service;
-use crate::{Error, Layout, Machine, address};
+use crate::{Error, Machine, address};
 
 use former::Former;
 
@@ -55,13 +55,18 @@ struct Plan {
 }
 
 impl Plan {
-    /// The files that this node's processes read, as far as they are to be written.
-    fn files(&self, machine: &Machine<'_>, wish: &Join, runtime: &configuration::Runtime) -> Vec<Wanted> {
-        let files = self.shared.files(machine, &self.node, runtime);
-        match &self.again {
-            Some(former) => former.changed(&machine.layout, wish, &self.node, &self.endpoint, files),
-            None => files,
+    /// The files that this node's processes read, as far as they are to be written. The authority goes last: settings of another cluster
+    /// are known by it.
+    fn files(&self, machine: &Machine<'_>, runtime: &configuration::Runtime) -> Vec<Wanted> {
+        let mut files = self.shared.files(machine, &self.node, runtime);
+        if self.again.as_ref().is_some_and(|former| former.settings.is_some()) {
+            files.retain(|file| !file.path.exists());
         }
+        files.push(Wanted::public(
+            machine.layout.ca_certificate(),
+            self.info.ca_pem.clone(),
+        ));
+        files
     }
 }
 
@@ -88,9 +93,7 @@ pub async fn join(machine: &Machine<'_>, wish: Join) -> Result<Joined, Error> {
     containerd::mend(machine, &plan.endpoint, &mut record).await?;
     let found = runtime::observe(&plan.endpoint).await?;
     runtime::apply(machine, &found, &mut record)?;
-    let mut files = vec![Wanted::public(machine.layout.ca_certificate(), info.ca_pem.clone())];
-    files.extend(plan.files(machine, &wish, &found));
-    init::write_all(machine, "kubelet-start", files)?;
+    init::write_all(machine, "kubelet-start", plan.files(machine, &found))?;
     crate::files::directory(&machine.layout.static_pods())?;
     bootstrap(machine, info, &wish, node).await?;
     if node.proxy {
@@ -116,15 +119,12 @@ pub async fn join(machine: &Machine<'_>, wish: Join) -> Result<Joined, Error> {
 pub async fn dry_run(machine: &Machine<'_>, wish: Join) -> Result<Value, Error> {
     let plan = look(machine, &wish).await?;
     let found = runtime::observe(&plan.endpoint).await?;
-    let mut files = vec![Wanted::public(
-        machine.layout.ca_certificate(),
-        plan.info.ca_pem.clone(),
-    )];
+    let mut files = Vec::new();
     if let Some(wanted) = &wish.control_plane {
         let cluster = control_plane::cluster(&plan, wanted).await?;
         files.push(configuration::server(&machine.layout, &cluster, &plan.node));
     }
-    files.extend(plan.files(machine, &wish, &found));
+    files.extend(plan.files(machine, &found));
     let steps = steps(machine, &plan, wish.control_plane.is_some(), &found).await?;
     init::dry_run::tell(machine, &steps);
     let files = init::dry_run::tell_files(machine, &files);
@@ -162,17 +162,30 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
         None => Role::Worker,
     };
     let former = Record::read(&machine.layout)?;
-    let again = once_more(machine, former.as_ref(), role).map(|record| Former::read(record, &machine.layout));
-    if again.is_none() {
+    let record = once_more(machine, former.as_ref(), role);
+    if record.is_none() {
         let admin = machine.layout.kubeconfig("admin");
         init::refuse_second(former.as_ref(), role, &admin.display().to_string())?;
     }
+    let (again, info) = match record {
+        // Which cluster it is decides over its settings.
+        Some(record) => {
+            let info = discovery::run(machine, wish).await?;
+            let again = Former::read(record, &machine.layout, wish, &info.ca_pem);
+            (Some(again), Some(info))
+        }
+        None => (None, None),
+    };
     let mut node = resolve_node(machine, wish, again.as_ref()).await?;
     let mut endpoint = machine.layout.runtime_endpoint();
     if let Some(again) = &again {
         let name = wish.node.name.as_ref().unwrap_or(&again.name);
+        let settings = match again.settings {
+            Some(_) => "with the settings that it has",
+            None => "with settings made anew",
+        };
         let text = format!(
-            "The cluster does not believe this node's certificates any more: joining again as {name:?}, with the settings that it has"
+            "The cluster does not believe this node's certificates any more: joining again as {name:?}, {settings}"
         );
         machine.say("preflight", text);
         name.clone_into(&mut node.name);
@@ -183,10 +196,16 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
     }
     let mut facts = check(machine, role, &node, &endpoint, wish).await?;
 
-    let info = discovery::run(machine, wish).await?;
+    let info = match info {
+        Some(info) => info,
+        None => discovery::run(machine, wish).await?,
+    };
     let api = Client::with_token(&info.server, Some(&info.ca_pem), Some(&wish.bootstrap_token))?;
     others::check(machine, &api, &node).await?;
-    let shared = Shared::read(machine, &api, wish, again.is_some()).await?;
+    let mut shared = Shared::read(machine, &api, wish).await?;
+    if let Some(own) = again.as_ref().and_then(|former| former.settings.as_ref()) {
+        own.kubelet.clone_into(&mut shared.kubelet);
+    }
     node.proxy = shared.proxy.is_some();
     // Whether swap may be on is only known now.
     facts.swap_allowed = preflight::observe::swap_allowed(&shared.kubelet);
@@ -217,8 +236,11 @@ fn once_more<'a>(machine: &Machine<'_>, former: Option<&'a Record>, role: Role) 
 async fn resolve_node(machine: &Machine<'_>, wish: &Join, again: Option<&Former>) -> Result<Node, Error> {
     let server = resolve(&wish.endpoint).await?;
     let network = address::observe()?;
-    // One that the machine has lost since is chosen anew.
-    let former = again.and_then(|former| former.address).filter(|ip| network.has(*ip));
+    let former = again.and_then(Former::address);
+    if let Some(address) = former.filter(|ip| !network.has(*ip)) {
+        let file = machine.layout.environment_file("kubelet");
+        return Err(Error::FormerAddress { address, file });
+    }
     let choice = address::of_joining(
         &network,
         wish.node.ip.or(former),
@@ -259,8 +281,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// With `again`, this machine's own settings go before the cluster's.
-    async fn read(machine: &Machine<'_>, api: &Client, wish: &Join, again: bool) -> Result<Self, Error> {
+    async fn read(machine: &Machine<'_>, api: &Client, wish: &Join) -> Result<Self, Error> {
         machine.say(
             "preflight",
             "Reading configuration from the \"kubelet-config\" ConfigMap in namespace \"kube-system\"...",
@@ -288,9 +309,6 @@ impl Shared {
                 "There is none: another brings Services and the network of pods, and skiff-proxy does not run here",
             ),
         }
-        if again {
-            shared.make_own(&machine.layout);
-        }
         shared.make_local(machine, &wish.kubelet, &wish.proxy);
         Ok(shared)
     }
@@ -305,16 +323,6 @@ impl Shared {
             self.proxy.as_ref().unwrap_or(&Value::Null),
             &self.network,
         )
-    }
-
-    /// Takes what the files of this machine hold.
-    fn make_own(&mut self, layout: &Layout) {
-        if let Some(own) = former::document(&layout.config_file("kubelet")) {
-            self.kubelet = own;
-        }
-        if let (Some(shared), Some(own)) = (&mut self.proxy, former::document(&layout.config_file("proxy"))) {
-            *shared = own;
-        }
     }
 
     /// Paths in it are those of the machine that began the cluster; where they are kubeadm's, they are the same everywhere.

@@ -1,4 +1,5 @@
-//! So many places, so many for each address, and who goes when there is none left.
+//! So many places, so many for each address, and who goes when there is none left: of the machine that has most, the address that has most.
+//! A machine of IPv6 may take any address of its /64, and a node's pods have one in common: neither machines nor pods keep each other out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -25,21 +26,11 @@ pub enum Yield {
     ToSmaller,
 }
 
-/// Whose connections count together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Share {
-    /// Those of one address: for clients that have a /64 of IPv6 in common, as a node's pods.
-    Address,
-    /// Those of one machine, which may take any address of its /64 of IPv6.
-    Machine,
-}
-
 /// Places for connections, shared among the addresses that they come from.
 #[derive(Debug)]
 pub struct Room {
     what: &'static str,
     bounds: Bounds,
-    share: Share,
     yields: Yield,
     state: Mutex<State>,
     told: Once,
@@ -49,6 +40,12 @@ pub struct Room {
 struct State {
     taken: usize,
     next: u64,
+    machines: HashMap<IpAddr, Machine>,
+}
+
+#[derive(Debug, Default)]
+struct Machine {
+    taken: usize,
     /// By address the places that it has, the oldest first; who sits there hears when one is taken away.
     shares: HashMap<IpAddr, BTreeMap<u64, DropGuard>>,
 }
@@ -66,20 +63,17 @@ pub struct Place {
 #[derive(Debug, PartialEq, Eq)]
 enum Finding {
     Free,
-    /// The oldest of its own address goes.
-    Own,
-    /// The oldest of the address that has most goes.
-    Largest,
+    /// The oldest of this address goes.
+    Taken(IpAddr),
     Full,
 }
 
 impl Room {
     /// Places for `what`, as a log calls them.
-    pub fn new(what: &'static str, bounds: Bounds, share: Share, yields: Yield) -> Self {
+    pub fn new(what: &'static str, bounds: Bounds, yields: Yield) -> Self {
         Self {
             what,
             bounds,
-            share,
             yields,
             state: Mutex::default(),
             told: Once::new(),
@@ -88,22 +82,16 @@ impl Room {
 
     /// A place for a connection from there, unless there is none.
     pub fn enter(room: &Arc<Self>, from: IpAddr) -> Option<Place> {
-        let from = room.share.of(from);
+        let from = from.to_canonical();
         let mut state = room.state.lock();
-        let own = state.shares.get(&from).map_or(0, BTreeMap::len);
-        let largest = || state.largest().map_or(0, |(_, len)| len);
-        let finding = find(own, state.taken, largest, room.bounds, room.yields);
+        let finding = state.find(from, room.bounds, room.yields);
         if finding != Finding::Free {
             room.tell(from);
         }
         match finding {
             Finding::Free => {}
+            Finding::Taken(other) => state.take_oldest(other),
             Finding::Full => return None,
-            Finding::Own => state.take_oldest(from),
-            Finding::Largest => {
-                let (largest, _) = state.largest()?;
-                state.take_oldest(largest);
-            }
         }
         let (number, taken_away) = state.seat(from);
         Some(Place {
@@ -127,9 +115,26 @@ impl Room {
 }
 
 impl State {
-    fn largest(&self) -> Option<(IpAddr, usize)> {
-        let sizes = self.shares.iter().map(|(from, places)| (*from, places.len()));
-        sizes.max_by_key(|(_, len)| *len)
+    fn find(&self, from: IpAddr, bounds: Bounds, yields: Yield) -> Finding {
+        let home = self.machines.get(&machine(from));
+        let own = home.and_then(|home| home.shares.get(&from)).map_or(0, BTreeMap::len);
+        if own >= bounds.each {
+            return match yields {
+                Yield::Always => Finding::Taken(from),
+                Yield::ToSmaller => Finding::Full,
+            };
+        }
+        if self.taken < bounds.all {
+            return Finding::Free;
+        }
+        // Nobody goes for one that would then have as many.
+        let homes = home.map_or(0, |home| home.taken);
+        let most = (self.machines.values().max_by_key(|other| other.taken))
+            .filter(|other| yields == Yield::Always || homes + 1 < other.taken)
+            .and_then(Machine::largest);
+        let neighbour = || home?.largest().filter(|(_, len)| own + 1 < *len);
+        most.or_else(neighbour)
+            .map_or(Finding::Full, |(address, _)| Finding::Taken(address))
     }
 
     fn seat(&mut self, from: IpAddr) -> (u64, CancellationToken) {
@@ -137,7 +142,9 @@ impl State {
         let number = self.next;
         self.next += 1;
         self.taken += 1;
-        self.shares
+        let home = self.machines.entry(machine(from)).or_default();
+        home.taken += 1;
+        home.shares
             .entry(from)
             .or_default()
             .insert(number, taken_away.clone().drop_guard());
@@ -145,21 +152,45 @@ impl State {
     }
 
     fn take_oldest(&mut self, from: IpAddr) {
-        let oldest = self.shares.get(&from).and_then(|places| places.keys().next().copied());
-        if let Some(number) = oldest {
+        let share = self
+            .machines
+            .get(&machine(from))
+            .and_then(|home| home.shares.get(&from));
+        if let Some(number) = share.and_then(|places| places.keys().next().copied()) {
             self.leave(from, number);
         }
     }
 
     /// Gives a place back; it may have been taken away before.
     fn leave(&mut self, from: IpAddr, number: u64) {
-        let Some(places) = self.shares.get_mut(&from) else {
+        let Some(home) = self.machines.get_mut(&machine(from)) else {
             return;
         };
-        self.taken -= usize::from(places.remove(&number).is_some());
+        if home.leave(from, number) {
+            self.taken -= 1;
+        }
+        if home.taken == 0 {
+            self.machines.remove(&machine(from));
+        }
+    }
+}
+
+impl Machine {
+    fn largest(&self) -> Option<(IpAddr, usize)> {
+        let sizes = self.shares.iter().map(|(from, places)| (*from, places.len()));
+        sizes.max_by_key(|(_, len)| *len)
+    }
+
+    fn leave(&mut self, from: IpAddr, number: u64) -> bool {
+        let Some(places) = self.shares.get_mut(&from) else {
+            return false;
+        };
+        let was_there = places.remove(&number).is_some();
         if places.is_empty() {
             self.shares.remove(&from);
         }
+        self.taken -= usize::from(was_there);
+        was_there
     }
 }
 
@@ -181,32 +212,11 @@ impl Drop for Place {
     }
 }
 
-/// What a newcomer finds whose address has `own` places of the `taken` ones.
-fn find(own: usize, taken: usize, largest: impl Fn() -> usize, bounds: Bounds, yields: Yield) -> Finding {
-    if own >= bounds.each {
-        return match yields {
-            Yield::Always => Finding::Own,
-            Yield::ToSmaller => Finding::Full,
-        };
-    }
-    if taken < bounds.all {
-        return Finding::Free;
-    }
-    match yields {
-        Yield::ToSmaller if own + 1 >= largest() => Finding::Full,
-        _ => Finding::Largest,
-    }
-}
-
-impl Share {
-    /// What an address counts for.
-    fn of(self, from: IpAddr) -> IpAddr {
-        match (self, from.to_canonical()) {
-            (Self::Machine, IpAddr::V6(address)) => {
-                Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-            }
-            (_, address) => address,
-        }
+/// Which machine an address is one of.
+fn machine(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 => v4,
     }
 }
 
@@ -222,26 +232,44 @@ mod tests {
 
     #[test]
     fn who_finds_what() {
-        for (own, taken, largest, always, to_smaller) in [
-            (0, 0, 0, Finding::Free, Finding::Free),
-            (2, 4, 2, Finding::Free, Finding::Free),
-            (3, 3, 3, Finding::Own, Finding::Full),
-            (3, 5, 3, Finding::Own, Finding::Full),
-            (0, 5, 3, Finding::Largest, Finding::Largest),
-            (1, 5, 3, Finding::Largest, Finding::Largest),
+        let took = |from: &str| Finding::Taken(from.parse().unwrap());
+        let (one, two, three) = ("10.0.0.1", "10.0.0.2", "10.0.0.3");
+        // Two of one machine, and one of another.
+        let (pod, neighbour, far) = ("fd00::1", "fd00::2", "fd00:0:0:1::1");
+        for (places, from, always, to_smaller) in [
+            (&[][..], one, Finding::Free, Finding::Free),
+            (&[(one, 2), (two, 2)], one, Finding::Free, Finding::Free),
+            (&[(one, 3)], one, took(one), Finding::Full),
+            (&[(one, 3), (two, 2)], one, took(one), Finding::Full),
+            (&[(one, 3), (two, 2)], three, took(one), took(one)),
+            (&[(one, 3), (two, 1), (three, 1)], three, took(one), took(one)),
             // Nobody goes for one that would then have as many.
-            (2, 5, 3, Finding::Largest, Finding::Full),
-            (0, 5, 1, Finding::Largest, Finding::Full),
+            (&[(one, 3), (two, 2)], two, took(one), Finding::Full),
+            // However many addresses a machine has, it makes room for another one.
+            (&[(pod, 3), (neighbour, 2)], far, took(pod), took(pod)),
+            (&[("fd00::3", 1), (pod, 2), (neighbour, 2)], one, took(pod), took(pod)),
+            // And a pod for its neighbour.
+            (&[(pod, 3), (neighbour, 1), (far, 1)], neighbour, took(pod), took(pod)),
+            (&[(pod, 3), (far, 2)], neighbour, took(pod), took(pod)),
+            (&[(pod, 3), (far, 2)], far, took(pod), Finding::Full),
         ] {
-            let found = |yields| find(own, taken, || largest, BOUNDS, yields);
-            assert_eq!(found(Yield::Always), always, "{own} of {taken}");
-            assert_eq!(found(Yield::ToSmaller), to_smaller, "{own} of {taken}");
+            let mut state = State::default();
+            for (from, count) in places {
+                (0..*count).for_each(|_| drop(state.seat(from.parse().unwrap())));
+            }
+            // Of several that have as many any one may go.
+            let found = |yields| match state.find(from.parse().unwrap(), BOUNDS, yields) {
+                Finding::Taken(other) if other == "fd00::2".parse::<IpAddr>().unwrap() => took(pod),
+                found => found,
+            };
+            assert_eq!(found(Yield::Always), always, "{from} where {places:?}");
+            assert_eq!(found(Yield::ToSmaller), to_smaller, "{from} where {places:?}");
         }
     }
 
     #[test]
     fn one_address_keeps_no_other_out() {
-        let room = Arc::new(Room::new("connections", BOUNDS, Share::Machine, Yield::ToSmaller));
+        let room = Arc::new(Room::new("connections", BOUNDS, Yield::ToSmaller));
         let enter = |last| Room::enter(&room, address(last));
         let mut greedy: Vec<_> = (0..3).map(|_| enter(1).expect("room")).collect();
         assert!(enter(1).is_none(), "an address has so much");
@@ -252,12 +280,12 @@ mod tests {
         greedy.remove(0);
         assert!(enter(2).is_none(), "those that have most have two each");
         drop((two, newcomer, greedy));
-        assert!(room.state.lock().shares.is_empty() && room.state.lock().taken == 0);
+        assert!(room.state.lock().machines.is_empty() && room.state.lock().taken == 0);
     }
 
     #[tokio::test]
     async fn the_newest_handshake_counts_for_most() {
-        let room = Arc::new(Room::new("handshakes", BOUNDS, Share::Machine, Yield::Always));
+        let room = Arc::new(Room::new("handshakes", BOUNDS, Yield::Always));
         let places: Vec<_> = (0..9).map(|_| Room::enter(&room, address(1)).expect("room")).collect();
         for place in &places[..6] {
             place.lost().await;
@@ -267,20 +295,10 @@ mod tests {
     }
 
     #[test]
-    fn whose_addresses_count_together() {
-        for (one, other, same_address, same_machine) in [
-            ("2001:db8::1", "2001:db8::1", true, true),
-            ("2001:db8::1", "2001:db8::ffff:1", false, true),
-            ("2001:db8::1", "2001:db8:0:1::1", false, false),
-            ("::ffff:10.0.0.1", "10.0.0.1", true, true),
-            ("10.0.0.1", "10.0.0.2", false, false),
-        ] {
-            let same = |share: Share| {
-                let of = |text: &str| share.of(text.parse().expect("an address"));
-                of(one) == of(other)
-            };
-            let found = (same(Share::Address), same(Share::Machine));
-            assert_eq!(found, (same_address, same_machine), "{one} and {other}");
-        }
+    fn an_address_is_the_same_in_both_families() {
+        let room = Arc::new(Room::new("connections", BOUNDS, Yield::ToSmaller));
+        let enter = |from: &str| Room::enter(&room, from.parse().unwrap());
+        let _places: Vec<_> = (0..3).map(|_| enter("::ffff:10.0.0.1").expect("room")).collect();
+        assert!(enter("10.0.0.1").is_none());
     }
 }

@@ -92,7 +92,7 @@ async fn who_asks_nothing_more_is_let_go_and_what_is_asked_is_answered() {
 /// Room for one connection of each address.
 fn room(yields: Yield) -> Arc<Room> {
     let bounds = Bounds { each: 1, all: 9 };
-    Arc::new(Room::new("connections", bounds, Share::Machine, yields))
+    Arc::new(Room::new("connections", bounds, yields))
 }
 
 #[tokio::test(start_paused = true)]

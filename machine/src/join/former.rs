@@ -1,131 +1,192 @@
-//! A worker that joins once more keeps its own settings: only what a person gives this time changes them.
+//! A worker that joins once more keeps its own settings, unless this time others are asked for.
 
 use std::fs;
 use std::net::IpAddr;
-use std::ops::Range;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
+use skiff_pki::public_key_pins;
 
 use crate::Layout;
-use crate::config::Join;
-use crate::files::Wanted;
-use crate::init::Node;
+use crate::config::{Argument, Join};
+use crate::init::configuration;
 use crate::record::Record;
 
 /// What a node was joined as.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Former {
     pub(super) name: String,
     /// The container runtime's socket.
     pub(super) endpoint: String,
-    /// `None` where its kubelet is told none.
-    pub(super) address: Option<IpAddr>,
+    /// The settings that stay; `None` where they are made anew.
+    pub(super) settings: Option<Settings>,
+}
+
+/// What its files hold.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) kubelet: Value,
+    proxy: Value,
+    /// Words, as systemd hands them to the kubelet.
+    arguments: Vec<String>,
 }
 
 impl Former {
-    pub(super) fn read(record: &Record, layout: &Layout) -> Self {
+    /// Its settings stay in the cluster that it was in, whose authorities are `ca_pem` now.
+    pub(super) fn read(record: &Record, layout: &Layout, wish: &Join, ca_pem: &str) -> Self {
+        let settings = Settings::read(layout);
+        let name = settings.named().unwrap_or(&record.node).to_owned();
+        let endpoint = settings.kubelet["containerRuntimeEndpoint"].as_str();
+        let endpoint = endpoint.unwrap_or(&record.runtime_endpoint).to_owned();
+        let stay = settings.are_whole(&name)
+            && settings.have(wish, &name, &endpoint)
+            && is_same_cluster(&layout.ca_certificate(), ca_pem);
+        Self {
+            name,
+            endpoint,
+            settings: stay.then_some(settings),
+        }
+    }
+
+    /// The address that its kubelet goes on with.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.settings.as_ref().and_then(Settings::address)
+    }
+}
+
+impl Settings {
+    fn read(layout: &Layout) -> Self {
         let arguments = fs::read_to_string(layout.environment_file("kubelet")).unwrap_or_default();
         Self {
-            name: record.node.clone(),
-            endpoint: record.runtime_endpoint.clone(),
-            address: address(&arguments),
+            kubelet: document(&layout.config_file("kubelet")),
+            proxy: document(&layout.config_file("proxy")),
+            arguments: words(&arguments, "KUBELET_ARGS"),
         }
     }
 
-    /// Of a node's files those that are to be written: one that is there is a person's, too.
-    pub(super) fn changed(
-        &self,
-        layout: &Layout,
-        wish: &Join,
-        node: &Node,
-        endpoint: &str,
-        files: Vec<Wanted>,
-    ) -> Vec<Wanted> {
-        let other_runtime = endpoint != self.endpoint;
-        let changed = |file: Wanted| {
-            let Ok(found) = fs::read_to_string(&file.path) else {
-                return Some(file);
-            };
-            if file.path == layout.environment_file("kubelet") && wish.node.kubelet_args.is_empty() {
-                let content = self.arguments(node, &found);
-                return (content != found).then_some(Wanted { content, ..file });
-            }
-            let given = if file.path == layout.config_file("kubelet") {
-                other_runtime || !wish.kubelet.is_empty() || wish.node.taints.is_some()
-            } else if file.path == layout.config_file("proxy") {
-                node.name != self.name || !wish.proxy.is_empty()
-            } else {
-                other_runtime || file.path == layout.environment_file("kubelet")
-            };
-            given.then_some(file)
+    /// Of two, the kubelet takes the last one.
+    fn argument(&self, name: &str) -> Option<&str> {
+        let value = |word: &'_ String| -> Option<usize> {
+            let value = word.strip_prefix("--")?.strip_prefix(name)?.strip_prefix('=')?;
+            Some(word.len() - value.len())
         };
-        files.into_iter().filter_map(changed).collect()
+        let mut found = self.arguments.iter().rev();
+        found.find_map(|word| value(word).and_then(|at| word.get(at..)))
     }
 
-    /// The kubelet's arguments as they are, but for a name or an address that is another now.
-    fn arguments(&self, node: &Node, found: &str) -> String {
-        let mut text = found.to_owned();
-        for (flag, value, other) in [
-            ("node-ip", node.address.to_string(), self.address != Some(node.address)),
-            ("hostname-override", node.name.clone(), node.name != self.name),
-        ] {
-            if let Some(range) = value_of(&text, flag).filter(|_| other) {
-                text.replace_range(range, &value);
-            }
-        }
-        text
+    fn named(&self) -> Option<&str> {
+        self.argument("hostname-override")
+    }
+
+    /// Of two families, the first one's.
+    fn address(&self) -> Option<IpAddr> {
+        self.argument("node-ip")?.split(',').next()?.parse().ok()
+    }
+
+    /// Not those of a run that was interrupted while it wrote them.
+    fn are_whole(&self, name: &str) -> bool {
+        let proxy = &self.proxy["hostnameOverride"];
+        self.kubelet.is_object() && proxy.as_str().is_none_or(|other| other == name)
+    }
+
+    /// Whether all that is asked for this time is so already.
+    fn have(&self, wish: &Join, name: &str, endpoint: &str) -> bool {
+        let word = |argument: &Argument| format!("--{}={}", argument.name, argument.value);
+        let node = &wish.node;
+        let taints = self
+            .kubelet
+            .get("registerWithTaints")
+            .cloned()
+            .unwrap_or_else(|| json!([]));
+        node.name.as_ref().is_none_or(|wanted| wanted == name)
+            && node.ip.is_none_or(|wanted| self.address() == Some(wanted))
+            && node.runtime_endpoint.as_ref().is_none_or(|wanted| wanted == endpoint)
+            && node.taints.as_ref().is_none_or(|wanted| taints == json!(wanted))
+            && node
+                .kubelet_args
+                .iter()
+                .all(|wanted| self.arguments.contains(&word(wanted)))
+            && has(&self.kubelet, &wish.kubelet)
+            && has(&self.proxy, &wish.proxy)
     }
 }
 
-/// A configuration file of this machine, if it is one.
-pub(super) fn document(path: &Path) -> Option<Value> {
-    let text = fs::read_to_string(path).ok()?;
-    serde_saphyr::from_str(&text).ok().filter(Value::is_object)
+/// Whether a person's fields would change nothing.
+fn has(document: &Value, fields: &Map<String, Value>) -> bool {
+    let mut merged = document.clone();
+    configuration::lay_over(&mut merged, fields);
+    fields.is_empty() || merged == *document
 }
 
-/// The address that a kubelet's arguments tell it; the first of two.
-fn address(arguments: &str) -> Option<IpAddr> {
-    let value = &arguments[value_of(arguments, "node-ip")?];
-    value.split(',').next()?.parse().ok()
+/// A configuration file of this machine; null if it is none.
+fn document(path: &Path) -> Value {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    serde_saphyr::from_str(&text).unwrap_or_default()
 }
 
-/// Where the value of a flag stands: of two, the kubelet takes the last one.
-fn value_of(arguments: &str, flag: &str) -> Option<Range<usize>> {
-    let flag = format!("--{flag}=");
-    let begin = arguments.rfind(&flag)? + flag.len();
-    let value = &arguments[begin..];
-    let length = value.find(|c: char| c.is_whitespace() || c == '"');
-    Some(begin..begin + length.unwrap_or(value.len()))
+/// The words of a variable in a file that systemd reads as `EnvironmentFile`.
+fn words(text: &str, variable: &str) -> Vec<String> {
+    let value = |line: &'_ str| line.trim().strip_prefix(variable)?.strip_prefix('=').map(str::to_owned);
+    let last = text.lines().filter_map(value).next_back().unwrap_or_default();
+    let unquoted = last.trim().trim_matches(['"', '\'']);
+    unquoted.split_whitespace().map(str::to_owned).collect()
+}
+
+/// An authority that is replaced is beside its successor for a while.
+fn is_same_cluster(former: &Path, ca_pem: &str) -> bool {
+    let former = fs::read_to_string(former)
+        .ok()
+        .and_then(|pem| public_key_pins(&pem).ok());
+    let now = public_key_pins(ca_pem).unwrap_or_default();
+    former.is_some_and(|former| former.iter().any(|pin| now.contains(pin)))
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use skiff_pki::CertificateAuthority;
 
     use super::*;
-    use crate::config::{Argument, JoinFlags};
-    use crate::init::configuration::{self, Runtime};
+    use crate::config::JoinFlags;
     use crate::record::Role;
 
     const ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
-    const ARGUMENTS: &str = "KUBELET_ARGS=\"--node-ip=192.168.56.11 --hostname-override=n --node-labels=disk=fast\"\n";
+    const ARGUMENTS: &str =
+        "KUBELET_ARGS=\"--node-ip=192.168.56.11 --hostname-override=one --node-labels=disk=fast\"\n";
 
     /// A worker whose person has set something in each of its files.
-    fn worker() -> (tempfile::TempDir, Layout, Former) {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        fs::create_dir_all(layout.config()).unwrap();
-        fs::write(layout.config_file("kubelet"), "# mine\nmaxPods: 7\n").unwrap();
-        fs::write(layout.config_file("proxy"), "mode: nftables\n").unwrap();
-        fs::write(layout.environment_file("kubelet"), ARGUMENTS).unwrap();
-        fs::write(layout.environment_file("proxy"), "PROXY_ARGS=\"--v=4\"\n").unwrap();
-        let record = Record {
-            runtime_endpoint: ENDPOINT.to_owned(),
-            ..Record::for_test(Role::Worker, Some("then"))
-        };
-        let former = Former::read(&record, &layout);
-        (root, layout, former)
+    struct Worker {
+        _root: tempfile::TempDir,
+        layout: Layout,
+        record: Record,
+        authority: CertificateAuthority,
+    }
+
+    impl Worker {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let layout = Layout::new(root.path());
+            let authority = CertificateAuthority::generate("kubernetes").unwrap();
+            fs::create_dir_all(layout.config()).unwrap();
+            fs::create_dir_all(layout.pki()).unwrap();
+            fs::write(layout.ca_certificate(), authority.certificate_pem()).unwrap();
+            let kubelet = format!("# mine\nmaxPods: 7\ncontainerRuntimeEndpoint: {ENDPOINT}\n");
+            fs::write(layout.config_file("kubelet"), kubelet).unwrap();
+            fs::write(layout.config_file("proxy"), "mode: nftables\nhostnameOverride: one\n").unwrap();
+            fs::write(layout.environment_file("kubelet"), ARGUMENTS).unwrap();
+            let mut record = Record::for_test(Role::Worker, Some("then"));
+            "one".clone_into(&mut record.node);
+            ENDPOINT.clone_into(&mut record.runtime_endpoint);
+            Self {
+                _root: root,
+                layout,
+                record,
+                authority,
+            }
+        }
+
+        fn read(&self, wish: &Join) -> Former {
+            Former::read(&self.record, &self.layout, wish, self.authority.certificate_pem())
+        }
     }
 
     fn wish() -> Join {
@@ -138,119 +199,111 @@ mod tests {
         Join::new(flags, None).unwrap()
     }
 
-    /// The names and contents of the files that are written.
-    fn written(
-        (layout, former): (&Layout, &Former),
-        wish: &Join,
-        node: &Node,
-        endpoint: &str,
-    ) -> Vec<(String, String)> {
-        let runtime = Runtime {
-            endpoint: endpoint.to_owned(),
-            ..Runtime::default()
-        };
-        let shared = json!({"kind": "KubeletConfiguration"});
-        let files = configuration::node(layout, node, &runtime, &shared, &json!({}), "auto");
-        assert_eq!(files.len(), 4);
-        let changed = former.changed(layout, wish, node, endpoint, files);
-        let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-        changed
-            .into_iter()
-            .map(|file| (name(&file.path), file.content))
-            .collect()
-    }
-
-    #[test]
-    fn the_plain_line_changes_no_setting() {
-        let (_root, layout, former) = worker();
-        assert_eq!(former.address, Some("192.168.56.11".parse().unwrap()));
-        let node = Node::for_test("n", "192.168.56.11");
-        assert_eq!(written((&layout, &former), &wish(), &node, ENDPOINT), []);
-        // What is not there is written.
-        fs::remove_file(layout.config_file("proxy")).unwrap();
-        let made = written((&layout, &former), &wish(), &node, ENDPOINT);
-        assert!(
-            matches!(made.as_slice(), [(name, _)] if name == "proxy.yaml"),
-            "{made:?}"
-        );
-    }
-
-    #[test]
-    fn what_is_given_this_time_changes_the_files_it_belongs_to() {
-        type Give = fn(&mut Join);
-        let (_root, layout, former) = worker();
-        let same = Node::for_test("n", "192.168.56.11");
-        let cases: [(Give, Node, &str, &[&str]); 6] = [
-            (
-                |wish| drop(wish.kubelet.insert("maxPods".to_owned(), json!(9))),
-                same.clone(),
-                ENDPOINT,
-                &["kubelet.yaml"],
-            ),
-            (
-                |wish| wish.node.taints = Some(vec![]),
-                same.clone(),
-                ENDPOINT,
-                &["kubelet.yaml"],
-            ),
-            (
-                |wish| drop(wish.proxy.insert("mode".to_owned(), json!("iptables"))),
-                same.clone(),
-                ENDPOINT,
-                &["proxy.yaml"],
-            ),
-            (
-                |wish| {
-                    wish.node.kubelet_args.push(Argument {
-                        name: "v".to_owned(),
-                        value: "4".to_owned(),
-                    });
-                },
-                same.clone(),
-                ENDPOINT,
-                &["kubelet.env"],
-            ),
-            (
-                |_| {},
-                Node::for_test("m", "192.168.56.11"),
-                ENDPOINT,
-                &["kubelet.env", "proxy.yaml"],
-            ),
-            (|_| {}, same, "unix:///other.sock", &["kubelet.yaml", "proxy.env"]),
-        ];
-        for (give, node, endpoint, wanted) in cases {
-            let mut wish = wish();
-            give(&mut wish);
-            let changed = written((&layout, &former), &wish, &node, endpoint);
-            let names: Vec<_> = changed.iter().map(|(name, _)| name).collect();
-            assert_eq!(names, wanted);
+    fn argument(name: &str, value: &str) -> Argument {
+        Argument {
+            name: name.to_owned(),
+            value: value.to_owned(),
         }
     }
 
     #[test]
-    fn another_address_keeps_the_other_arguments() {
-        let (_root, layout, former) = worker();
-        let node = Node::for_test("m", "192.168.56.12");
-        let changed = written((&layout, &former), &wish(), &node, ENDPOINT);
-        let wanted = ARGUMENTS.replace("56.11", "56.12").replace("=n ", "=m ");
-        assert_eq!(changed[0], ("kubelet.env".to_owned(), wanted));
+    fn settings_stay_unless_others_are_asked_for() {
+        type Ask = fn(&mut Join);
+        let worker = Worker::new();
+        let cases: [(bool, Ask); 14] = [
+            (true, |_| {}),
+            (true, |wish| wish.node.name = Some("one".to_owned())),
+            (true, |wish| wish.node.ip = Some([192, 168, 56, 11].into())),
+            (true, |wish| wish.node.runtime_endpoint = Some(ENDPOINT.to_owned())),
+            (true, |wish| wish.node.taints = Some(vec![])),
+            (true, |wish| {
+                wish.node.kubelet_args.push(argument("node-labels", "disk=fast"))
+            }),
+            (true, |wish| drop(wish.kubelet.insert("maxPods".to_owned(), json!(7)))),
+            (false, |wish| wish.node.name = Some("two".to_owned())),
+            (false, |wish| wish.node.ip = Some([192, 168, 56, 12].into())),
+            (false, |wish| {
+                wish.node.runtime_endpoint = Some("unix:///other.sock".to_owned())
+            }),
+            (false, |wish| {
+                wish.node.taints = Some(vec![json!({"key": "k", "effect": "NoExecute"})])
+            }),
+            (false, |wish| {
+                wish.node.kubelet_args.push(argument("node-labels", "disk=slow"))
+            }),
+            (false, |wish| drop(wish.kubelet.insert("maxPods".to_owned(), json!(9)))),
+            (false, |wish| {
+                drop(wish.proxy.insert("mode".to_owned(), json!("iptables")))
+            }),
+        ];
+        for (at, (stay, ask)) in cases.into_iter().enumerate() {
+            let mut wish = wish();
+            ask(&mut wish);
+            let former = worker.read(&wish);
+            assert_eq!(
+                (former.name.as_str(), former.endpoint.as_str()),
+                ("one", ENDPOINT),
+                "{at}"
+            );
+            assert_eq!(former.settings.is_some(), stay, "{at}");
+            let address = stay.then(|| [192, 168, 56, 11].into());
+            assert_eq!(former.address(), address, "{at}");
+        }
     }
 
     #[test]
-    fn the_address_that_a_kubelet_is_told() {
-        for (arguments, wanted) in [
+    fn settings_stay_in_one_cluster_only() {
+        let worker = Worker::new();
+        let other = CertificateAuthority::generate("kubernetes").unwrap();
+        let (own, other) = (worker.authority.certificate_pem(), other.certificate_pem());
+        let stay = |ca: &str| {
+            let former = Former::read(&worker.record, &worker.layout, &wish(), ca);
+            former.settings.is_some()
+        };
+        assert!(stay(&format!("{other}{own}")), "its next authority stands beside it");
+        assert!(!stay(other));
+        fs::remove_file(worker.layout.ca_certificate()).unwrap();
+        assert!(!stay(own));
+    }
+
+    /// The record has the new name before any file has.
+    #[test]
+    fn a_run_that_gave_another_name_and_was_interrupted_goes_on() {
+        let mut worker = Worker::new();
+        "two".clone_into(&mut worker.record.node);
+        let mut wish = wish();
+        wish.node.name = Some("two".to_owned());
+        assert!(worker.read(&wish).settings.is_none());
+        let renamed = ARGUMENTS.replace("=one ", "=two ");
+        fs::write(worker.layout.environment_file("kubelet"), renamed).unwrap();
+        assert!(worker.read(&wish).settings.is_none(), "the proxy has the other name");
+        wish.node.name = None;
+        assert_eq!(worker.read(&wish).name, "two");
+    }
+
+    #[test]
+    fn what_a_person_makes_of_the_arguments_is_understood() {
+        for (text, wanted) in [
             (ARGUMENTS, Some("192.168.56.11")),
-            ("KUBELET_ARGS=\"--v=2 --node-ip=10.0.0.7\"", Some("10.0.0.7")),
+            ("KUBELET_ARGS='--v=2 --node-ip=10.0.0.7'", Some("10.0.0.7")),
             // kubeadm's habit: an argument that a person adds goes before ours.
             (
                 "KUBELET_ARGS=\"--node-ip=10.0.0.7 --node-ip=10.0.0.8,fd00::8\"",
                 Some("10.0.0.8"),
             ),
-            ("KUBELET_ARGS=--node-ip=fd00::7\n", Some("fd00::7")),
-            ("KUBELET_ARGS=\"--hostname-override=n\"", None),
+            (
+                "KUBELET_ARGS=--node-ip=fd00::7\n# KUBELET_ARGS=\"--node-ip=10.0.0.9\"\n",
+                Some("fd00::7"),
+            ),
+            ("KUBELET_ARGS=\"--hostname-override=one\"", None),
             ("", None),
         ] {
-            assert_eq!(address(arguments), wanted.map(|ip| ip.parse().unwrap()), "{arguments}");
+            let settings = Settings {
+                kubelet: Value::Null,
+                proxy: Value::Null,
+                arguments: words(text, "KUBELET_ARGS"),
+            };
+            assert_eq!(settings.address(), wanted.map(|ip| ip.parse().unwrap()), "{text}");
         }
     }
 }
