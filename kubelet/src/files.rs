@@ -1,7 +1,7 @@
-//! Reading files that a container writes, or in whose place it may have put something else: never waits, never reads without end.
+//! Files that a container holds open, writes, or in whose place it may have put something else: never waits, never reads without end.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use rustix::fd::{AsRawFd as _, OwnedFd};
@@ -45,6 +45,13 @@ pub(crate) fn read_head(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Gives a regular file another content; whoever has it open sees that.
+pub(crate) fn write_in_place(path: &Path, content: &[u8]) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?;
+    File::from(file).write_all(content)
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
@@ -84,11 +91,13 @@ mod tests {
             .unwrap();
         let mut held = [0; 5];
         owner.stdout.take().unwrap().read_exact(&mut held).unwrap();
-        let error = read_head(&path, 4).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        for tried in [read_head(&path, 4).map(drop), write_in_place(&path, b"new")] {
+            assert_eq!(tried.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
         // Its input ends, and so does the lease.
         drop(owner.stdin.take());
         assert!(owner.wait().unwrap().success());
-        assert_eq!(read_head(&path, 4).unwrap(), b"");
+        write_in_place(&path, b"new").unwrap();
+        assert_eq!(read_head(&path, 4).unwrap(), b"new");
     }
 }

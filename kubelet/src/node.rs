@@ -57,15 +57,12 @@ pub(crate) struct NodeTask {
     heard: Mutex<Option<(Instant, RuntimeStatus)>>,
 }
 
-/// What the API was last told.
-struct Told {
-    /// What it was told then, or what somebody else has made of it since: the next patch goes by this.
+/// What the API was last seen to have: the next patch goes by this, whoever has written it.
+struct Held {
     status: NodeStatus,
-    /// What the API was last seen to have.
-    held: NodeStatus,
-    /// What the last patch made of it.
-    answered: NodeStatus,
-    at: Instant,
+    /// What the last patch did not bring about: an older server does not know every field, and would be told without end.
+    in_vain: Option<Value>,
+    told_at: Instant,
 }
 
 /// What became of a patch.
@@ -75,40 +72,41 @@ enum Answer {
     Registered(Node),
 }
 
-impl Told {
-    /// What the API has, whoever said so.
-    fn seen(node: Node) -> Self {
-        let held = node.status.unwrap_or_default();
+impl Held {
+    fn new(node: Node) -> Self {
         Self {
-            status: held.clone(),
-            answered: held.clone(),
-            held,
-            at: Instant::now(),
+            status: node.status.unwrap_or_default(),
+            in_vain: None,
+            told_at: Instant::now(),
         }
     }
 
-    /// The API was told this.
-    fn sent(self, status: NodeStatus, answer: Answer) -> Self {
+    /// Takes in what the API has now.
+    fn look(&mut self, node: Node) {
+        self.status = node.status.unwrap_or_default();
+    }
+
+    /// Takes in what has become of the patch to this status. What is still missing and was not in the patch is another's work.
+    fn told(&mut self, status: &NodeStatus, change: &Value, answer: Answer) {
         match answer {
-            Answer::Registered(node) => Self::seen(node),
-            Answer::Patched(node) => Self {
-                status,
-                answered: node.status.unwrap_or_default(),
-                at: Instant::now(),
-                ..self
-            },
+            Answer::Registered(node) => *self = Self::new(node),
+            Answer::Patched(node) => {
+                *self = Self::new(node);
+                self.in_vain = status::diff(&self.status, status, false);
+                let missing = self
+                    .in_vain
+                    .as_mut()
+                    .and_then(|missing| missing["status"].as_object_mut());
+                if let Some(fields) = missing {
+                    fields.retain(|field, _| change["status"].get(field).is_some());
+                }
+            }
         }
     }
 
-    /// Takes in what the API has now. What it keeps dropping of what it is told is no work of somebody else's: an older server does not
-    /// know every field. But an answer alone is not known to be ours: it has what somebody else wrote just before the patch.
-    fn look(&mut self, held: NodeStatus) {
-        let differs = |known| status::diff(&held, known, false).is_some();
-        if differs(&self.held) || differs(&self.answered) {
-            self.status = held.clone();
-        }
-        self.answered = held.clone();
-        self.held = held;
+    /// What the API is to be told, if anything.
+    fn patch(&self, status: &NodeStatus, heartbeat: bool) -> Option<Value> {
+        status::diff(&self.status, status, heartbeat).filter(|change| self.in_vain.as_ref() != Some(change))
     }
 }
 
@@ -227,7 +225,7 @@ impl NodeTask {
     async fn keep_status(&self, node: Node) {
         let api: Api<Node> = Api::all(self.client.clone());
         let report = self.config.kubelet.node_status_report_frequency.0;
-        let mut told = Told::seen(node);
+        let mut held = Held::new(node);
         let mut delay = FIRST_RETRY;
         let mut unready_since = Instant::now();
         let mut looked = Instant::now();
@@ -236,18 +234,18 @@ impl NodeTask {
         let mut pressure = self.pressure.clone();
         loop {
             if looked.elapsed() >= self.config.kubelet.node_status_update_frequency.0 {
-                self.look(&api, &mut told).await;
+                self.look(&api, &mut held).await;
                 looked = Instant::now();
             }
-            let status = self.status(&told.status).await;
-            let change = status::diff(&told.status, &status, first || told.at.elapsed() >= report);
+            let status = self.status(&held.status).await;
+            let change = held.patch(&status, first || held.told_at.elapsed() >= report);
             first = false;
             if let Some(change) = change {
-                match self.send(&api, change).await {
+                match self.send(&api, &change).await {
                     Ok(answer) => {
                         self.tell(&announced, &status);
-                        announced = status.clone();
-                        told = told.sent(status, answer);
+                        held.told(&status, &change, answer);
+                        announced = status;
                         delay = FIRST_RETRY;
                     }
                     Err(error) => {
@@ -261,24 +259,24 @@ impl NodeTask {
                     }
                 }
             }
-            if status::is_ready(&told.status) {
+            if status::is_ready(&held.status) {
                 unready_since = Instant::now();
             }
             tokio::select! {
-                () = tokio::time::sleep(self.pause(&told.status, unready_since)) => {}
+                () = tokio::time::sleep(self.pause(&held.status, unready_since)) => {}
                 () = changed(&mut pressure) => {}
             }
         }
     }
 
-    async fn look(&self, api: &Api<Node>, told: &mut Told) {
+    async fn look(&self, api: &Api<Node>, held: &mut Held) {
         match self.in_time(api.get(&self.name)).await {
-            Ok(node) => told.look(node.status.unwrap_or_default()),
+            Ok(node) => held.look(node),
             Err(error) => tracing::debug!(error = error_chain(&error), "cannot look at this node's status"),
         }
     }
 
-    async fn send(&self, api: &Api<Node>, change: Value) -> kube::Result<Answer> {
+    async fn send(&self, api: &Api<Node>, change: &Value) -> kube::Result<Answer> {
         let (parameters, patch) = (PatchParams::default(), Patch::Strategic(change));
         match self.in_time(api.patch_status(&self.name, &parameters, &patch)).await {
             Err(error) if is_not_found(&error) => {
@@ -391,56 +389,60 @@ async fn changed(pressure: &mut watch::Receiver<Pressure>) {
 mod tests {
     use super::*;
 
-    fn status(ready: &str, features: Value) -> NodeStatus {
-        let status = json!({"conditions": [{"type": "Ready", "status": ready}], "features": features});
-        serde_json::from_value(status).unwrap()
+    fn status(cpu: &str, features: Value) -> NodeStatus {
+        serde_json::from_value(json!({"capacity": {"cpu": cpu}, "features": features})).unwrap()
     }
 
-    fn node(status: NodeStatus) -> Node {
+    fn node(status: &NodeStatus) -> Node {
         Node {
-            status: Some(status),
+            status: Some(status.clone()),
             ..Node::default()
         }
     }
 
-    fn sent(told: Told, status: &NodeStatus, answer: &NodeStatus) -> Told {
-        told.sent(status.clone(), Answer::Patched(node(answer.clone())))
+    #[test]
+    fn a_field_that_the_server_does_not_know_is_told_with_others_only() {
+        let own = |cpu| status(cpu, json!({"supplementalGroupsPolicy": true}));
+        let kept = |cpu| status(cpu, Value::Null);
+        let mut held = Held::new(node(&kept("1")));
+        for cpu in ["2", "4"] {
+            let change = held.patch(&own(cpu), false).unwrap();
+            assert!(change["status"]["features"].is_object(), "{change}");
+            held.told(&own(cpu), &change, Answer::Patched(node(&kept(cpu))));
+            assert_eq!(held.patch(&own(cpu), false), None);
+            held.look(node(&kept(cpu)));
+            assert_eq!(held.patch(&own(cpu), false), None);
+        }
     }
 
-    /// Else a node whose server does not know a field would be written without end.
+    /// Just before a patch, after it, and the same once more.
     #[test]
-    fn only_what_somebody_else_changed_is_seen_as_changed() {
-        let own = status("True", json!({"supplementalGroupsPolicy": true}));
-        let held = |ready| status(ready, Value::Null);
-        let mut told = sent(Told::seen(node(held("Unknown"))), &own, &held("True"));
-        told.look(held("True"));
-        assert_eq!(
-            told.status,
-            held("True"),
-            "it is told once more: who made the answer so?"
-        );
-        let mut told = sent(told, &own, &held("True"));
-        told.look(held("True"));
-        assert_eq!(told.status, own, "and never again: an older server has forgotten it");
-        told.look(held("Unknown"));
-        assert_eq!(told.status, held("Unknown"));
-    }
-
-    #[test]
-    fn what_somebody_writes_beside_a_patch_is_seen() {
-        let status = |ready, cpu| {
-            let mut status = status(ready, Value::Null);
-            status.capacity = serde_json::from_value(json!({"cpu": cpu})).unwrap();
+    fn whatever_somebody_else_writes_is_put_right() {
+        let (own, foreign) = (status("2", Value::Null), status("64", Value::Null));
+        let with_another = |status: &NodeStatus| {
+            let mut status = status.clone();
+            status.addresses = serde_json::from_value(json!([{"type": "Hostname", "address": "other"}])).unwrap();
             status
         };
-        let (own, before, foreign) = (status("False", "2"), status("True", "2"), status("False", "64"));
-        // The answer to the patch has it, too.
-        let mut told = sent(Told::seen(node(before)), &own, &foreign);
-        told.look(foreign.clone());
-        assert_eq!(told.status, foreign);
-        // It is put right, and written again before the next look.
-        let mut told = sent(told, &own, &own);
-        told.look(foreign.clone());
-        assert_eq!(told.status, foreign);
+        let mut held = Held::new(node(&status("1", Value::Null)));
+        // The answer has what was written before.
+        let change = held.patch(&own, false).unwrap();
+        held.told(&own, &change, Answer::Patched(node(&with_another(&own))));
+        let looks = [
+            with_another(&own),
+            foreign.clone(),
+            own.clone(),
+            foreign.clone(),
+            foreign,
+        ];
+        for found in looks {
+            held.look(node(&found));
+            let change = held.patch(&own, false);
+            assert_eq!(change.is_some(), found != own, "{found:?}");
+            if let Some(change) = change {
+                held.told(&own, &change, Answer::Patched(node(&own)));
+            }
+            assert_eq!(held.patch(&own, false), None);
+        }
     }
 }

@@ -267,12 +267,30 @@ pub enum Error {
         /// What was found.
         path: PathBuf,
     },
-    /// A worker that joins once more has lost its address since.
-    #[error("{} names the address {address}, which this machine has no more: write the one there that it has now, or give --node-ip, and all settings are made anew", file.display())]
-    FormerAddress {
-        /// The one it had.
-        address: std::net::IpAddr,
-        /// The kubelet's arguments.
+    /// A worker that joins once more keeps its settings.
+    #[error("{flag} {wanted}: this node has {has}, and joining once more changes no settings; leave the flag out, write it into {}, or run `skiff reset` first", file.display())]
+    SettingsStay {
+        /// What was given.
+        flag: &'static str,
+        /// Its value.
+        wanted: String,
+        /// What it has.
+        has: String,
+        /// Where that stands.
+        file: PathBuf,
+    },
+    /// A configuration file that is none.
+    #[error("cannot read this node's settings in {}: {reason}; correct the file", file.display())]
+    Settings {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A worker that joins once more does so in its own cluster.
+    #[error("this machine is a worker of another cluster: none of the authorities in {} is the one that answers; run `skiff reset` first, or, if the cluster's authority was replaced while this machine was off, copy the new ca.crt of a control plane there", file.display())]
+    AnotherCluster {
+        /// The authorities that it trusts.
         file: PathBuf,
     },
     /// Not a node.

@@ -43,8 +43,8 @@ pub struct Joined {
 /// What is known before anything is changed.
 struct Plan {
     former: Option<Record>,
-    /// What this node was before, where it joins once more.
-    again: Option<Former>,
+    /// Whether this node joins once more: what it has of files stays.
+    again: bool,
     node: Node,
     /// The container runtime's socket.
     endpoint: String,
@@ -55,17 +55,14 @@ struct Plan {
 }
 
 impl Plan {
-    /// The files that this node's processes read, as far as they are to be written. The authority goes last: settings of another cluster
-    /// are known by it.
+    /// The files that this node's processes read, as far as they are to be written.
     fn files(&self, machine: &Machine<'_>, runtime: &configuration::Runtime) -> Vec<Wanted> {
         let mut files = self.shared.files(machine, &self.node, runtime);
-        if self.again.as_ref().is_some_and(|former| former.settings.is_some()) {
+        if self.again {
             files.retain(|file| !file.path.exists());
         }
-        files.push(Wanted::public(
-            machine.layout.ca_certificate(),
-            self.info.ca_pem.clone(),
-        ));
+        let authority = Wanted::public(machine.layout.ca_certificate(), self.info.ca_pem.clone());
+        files.insert(0, authority);
         files
     }
 }
@@ -162,33 +159,24 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
         None => Role::Worker,
     };
     let former = Record::read(&machine.layout)?;
-    let record = once_more(machine, former.as_ref(), role);
-    if record.is_none() {
-        let admin = machine.layout.kubeconfig("admin");
-        init::refuse_second(former.as_ref(), role, &admin.display().to_string())?;
-    }
-    let (again, info) = match record {
-        // Which cluster it is decides over its settings.
-        Some(record) => {
-            let info = discovery::run(machine, wish).await?;
-            let again = Former::read(record, &machine.layout, wish, &info.ca_pem);
-            (Some(again), Some(info))
+    let again = match once_more(machine, former.as_ref(), role) {
+        Some(record) => Some(Former::read(record, &machine.layout)?),
+        None => {
+            let admin = machine.layout.kubeconfig("admin");
+            init::refuse_second(former.as_ref(), role, &admin.display().to_string())?;
+            None
         }
-        None => (None, None),
     };
     let mut node = resolve_node(machine, wish, again.as_ref()).await?;
     let mut endpoint = machine.layout.runtime_endpoint();
     if let Some(again) = &again {
-        let name = wish.node.name.as_ref().unwrap_or(&again.name);
-        let settings = match again.settings {
-            Some(_) => "with the settings that it has",
-            None => "with settings made anew",
-        };
+        again.check(&machine.layout, wish)?;
         let text = format!(
-            "The cluster does not believe this node's certificates any more: joining again as {name:?}, {settings}"
+            "The cluster does not believe this node's certificates any more: joining again as {:?}, with the settings that it has: what flags or --config say of its kubelet and its proxy changes none",
+            again.name
         );
         machine.say("preflight", text);
-        name.clone_into(&mut node.name);
+        again.name.clone_into(&mut node.name);
         again.endpoint.clone_into(&mut endpoint);
     }
     if let Some(wanted) = &wish.node.runtime_endpoint {
@@ -196,14 +184,14 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
     }
     let mut facts = check(machine, role, &node, &endpoint, wish).await?;
 
-    let info = match info {
-        Some(info) => info,
-        None => discovery::run(machine, wish).await?,
-    };
+    let info = discovery::run(machine, wish).await?;
+    if again.is_some() {
+        former::check_cluster(&machine.layout, &info.ca_pem)?;
+    }
     let api = Client::with_token(&info.server, Some(&info.ca_pem), Some(&wish.bootstrap_token))?;
     others::check(machine, &api, &node).await?;
     let mut shared = Shared::read(machine, &api, wish).await?;
-    if let Some(own) = again.as_ref().and_then(|former| former.settings.as_ref()) {
+    if let Some(own) = again.as_ref().filter(|former| former.kubelet.is_object()) {
         own.kubelet.clone_into(&mut shared.kubelet);
     }
     node.proxy = shared.proxy.is_some();
@@ -214,7 +202,7 @@ async fn look(machine: &Machine<'_>, wish: &Join) -> Result<Plan, Error> {
     init::settle(machine, findings)?;
     Ok(Plan {
         former,
-        again,
+        again: again.is_some(),
         node,
         endpoint,
         info,
@@ -236,11 +224,16 @@ fn once_more<'a>(machine: &Machine<'_>, former: Option<&'a Record>, role: Role) 
 async fn resolve_node(machine: &Machine<'_>, wish: &Join, again: Option<&Former>) -> Result<Node, Error> {
     let server = resolve(&wish.endpoint).await?;
     let network = address::observe()?;
-    let former = again.and_then(Former::address);
-    if let Some(address) = former.filter(|ip| !network.has(*ip)) {
+    let former = again.and_then(|former| former.address);
+    if let Some(gone) = former.filter(|ip| !network.has(*ip)) {
         let file = machine.layout.environment_file("kubelet");
-        return Err(Error::FormerAddress { address, file });
+        let text = format!(
+            "WARNING: {} names the address {gone}, which this machine does not have",
+            file.display()
+        );
+        machine.say("preflight", text);
     }
+    let former = former.filter(|ip| network.has(*ip));
     let choice = address::of_joining(
         &network,
         wish.node.ip.or(former),

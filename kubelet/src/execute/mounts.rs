@@ -151,7 +151,7 @@ impl Subject<'_> {
             return Ok(path);
         }
         // They see it by its inode: it is written in place.
-        std::fs::write(&path, text)?;
+        files::write_in_place(&path, text.as_bytes())?;
         Ok(path)
     }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Component, Path, PathBuf};
 
 use super::{Error, make_dir};
+use crate::files;
 
 const DATA: &str = "..data";
 const NEXT: &str = "..data_tmp";
@@ -83,7 +84,7 @@ fn same(dir: &Path, files: &Files, group: Option<u32>) -> bool {
                 && group.is_none_or(|group| group == found.gid())
         };
         std::fs::metadata(&path).is_ok_and(is_given)
-            && std::fs::read(&path).is_ok_and(|content| content == file.content)
+            && files::read_head(&path, file.content.len() + 1).is_ok_and(|content| content == file.content)
     })
 }
 

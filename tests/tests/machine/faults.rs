@@ -105,6 +105,11 @@ async fn kubelets_whose_certificate_has_ended(
     let settings = worker.layout.config_file("kubelet");
     let own = format!("# Mine.\nmaxPods: 42\n{}", std::fs::read_to_string(&settings)?);
     std::fs::write(&settings, &own)?;
+    let other = refusal(worker.join_with(line, |flags| flags.node.name = Some("other".to_owned()))?)?;
+    assert!(
+        other.contains("--node-name other") && other.contains("skiff reset"),
+        "{other}"
+    );
     told(worker.join_with(line, |flags| flags.node.name = None)?, worker)?;
     assert_eq!(std::fs::read_to_string(settings)?, own);
     assert_eq!(
