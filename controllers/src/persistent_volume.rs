@@ -128,8 +128,10 @@ impl Controller {
         let named = volumes::claimed_volume(claim);
         if !named.is_empty() {
             self.queue.add(Work::Volume(Key::cluster(named)));
-        } else if change.is_deletion() || change.old.is_none() {
-            // A volume may name a claim that does not know of it yet.
+        }
+        let before = change.old.map(|old| volumes::claimed_volume(old));
+        if change.is_deletion() || before != Some(named) {
+            // A volume may name a claim that does not know of it yet, or has taken another one.
             for volume in self
                 .volumes
                 .list()
@@ -144,6 +146,7 @@ impl Controller {
     fn volume_changed(&self, change: &Change<'_, PersistentVolume>) {
         let volume = change.object();
         self.queue.add(Work::Volume(volume.key()));
+        self.add_claims(&Index::Volume(volume.name().to_owned()));
         if let Some(claim) = volumes::claim_ref(volume) {
             self.queue.add(Work::Claim(Key::new(
                 claim.namespace.as_deref().unwrap_or_default(),
@@ -182,7 +185,11 @@ impl Controller {
     }
 
     fn add_unbound(&self, class: &str) {
-        for claim in self.claims.by_index(&Index::Unbound(class.to_owned())) {
+        self.add_claims(&Index::Unbound(class.to_owned()));
+    }
+
+    fn add_claims(&self, index: &Index) {
+        for claim in self.claims.by_index(index) {
             self.queue.add(Work::Claim(claim.key()));
         }
     }

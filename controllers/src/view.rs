@@ -74,8 +74,10 @@ pub(crate) enum Index {
     Service(String, String),
     /// Pods that use a claim: namespace and claim name.
     Claim(String, String),
-    /// Claims of a class that have no volume yet.
+    /// Claims of a class that name no volume yet.
     Unbound(String),
+    /// Claims that name a volume.
+    Volume(String),
 }
 
 /// A kind as the manager sees it.
@@ -531,11 +533,10 @@ impl View for PersistentVolume {}
 
 impl View for PersistentVolumeClaim {
     fn index(&self) -> Vec<Index> {
-        let unbound = volumes::claimed_volume(self).is_empty();
-        unbound
-            .then(|| Index::Unbound(volumes::claim_class(self).to_owned()))
-            .into_iter()
-            .collect()
+        vec![match volumes::claimed_volume(self) {
+            "" => Index::Unbound(volumes::claim_class(self).to_owned()),
+            name => Index::Volume(name.to_owned()),
+        }]
     }
 }
 

@@ -145,15 +145,13 @@ impl Controller {
         if self.is_sent_nowhere(&claim).await? {
             return self.recall(&claim).await;
         }
+        let (named, all) = match volumes::claimed_volume(&claim) {
+            "" => (None, self.volumes.list()),
+            name => (self.volumes.get(&Key::cluster(name)), Vec::new()),
+        };
         let decided = {
-            let named = self.volumes.get(&Key::cluster(volumes::claimed_volume(&claim)));
             let class = self.classes.get(&Key::cluster(volumes::claim_class(&claim)));
             let classes = self.classes.list();
-            let all = if volumes::claimed_volume(&claim).is_empty() {
-                self.volumes.list()
-            } else {
-                Vec::new()
-            };
             plan(&Sight {
                 claim: &claim,
                 named: named.as_deref(),
@@ -170,8 +168,9 @@ impl Controller {
                     .await
             }
             Plan::Provision(provisioner) => self.provision(&claim, &provisioner).await,
-            Plan::Bind(name) => match self.volumes.get(&Key::cluster(&name)) {
-                Some(volume) => self.bind(&volume, &claim).await,
+            // The one that was decided on: by now it may be another claim's, and only its version tells.
+            Plan::Bind(name) => match named.iter().chain(&all).find(|volume| volume.name() == name) {
+                Some(volume) => self.bind(volume, &claim).await,
                 None => Ok(()),
             },
             Plan::Lose(note) => self.lose(&claim, note).await,

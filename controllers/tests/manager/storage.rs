@@ -283,6 +283,34 @@ async fn an_ephemeral_volume_has_a_claim_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_claim_gets_the_volume_that_it_names_when_that_comes() {
+    let cluster = Cluster::start().await;
+    let named = claim("c", json!({"storageClassName": "", "volumeName": "v"}));
+    cluster.post(CLAIMS, named).await;
+    eventually("it waits", async || cluster.claim_phase("c").await == "Pending").await;
+    cluster.post(VOLUMES, volume("v", json!({}))).await;
+    cluster.wait_bound("c").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_claim_takes_another_is_free_again() {
+    let cluster = Cluster::start().await;
+    let claim = cluster.post(CLAIMS, claim("c", json!({"storageClassName": ""}))).await;
+    let reference = json!({"namespace": "default", "name": "c", "uid": claim["metadata"]["uid"]});
+    let block = volume("block", json!({"claimRef": reference, "volumeMode": "Block"}));
+    cluster.post(VOLUMES, block).await;
+    cluster.wait_event("c", "VolumeMismatch: Cannot bind PersistentVolume \"block\" to requested PersistentVolumeClaim due to incompatible volumeMode.").await;
+    cluster.post(VOLUMES, volume("files", json!({}))).await;
+    cluster.wait_bound("c").await;
+    eventually("the other one is free", async || {
+        cluster.volume_phase("block").await == "Available"
+    })
+    .await;
+    let block = cluster.get(&format!("{VOLUMES}/block")).await;
+    assert_eq!(block["spec"]["claimRef"]["uid"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_claims_never_share_a_volume() {
     let cluster = Cluster::start().await;
     for number in 0..20 {
