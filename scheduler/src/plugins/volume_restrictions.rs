@@ -43,8 +43,10 @@ impl Plugin for VolumeRestrictions {
 
 impl PreFilter for VolumeRestrictions {
     fn pre_filter<'a>(&'a self, pod: &'a Pod, snapshot: &'a Snapshot) -> PreFiltered<'a> {
-        let mut pods = snapshot.nodes.iter().flat_map(|node| &node.pods);
-        let taken = |claim: &Arc<str>| pods.any(|other| other.uid != pod.uid && uses(other, &pod.namespace, claim));
+        let taken = |claim: &Arc<str>| {
+            let mut pods = snapshot.nodes.iter().flat_map(|node| &node.pods);
+            pods.any(|other| other.uid != pod.uid && uses(other, &pod.namespace, claim))
+        };
         let mut exclusive = exclusive(pod, &snapshot.objects).peekable();
         if exclusive.peek().is_none() || !exclusive.any(taken) {
             return PreFiltered::Skip;
@@ -70,10 +72,13 @@ mod tests {
 
     #[test]
     fn one_pod_at_a_time() {
-        let using = |claim: &str| json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]});
+        let using = |claims: &[&str]| {
+            let volume = |claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}});
+            json!({"volumes": claims.iter().map(volume).collect::<Vec<_>>()})
+        };
         let users = [
-            running("x", "n1", json!({}), using("alone")),
-            running("y", "n1", json!({}), using("shared")),
+            running("x", "n1", json!({}), using(&["alone"])),
+            running("y", "n1", json!({}), using(&["shared"])),
         ];
         let mut snapshot = Snapshot::of([with_pods(node("n1", json!({})), &users), node("n2", json!({}))]);
         let objects = Arc::make_mut(&mut snapshot.objects);
@@ -85,12 +90,20 @@ mod tests {
             let claim = serde_json::from_value(json!({"spec": {"accessModes": [mode]}})).unwrap();
             objects.claims.insert(("default".into(), name.into()), Arc::new(claim));
         }
-        let refused = |claim: &str| {
-            let verdicts = verdicts(&VolumeRestrictions, &pod("p", using(claim)), &snapshot);
-            verdicts.iter().filter(|(_, verdict)| verdict.is_err()).count()
-        };
-        assert_eq!([refused("alone"), refused("free"), refused("shared")], [2, 0, 0]);
-        assert!(VolumeRestrictions.hint(&pod("p", using("alone")), &ClusterEvent::PodGone(&users[0])));
-        assert!(!VolumeRestrictions.hint(&pod("p", using("alone")), &ClusterEvent::PodGone(&users[1])));
+        let cases: [(&[&str], usize); 5] = [
+            (&["alone"], 2),
+            (&["free"], 0),
+            (&["shared"], 0),
+            (&["free", "alone"], 2),
+            (&["alone", "free"], 2),
+        ];
+        for (claims, refusals) in cases {
+            let verdicts = verdicts(&VolumeRestrictions, &pod("p", using(claims)), &snapshot);
+            let refused = verdicts.iter().filter(|(_, verdict)| verdict.is_err()).count();
+            assert_eq!(refused, refusals, "{claims:?}");
+        }
+        let waiting = pod("p", using(&["alone"]));
+        assert!(VolumeRestrictions.hint(&waiting, &ClusterEvent::PodGone(&users[0])));
+        assert!(!VolumeRestrictions.hint(&waiting, &ClusterEvent::PodGone(&users[1])));
     }
 }
