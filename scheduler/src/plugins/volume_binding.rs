@@ -45,8 +45,8 @@ struct Decision {
     labels: Labels,
     /// Volumes that are there, each for a claim.
     bind: Vec<(Arc<PersistentVolume>, Key)>,
-    /// Claims that their provisioner makes a volume for, on this node.
-    provision: Vec<Key>,
+    /// Claims, as they were, that their provisioner makes a volume for, on this node.
+    provision: Vec<(Arc<PersistentVolumeClaim>, Key)>,
     node: Arc<str>,
 }
 
@@ -74,7 +74,8 @@ impl Decisions {
 
     /// The node that a claim's volume is to be provisioned on.
     fn node_of(&self, claim: &Key) -> Option<&str> {
-        let sent = self.pods.values().find(|decision| decision.provision.contains(claim));
+        let sends = |decision: &&Arc<Decision>| decision.provision.iter().any(|(_, sent)| sent == claim);
+        let sent = self.pods.values().find(sends);
         sent.map(|decision| &*decision.node)
     }
 }

@@ -108,7 +108,7 @@ impl<'a> Wanted<'a> {
         }
         let selected = volumes::claim_annotation(waiting.claim, SELECTED_NODE);
         if let Some(selected) = selected.or(decisions.node_of(key)) {
-            decision.provision.push(key.clone());
+            decision.provision.push((Arc::clone(waiting.claim), key.clone()));
             return *selected == *node.name;
         }
         let free = waiting.candidates.iter().filter(|volume| {
@@ -126,7 +126,7 @@ impl<'a> Wanted<'a> {
             return true;
         }
         let class = self.objects.storage_classes.get(volumes::claim_class(waiting.claim));
-        decision.provision.push(key.clone());
+        decision.provision.push((Arc::clone(waiting.claim), key.clone()));
         // A volume that names the claim is the one, and here it is not.
         let meant = waiting
             .candidates

@@ -1,3 +1,4 @@
+use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::*;
@@ -182,4 +183,58 @@ async fn hints_concern_pods_with_claims() {
     assert!(!plugin.hint(&user("p", &["b"]), &ClusterEvent::ClaimChanged(&key)));
     assert!(plugin.hint(&user("p", &["b"]), &ClusterEvent::VolumeChanged));
     assert!(!plugin.hint(&user("p", &[]), &ClusterEvent::VolumeChanged));
+}
+
+/// An API server with one claim that was sent to n2, which refuses every older version of it; and what was written.
+fn stale_claims() -> (Client, Arc<Mutex<Vec<Value>>>) {
+    let written = Arc::<Mutex<Vec<Value>>>::default();
+    let record = Arc::clone(&written);
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let record = Arc::clone(&record);
+        async move {
+            let (head, body) = request.into_parts();
+            if head.uri.query().is_some_and(|query| query.contains("watch=")) {
+                std::future::pending::<()>().await;
+            }
+            let (code, reply) = if head.method == http::Method::PATCH {
+                let body = body.collect_bytes().await.unwrap();
+                record.lock().push(serde_json::from_slice(&body).unwrap());
+                (
+                    409,
+                    json!({"kind": "Status", "status": "Failure", "reason": "Conflict", "message": "", "code": 409}),
+                )
+            } else {
+                let name = if head.uri.path().ends_with("/pods") { "p" } else { "a" };
+                let metadata = json!({
+                    "namespace": "default", "name": name, "uid": name, "annotations": {volumes::SELECTED_NODE: "n2"},
+                });
+                (
+                    200,
+                    json!({"metadata": {"resourceVersion": "8"}, "items": [{"metadata": metadata}]}),
+                )
+            };
+            let reply = http::Response::builder()
+                .status(code)
+                .body(Body::from(reply.to_string().into_bytes()));
+            Ok::<_, std::convert::Infallible>(reply.unwrap())
+        }
+    });
+    (Client::new(service, "default"), written)
+}
+
+#[tokio::test]
+async fn a_claim_is_sent_to_a_node_only_as_it_was_decided_on() {
+    let mut scene = Scene::new().claim("a", "late", json!({}), "");
+    let claim = scene.objects().claims.values_mut().next().unwrap();
+    Arc::make_mut(claim).metadata.resource_version = Some("7".to_owned());
+    let (client, written) = stale_claims();
+    scene.plugin.client = client;
+    let pod = user("p", &["a"]);
+    scene.plugin.reserve(&pod, "n1", &scene.snapshot).unwrap();
+    let error = scene.plugin.pre_bind(&pod, "n1").await.unwrap_err();
+    assert_eq!(written.lock()[0]["metadata"]["resourceVersion"], "7");
+    let Error::Volumes { source, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(matches!(source, crate::VolumesError::Reset(_)), "{source}");
 }

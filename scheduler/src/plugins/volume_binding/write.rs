@@ -23,10 +23,11 @@ pub(super) async fn carry_out(client: &Client, pod: &Pod, decision: &Decision) -
     for (volume, claim) in &decision.bind {
         refer(client, volume, claim).await?;
     }
-    for claim in &decision.provision {
-        send(client, claim, &decision.node).await?;
+    for (claim, key) in &decision.provision {
+        send(client, claim, key, &decision.node).await?;
     }
-    let claims = decision.bind.iter().map(|(_, claim)| claim).chain(&decision.provision);
+    let provisioned = decision.provision.iter().map(|(_, key)| key);
+    let claims = decision.bind.iter().map(|(_, key)| key).chain(provisioned);
     let waits: Vec<_> = claims.map(|claim| bound(client, claim, decision)).collect();
     if waits.is_empty() {
         return Ok(());
@@ -63,22 +64,35 @@ async fn refer(client: &Client, volume: &PersistentVolume, (namespace, name): &K
     })
 }
 
-/// Tells the claim's provisioner where the volume is to be.
-async fn send(client: &Client, (namespace, name): &Key, node: &str) -> Result<(), Error> {
-    let body = json!({"metadata": {"annotations": {SELECTED_NODE: node}}});
+/// Tells the claim's provisioner where the volume is to be, unless the claim has changed since that was decided: then it may
+/// have been sent elsewhere.
+async fn send(
+    client: &Client,
+    claim: &PersistentVolumeClaim,
+    (namespace, name): &Key,
+    node: &str,
+) -> Result<(), Error> {
+    let body = json!({"metadata": {
+        "resourceVersion": claim.metadata.resource_version,
+        "annotations": {SELECTED_NODE: node},
+    }});
     let path = format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}");
-    let written = patch(client, &path, &body).await;
-    written.map_err(|source| Error::Write {
-        what: format!("PersistentVolumeClaim {namespace}/{name}"),
-        source,
-    })
+    match patch(client, &path, &body).await {
+        // Perhaps for another pod that uses the claim, and to the same node: whoever waits for the claim sees what it says.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        written => written.map_err(|source| Error::Write {
+            what: format!("PersistentVolumeClaim {namespace}/{name}"),
+            source,
+        }),
+    }
 }
 
 /// Waits until the claim is bound to a volume that is on the chosen node.
 async fn bound(client: &Client, (namespace, name): &Key, decision: &Decision) -> Result<(), Error> {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let key = (namespace, name);
-    let provisioned = decision.provision.iter().any(|(ns, claim)| (ns, claim) == key);
+    let mut sent = decision.provision.iter();
+    let provisioned = sent.any(|(_, (namespace, name))| (namespace, name) == key);
     let recalled = |claim: &PersistentVolumeClaim| {
         provisioned && volumes::claim_annotation(claim, SELECTED_NODE).is_none_or(|node| *node != *decision.node)
     };
