@@ -84,13 +84,20 @@ struct StatusWriter {
     client: Client,
     scheduler: String,
     effects: Effects,
+    /// Hears of each pod (its UID) that a victim could not be deleted for.
+    failed: mpsc::UnboundedSender<Arc<str>>,
 }
 
 // === impl Effects ===
 
 impl Effects {
-    /// Starts the two tasks.
-    pub(crate) fn start(client: &Client, config: &Config, tasks: &Tasks) -> Self {
+    /// Starts the two tasks. `failed` hears of each pod (its UID) that no room could be made for.
+    pub(crate) fn start(
+        client: &Client,
+        config: &Config,
+        failed: mpsc::UnboundedSender<Arc<str>>,
+        tasks: &Tasks,
+    ) -> Self {
         let (events, mut event_queue) = mpsc::channel::<(Event, ObjectReference)>(BACKLOG);
         let effects = Self {
             shared: Arc::default(),
@@ -100,6 +107,7 @@ impl Effects {
             client: client.clone(),
             scheduler: config.scheduler_name.clone(),
             effects: effects.clone(),
+            failed,
         };
         tasks.spawn(async move { writer.run().await });
         let mut reporter = Reporter::from(config.scheduler_name.as_str());
@@ -205,7 +213,13 @@ impl StatusWriter {
             let task = shared.waiting.lock().tasks.pop_front();
             match task {
                 None => shared.more.notified().await,
-                Some(Task::Preempt { preemptor, preemption }) => report(self.preempt(&preemptor, preemption).await),
+                Some(Task::Preempt { preemptor, preemption }) => {
+                    if let Err(error) = self.preempt(&preemptor, preemption).await {
+                        tracing::warn!(error = %error_chain(&error), "cannot make room for a pod; trying it again");
+                        // Nobody listens after shutdown.
+                        self.failed.send(Arc::clone(&preemptor.uid)).ok();
+                    }
+                }
                 Some(Task::Status(uid)) => {
                     let _busy = shared.busy.lock().await;
                     let status = shared.waiting.lock().begin(uid);
@@ -250,31 +264,42 @@ impl StatusWriter {
 
     async fn preempt(&self, preemptor: &Pod, preemption: Preemption) -> Result<(), Error> {
         for victim in &preemption.victims {
-            let message = format!("{}: preempting to accommodate a higher priority pod", self.scheduler);
-            let condition = json!({
-                "type": "DisruptionTarget",
-                "status": "True",
-                "reason": "PreemptionByScheduler",
-                "message": message,
-                "lastTransitionTime": now(),
-            });
-            self.patch_status(victim, json!({"conditions": [condition]})).await?;
-            let options = json!({
-                "kind": "DeleteOptions",
-                "apiVersion": "v1",
-                "preconditions": {"uid": &*victim.uid},
-            });
-            delete(&self.client, &path(victim), &options)
-                .await
-                .map_err(|source| Error::Preempt {
-                    pod: victim.full_name(),
-                    source,
-                })?;
-            let note = format!("Preempted by pod {} on node {}", preemptor.uid, preemption.node);
-            self.effects
-                .event(victim, EventType::Normal, "Preempted", "Preempting", note);
+            match self.evict(victim).await {
+                Ok(()) => {
+                    let note = format!("Preempted by pod {} on node {}", preemptor.uid, preemption.node);
+                    self.effects
+                        .event(victim, EventType::Normal, "Preempted", "Preempting", note);
+                }
+                // It has left by itself.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
+    }
+
+    async fn evict(&self, victim: &Pod) -> Result<(), Error> {
+        let message = format!("{}: preempting to accommodate a higher priority pod", self.scheduler);
+        let condition = json!({
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "PreemptionByScheduler",
+            "message": message,
+            "lastTransitionTime": now(),
+        });
+        let told = self.patch_status(victim, json!({"conditions": [condition]})).await;
+        // Whether the pod itself is gone, or only somebody else wrote at the same time, the deletion shows.
+        told.or_else(|error| if is_gone(&error) { Ok(()) } else { Err(error) })?;
+        let options = json!({
+            "kind": "DeleteOptions",
+            "apiVersion": "v1",
+            "preconditions": {"uid": &*victim.uid},
+        });
+        let deleted = delete(&self.client, &path(victim), &options).await;
+        deleted.map_err(|source| Error::Preempt {
+            pod: victim.full_name(),
+            source,
+        })
     }
 
     async fn patch_status(&self, pod: &Pod, status: Value) -> Result<(), Error> {
@@ -307,19 +332,18 @@ impl Waiting {
 fn report(result: Result<(), Error>) {
     match result {
         // A pod that is gone needs no status.
-        Err(
-            Error::Status {
-                source: kube::Error::Api(status),
-                ..
-            }
-            | Error::Preempt {
-                source: kube::Error::Api(status),
-                ..
-            },
-        ) if matches!(status.code, 404 | 409) => {}
+        Err(error) if is_gone(&error) => {}
         Err(error) => tracing::warn!(error = %error_chain(&error), "cannot tell of a decision"),
         Ok(()) => {}
     }
+}
+
+/// Whether a write was refused because its pod is gone, or another of its name is there.
+fn is_gone(error: &Error) -> bool {
+    let (Error::Status { source, .. } | Error::Preempt { source, .. }) = error else {
+        return false;
+    };
+    matches!(source, kube::Error::Api(status) if matches!(status.code, 404 | 409))
 }
 
 fn path(pod: &Pod) -> String {

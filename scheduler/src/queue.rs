@@ -168,12 +168,12 @@ impl Queue {
 
     /// Something else went wrong with a pod in flight: it is tried again after its delay.
     pub(crate) fn error(&mut self, uid: &str, now: Instant) {
-        let delays = self.delays;
-        let Some(entry) = self.in_flight(uid) else { return };
-        entry.failed = Some(now);
-        let until = now + delays.after(entry.attempts);
-        let uid = Arc::clone(&entry.pod.uid);
-        self.put(&uid, Place::Error(until));
+        self.delay(uid, now, |place| place == Place::InFlight);
+    }
+
+    /// What an unschedulable pod waits for will not happen: it is tried again after its delay.
+    pub(crate) fn retry_later(&mut self, uid: &str, now: Instant) {
+        self.delay(uid, now, |place| matches!(place, Place::Unschedulable(_)));
     }
 
     /// Room is being made for a pod at a node (or not any more).
@@ -242,6 +242,17 @@ impl Queue {
 
     fn in_flight(&mut self, uid: &str) -> Option<&mut Entry> {
         self.entries.get_mut(uid).filter(|entry| entry.place == Place::InFlight)
+    }
+
+    fn delay(&mut self, uid: &str, now: Instant, concerns: fn(Place) -> bool) {
+        let delays = self.delays;
+        let Some(entry) = self.entries.get_mut(uid).filter(|entry| concerns(entry.place)) else {
+            return;
+        };
+        entry.failed = Some(now);
+        let until = now + delays.after(entry.attempts);
+        let uid = Arc::clone(&entry.pod.uid);
+        self.put(&uid, Place::Error(until));
     }
 
     /// Makes a pod active, or lets it wait for the rest of its delay.
@@ -446,6 +457,20 @@ mod tests {
             fixture.queue.tick(due);
             fixture.now = due;
         }
+    }
+
+    #[tokio::test]
+    async fn only_an_unschedulable_pod_can_have_waited_in_vain() {
+        let mut fixture = Fixture::new();
+        fixture.set(pod("a", json!({})));
+        fixture.queue.retry_later("a", fixture.now);
+        assert_eq!(fixture.queue.counts().active, 1);
+        fixture.pop();
+        fixture.fail("a");
+        fixture.queue.retry_later("a", fixture.now);
+        assert!(!fixture.queue.has_work(), "it is not tried before its delay has passed");
+        fixture.queue.tick(fixture.now + Duration::from_secs(1));
+        assert_eq!(fixture.pop().as_deref(), Some("a"));
     }
 
     #[tokio::test]

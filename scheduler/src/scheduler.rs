@@ -32,6 +32,14 @@ struct Bound {
     result: Result<(), Error>,
 }
 
+/// What the scheduler's task hears of.
+struct Inbox {
+    changes: UnboundedReceiver<Change>,
+    results: UnboundedReceiver<Bound>,
+    /// UIDs of pods that no room could be made for: a victim could not be deleted.
+    no_room: UnboundedReceiver<Arc<str>>,
+}
+
 struct Scheduler {
     name: String,
     framework: Arc<Framework>,
@@ -74,35 +82,19 @@ pub async fn run(config: Config, client: Client, daemon: skiff_daemon::Context) 
 async fn schedule(config: &Config, client: &Client, health: &Health, metrics: Metrics, shutdown: Shutdown) {
     let tasks = Tasks::new(shutdown);
     let ready = health.readiness("scheduler");
-    let (changes, mut incoming) = unbounded_channel();
-    let (bound, mut results) = unbounded_channel();
+    let (changes, incoming) = unbounded_channel();
     watch::start(client, &changes, &tasks);
-    let mut scheduler = Scheduler {
-        framework: Arc::new(Framework::new(client.clone())),
-        cache: Cache::default(),
-        queue: Queue::new(Backoff {
-            initial: config.pod_initial_backoff,
-            max: config.pod_max_backoff,
-        }),
-        start: 0,
-        listed: HashSet::new(),
-        workloads_listed: HashSet::new(),
-        effects: Effects::start(client, config, &tasks),
-        metrics,
-        name: config.scheduler_name.clone(),
-        bound,
-        tasks: tasks.clone(),
-    };
+    let (mut scheduler, mut inbox) = Scheduler::new(config, client, incoming, metrics, &tasks);
     let shutdown = tasks.shutdown();
     let work = async {
         while !scheduler.is_synced() {
-            if let Some(change) = incoming.recv().await {
+            if let Some(change) = inbox.changes.recv().await {
                 scheduler.take(change);
             }
         }
         ready.pass();
         tracing::info!(nodes = scheduler.cache.snapshot.nodes.len(), "scheduling");
-        scheduler.serve(&mut incoming, &mut results).await;
+        scheduler.serve(&mut inbox).await;
     };
     shutdown.run_until_cancelled(work).await;
     tasks.ended().await;
@@ -111,11 +103,40 @@ async fn schedule(config: &Config, client: &Client, health: &Health, metrics: Me
 // === impl Scheduler ===
 
 impl Scheduler {
-    async fn serve(
-        &mut self,
-        changes: &mut UnboundedReceiver<Change>,
-        results: &mut UnboundedReceiver<Bound>,
-    ) -> Infallible {
+    fn new(
+        config: &Config,
+        client: &Client,
+        changes: UnboundedReceiver<Change>,
+        metrics: Metrics,
+        tasks: &Tasks,
+    ) -> (Self, Inbox) {
+        let (bound, results) = unbounded_channel();
+        let (failed, no_room) = unbounded_channel();
+        let scheduler = Self {
+            framework: Arc::new(Framework::new(client.clone())),
+            cache: Cache::default(),
+            queue: Queue::new(Backoff {
+                initial: config.pod_initial_backoff,
+                max: config.pod_max_backoff,
+            }),
+            start: 0,
+            listed: HashSet::new(),
+            workloads_listed: HashSet::new(),
+            effects: Effects::start(client, config, failed, tasks),
+            metrics,
+            name: config.scheduler_name.clone(),
+            bound,
+            tasks: tasks.clone(),
+        };
+        let inbox = Inbox {
+            changes,
+            results,
+            no_room,
+        };
+        (scheduler, inbox)
+    }
+
+    async fn serve(&mut self, inbox: &mut Inbox) -> Infallible {
         loop {
             let now = Instant::now();
             let wake = if self.queue.has_work() {
@@ -125,14 +146,15 @@ impl Scheduler {
             };
             tokio::select! {
                 biased;
-                Some(result) = results.recv() => self.finish(result),
-                Some(change) = changes.recv() => self.take(change),
+                Some(result) = inbox.results.recv() => self.finish(result),
+                Some(uid) = inbox.no_room.recv() => self.queue.retry_later(&uid, Instant::now()),
+                Some(change) = inbox.changes.recv() => self.take(change),
                 () = sleep_until(wake) => {}
             }
-            while let Ok(result) = results.try_recv() {
+            while let Ok(result) = inbox.results.try_recv() {
                 self.finish(result);
             }
-            while let Ok(change) = changes.try_recv() {
+            while let Ok(change) = inbox.changes.try_recv() {
                 self.take(change);
             }
             self.queue.tick(Instant::now());

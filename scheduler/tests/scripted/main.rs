@@ -160,6 +160,46 @@ async fn an_important_pod_pushes_out_another() {
     running.stop().await;
 }
 
+#[tokio::test]
+async fn a_victim_that_cannot_be_deleted_at_once_is_tried_again() {
+    let api = FakeApi::default();
+    api.set(node("n1", "2"));
+    api.set(running_pod("low", "n1", "2"));
+    api.set(pod("high", "1", json!({"priority": 1000})));
+    api.refuse("DELETE", &format!("{PODS}/low"), 500);
+    let running = Running::start(api);
+    running.api.written("DELETE", &format!("{PODS}/low")).await;
+    running.api.written("DELETE", &format!("{PODS}/low")).await;
+    running.api.remove(running_pod("low", "n1", "2"));
+    running.api.written("POST", &binding("high")).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_victim_that_is_gone_already_keeps_no_other_from_being_deleted() {
+    for (method, what, code) in [("DELETE", "", 404), ("DELETE", "", 409), ("PATCH", "/status", 404)] {
+        let api = FakeApi::default();
+        api.set(node("n1", "2"));
+        for victim in ["one", "two"] {
+            api.set(running_pod(victim, "n1", "1"));
+        }
+        api.set(pod("high", "2", json!({"priority": 1000})));
+        // Whichever comes first.
+        for victim in ["one", "two"] {
+            api.refuse(method, &format!("{PODS}/{victim}{what}"), code);
+        }
+        let running = Running::start(api);
+        for victim in ["one", "two"] {
+            running.api.written("DELETE", &format!("{PODS}/{victim}")).await;
+        }
+        for victim in ["one", "two"] {
+            let again = running.api.was_written("DELETE", &format!("{PODS}/{victim}"));
+            assert!(!again, "{victim} was asked for twice: {method} {code}");
+        }
+        running.stop().await;
+    }
+}
+
 fn running_pod(name: &str, on: &str, cpu: &str) -> Value {
     running(pod(name, cpu, json!({})), on)
 }
