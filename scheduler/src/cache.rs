@@ -186,19 +186,26 @@ impl Cache {
             .map(|(uid, _)| uid)
     }
 
-    /// Notes that room is being made for a pod, or (`None`) that it no longer waits for that.
-    pub(crate) fn nominate(&mut self, pod: &Arc<Pod>, node: Option<&Arc<str>>) {
+    /// Notes that room is being made for a pod, or (`None`) that it no longer waits for that. The node where room was kept
+    /// for it until now, and is not any more.
+    pub(crate) fn nominate(&mut self, pod: &Arc<Pod>, node: Option<&Arc<str>>) -> Option<Arc<str>> {
         if node.is_none() && self.snapshot.nominated.is_empty() {
-            return;
+            return None;
         }
+        let mut left = None;
         let nominated = Arc::make_mut(&mut self.snapshot.nominated);
-        nominated.retain(|_, pods| {
+        nominated.retain(|name, pods| {
+            let before = pods.len();
             pods.retain(|known| known.uid != pod.uid);
+            if pods.len() < before && node != Some(name) {
+                left = Some(Arc::clone(name));
+            }
             !pods.is_empty()
         });
         if let Some(node) = node {
             nominated.entry(Arc::clone(node)).or_default().push(Arc::clone(pod));
         }
+        left
     }
 
     pub(crate) fn objects(&mut self) -> &mut Objects {

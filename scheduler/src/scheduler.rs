@@ -207,7 +207,10 @@ impl Scheduler {
         }
         // Counted at once; the next pod must not take the same room.
         self.cache.assume(&attempt.pod, &node);
-        self.cache.nominate(&attempt.pod, None);
+        // Room that was kept on this very node is its own now.
+        if let Some(left) = self.cache.nominate(&attempt.pod, None).filter(|left| *left != node) {
+            self.room_freed(&attempt.pod, &left);
+        }
         let (framework, effects, bound) = (Arc::clone(&self.framework), self.effects.clone(), self.bound.clone());
         self.tasks.spawn(async move {
             effects.settle(&attempt.pod.uid).await;
@@ -243,11 +246,9 @@ impl Scheduler {
                 tracing::warn!(error = %skiff_daemon::error_chain(&error), "cannot bind a pod; trying again");
                 self.metrics.attempt(Outcome::Error, began.elapsed());
                 self.framework.unreserve(&attempt.pod, &node);
-                if self.cache.forget(uid) {
-                    // Its room is free again for others.
-                    let freed = attempt.pod.bound_to(&node);
-                    self.wake(&ClusterEvent::PodGone(&freed));
-                }
+                self.cache.forget(uid);
+                // Also when the pod was deleted meanwhile: its volumes were kept for it until now.
+                self.room_freed(&attempt.pod, &node);
                 self.effects.failed(&attempt.pod, &error);
                 self.queue.error(uid, Instant::now());
             }
@@ -279,16 +280,22 @@ impl Scheduler {
             // Any plugin that takes a new node for a reason to try again will do.
             plugins.insert("NodeResourcesFit");
         }
-        self.queue.unschedulable(&pod.uid, plugins, Instant::now());
         let node = match &nomination {
             Nomination::Keep => pod.nominated_node.clone(),
             Nomination::Set(node) => Some(Arc::clone(node)),
             Nomination::Clear => None,
         };
+        // While it is in flight: what its own nomination leaves free is no reason to try it again.
         if let Some(waiting) = self.queue.nominate(&pod.uid, node.clone()) {
-            self.cache.nominate(&waiting, node.as_ref());
+            self.nominate(&waiting, node.as_ref());
         }
+        self.queue.unschedulable(&pod.uid, plugins, Instant::now());
         self.effects.unschedulable(pod, message, nomination);
+    }
+
+    /// What a pod had, or was to get, on a node is there for others again.
+    fn room_freed(&mut self, pod: &Pod, node: &Arc<str>) {
+        self.wake(&ClusterEvent::PodGone(&pod.bound_to(node)));
     }
 
     fn wake(&mut self, event: &ClusterEvent<'_>) {
@@ -404,7 +411,7 @@ impl Scheduler {
             return;
         }
         if let Some(node) = pod.nominated_node.clone() {
-            self.cache.nominate(&pod, Some(&node));
+            self.nominate(&pod, Some(&node));
         }
         if let Some(queue) = self.queue.set(pod, &self.framework, Instant::now()) {
             self.metrics.incoming(queue, "UnscheduledPodAdd");
@@ -420,7 +427,14 @@ impl Scheduler {
 
     fn leave_queue(&mut self, uid: &str) {
         if let Some(pod) = self.queue.remove(uid) {
-            self.cache.nominate(&pod, None);
+            self.nominate(&pod, None);
+        }
+    }
+
+    /// Keeps room on a node for a pod, or on none any more; others hear of room that is no longer kept.
+    fn nominate(&mut self, pod: &Arc<Pod>, node: Option<&Arc<str>>) {
+        if let Some(left) = self.cache.nominate(pod, node) {
+            self.room_freed(pod, &left);
         }
     }
 
@@ -481,3 +495,6 @@ fn replace<K: std::hash::Hash + Eq, V>(map: &mut std::collections::HashMap<K, V>
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

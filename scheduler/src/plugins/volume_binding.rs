@@ -166,6 +166,8 @@ impl Plugin for VolumeBinding {
             | ClusterEvent::StorageClassChanged
             | ClusterEvent::NodeAdded(_)
             | ClusterEvent::NodeChanged { .. } => claims.next().is_some(),
+            // What was decided for its claims may not have come true.
+            ClusterEvent::PodGone(gone) => claims.next().is_some() && !gone.claims.is_empty(),
             _ => false,
         }
     }

@@ -183,6 +183,8 @@ async fn hints_concern_pods_with_claims() {
     assert!(!plugin.hint(&user("p", &["b"]), &ClusterEvent::ClaimChanged(&key)));
     assert!(plugin.hint(&user("p", &["b"]), &ClusterEvent::VolumeChanged));
     assert!(!plugin.hint(&user("p", &[]), &ClusterEvent::VolumeChanged));
+    assert!(plugin.hint(&user("p", &["b"]), &ClusterEvent::PodGone(&user("gone", &["a"]))));
+    assert!(!plugin.hint(&user("p", &["b"]), &ClusterEvent::PodGone(&user("gone", &[]))));
 }
 
 /// An API server with one claim that was sent to n2, which refuses every older version of it; and what was written.
