@@ -178,12 +178,9 @@ impl Cache {
         Some(placed.pod)
     }
 
-    /// UIDs of all pods that the API has shown on a node.
-    pub(crate) fn confirmed(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.pods
-            .iter()
-            .filter(|(_, placed)| !placed.assumed)
-            .map(|(uid, _)| uid)
+    /// UIDs of all pods that count on a node.
+    pub(crate) fn uids(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.pods.keys()
     }
 
     /// Notes that room is being made for a pod, or (`None`) that it no longer waits for that. The node where room was kept

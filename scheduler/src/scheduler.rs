@@ -368,7 +368,8 @@ impl Scheduler {
             Update::Remove(pod) => self.remove_pod(&pod.uid),
             Update::Replace(pods) => {
                 let there: HashSet<Arc<str>> = pods.iter().map(|pod| Arc::clone(&pod.uid)).collect();
-                let known = self.cache.confirmed().chain(self.queue.uids());
+                // A pod whose binding is on its way is among them, without its node.
+                let known = self.cache.uids().chain(self.queue.uids());
                 let gone: Vec<Arc<str>> = known.filter(|uid| !there.contains(*uid)).cloned().collect();
                 for uid in gone {
                     self.remove_pod(&uid);

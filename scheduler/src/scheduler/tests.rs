@@ -35,6 +35,10 @@ impl Fixture {
         self.scheduler.take(Change::Pod(Update::Remove(pod.into())));
     }
 
+    fn relist(&mut self, pods: Vec<Arc<Pod>>) {
+        self.scheduler.take(Change::Pod(Update::Replace(pods)));
+    }
+
     fn pop(&mut self) -> Attempt {
         self.scheduler.queue.pop().expect("a pod to try")
     }
@@ -61,6 +65,9 @@ impl Fixture {
         self.scheduler.cache.is_assumed(name)
     }
 
+    fn requested(&self) -> i64 {
+        self.scheduler.cache.snapshot.nodes[0].requested.milli_cpu
+    }
 }
 
 /// As important as what runs already, and waiting for room on a node.
@@ -121,6 +128,27 @@ fn busy(name: &str, on: &str, cpu: &str) -> Arc<Pod> {
     let mut spec = asking(cpu, "1Gi");
     spec["priority"] = json!(100);
     running(name, on, json!({}), spec)
+}
+
+#[tokio::test]
+async fn a_list_takes_away_a_bound_pod_that_was_never_seen_on_its_node() {
+    let mut fixture = Fixture::new(&["n"]);
+    let waiting = Arc::new(pod("a", asking("1", "1Gi")));
+    fixture.set(Arc::clone(&waiting));
+    let attempt = fixture.pop();
+    fixture.scheduler.attempt(attempt.clone());
+    fixture.relist(vec![waiting]);
+    assert_eq!(fixture.requested(), 1000, "its binding is on its way");
+    fixture.scheduler.finish(Bound {
+        attempt,
+        node: "n".into(),
+        began: Instant::now(),
+        result: Ok(()),
+    });
+    assert_eq!(fixture.requested(), 1000);
+    fixture.relist(Vec::new());
+    assert_eq!(fixture.requested(), 0);
+    assert!(!fixture.is_assumed("a"));
 }
 
 /// Two claims that wait for their pods, and one volume, on the one node.
