@@ -178,6 +178,11 @@ impl Cache {
         Some(placed.pod)
     }
 
+    /// Whether it counts on a node.
+    pub(crate) fn knows(&self, uid: &str) -> bool {
+        self.pods.contains_key(uid)
+    }
+
     /// UIDs of all pods that count on a node.
     pub(crate) fn uids(&self) -> impl Iterator<Item = &Arc<str>> {
         self.pods.keys()

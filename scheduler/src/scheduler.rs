@@ -250,7 +250,12 @@ impl Scheduler {
                 // Also when the pod was deleted meanwhile: its volumes were kept for it until now.
                 self.room_freed(&attempt.pod, &node);
                 self.effects.failed(&attempt.pod, &error);
-                self.queue.error(uid, Instant::now());
+                if self.cache.knows(uid) {
+                    // The API server had done it; only its answer was lost.
+                    self.queue.remove(uid);
+                } else {
+                    self.queue.error(uid, Instant::now());
+                }
             }
         }
     }

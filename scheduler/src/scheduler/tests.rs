@@ -151,6 +151,18 @@ async fn a_list_takes_away_a_bound_pod_that_was_never_seen_on_its_node() {
     assert!(!fixture.is_assumed("a"));
 }
 
+#[tokio::test]
+async fn a_binding_whose_answer_was_lost_is_not_done_again() {
+    let mut fixture = Fixture::new(&["n"]);
+    let waiting = pod("a", asking("1", "1Gi"));
+    fixture.set(waiting.clone());
+    fixture.attempt();
+    fixture.set(waiting.bound_to(&"n".into()));
+    fixture.finish().await;
+    assert_eq!(fixture.scheduler.queue.uids().count(), 0);
+    assert_eq!(fixture.requested(), 1000);
+}
+
 /// Two claims that wait for their pods, and one volume, on the one node.
 fn one_volume() -> Fixture {
     let mut fixture = Fixture::new(&["n"]);
