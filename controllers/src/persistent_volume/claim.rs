@@ -204,9 +204,16 @@ impl Controller {
     async fn recall(&self, claim: &PersistentVolumeClaim) -> Result<(), Error> {
         let node = claim.annotation(SELECTED_NODE).unwrap_or_default();
         let message = format!("failed to get target node: node {node:?} not found");
-        self.tell(claim, Note::warning("ProvisioningFailed", message));
-        let patch = json!({"metadata": {"annotations": {SELECTED_NODE: null}}});
-        unless_gone(self.patch_claim(claim, patch).await)
+        // The scheduler may have sent it to another node meanwhile.
+        let patch = json!({"metadata": {
+            "resourceVersion": claim.resource_version(),
+            "annotations": {SELECTED_NODE: null},
+        }});
+        let recalled = self.patch_claim(claim, patch).await;
+        if recalled.is_ok() {
+            self.tell(claim, Note::warning("ProvisioningFailed", message));
+        }
+        unless_gone(recalled)
     }
 
     async fn wait(&self, claim: &PersistentVolumeClaim, note: Option<Note>) -> Result<(), Error> {

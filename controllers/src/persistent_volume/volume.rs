@@ -165,6 +165,7 @@ impl Controller {
             .await
     }
 
+    /// Writes the phase that was decided on for this version: Released costs the data, so it is never another version's.
     pub(super) async fn set_phase(&self, volume: &PersistentVolume, phase: &str, message: &str) -> Result<(), Error> {
         let status = volume.status.as_ref();
         let told = status.and_then(|status| status.message.as_deref()).unwrap_or_default();
@@ -172,7 +173,10 @@ impl Controller {
             return Ok(());
         }
         let message = (!message.is_empty()).then_some(message);
-        let patch = json!({"metadata": {"uid": volume.uid()}, "status": {"phase": phase, "message": message}});
+        let patch = json!({
+            "metadata": {"uid": volume.uid(), "resourceVersion": volume.resource_version()},
+            "status": {"phase": phase, "message": message},
+        });
         self.writer
             .patch_status::<PersistentVolume>(&volume.key(), Merge::Json, &patch)
             .await

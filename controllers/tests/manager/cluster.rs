@@ -18,6 +18,7 @@ use skiff_daemon::{Context, Shutdown};
 use skiff_pki::{CertificateAuthority, Request as CertificateRequest, ServiceAccountKey};
 use tokio::net::TcpListener;
 use tokio::process::Command;
+use tokio::sync::{mpsc, oneshot};
 
 /// A label that keeps a played pod from becoming ready.
 pub(crate) const NEVER_READY: &str = "never-ready";
@@ -139,6 +140,22 @@ impl Cluster {
         self.restart_manager_with(Clients::each(manager, move |name| {
             server.account_client("kube-system", name)
         }));
+    }
+
+    /// Restarts the manager; answers to the requests of one controller's account that `picked` takes wait for the test.
+    pub(crate) fn restart_manager_tapped(&mut self, account: &'static str, picked: fn(&str) -> bool) -> Tap {
+        let server = self.server.clone();
+        let manager = server.client("system:kube-controller-manager", &["system:authenticated"]);
+        let (sender, tap) = mpsc::unbounded_channel();
+        self.restart_manager_with(Clients::each(manager, move |name| {
+            let client = server.account_client("kube-system", name);
+            if name == account {
+                tapped(client, picked, sender.clone())
+            } else {
+                client
+            }
+        }));
+        Tap(tap)
     }
 
     /// Plays `count` nodes: pods are bound in turn, run at once, and end when deleted.
@@ -306,6 +323,43 @@ impl Drop for Cluster {
             );
         }
     }
+}
+
+/// The answers that wait for the test.
+pub(crate) struct Tap(mpsc::UnboundedReceiver<Answer>);
+
+/// An answer that its client gets when this is dropped.
+pub(crate) struct Answer {
+    /// `METHOD /path`.
+    pub(crate) to: String,
+    pub(crate) status: u16,
+    _go: oneshot::Sender<()>,
+}
+
+impl Tap {
+    pub(crate) async fn next(&mut self) -> Answer {
+        let next = tokio::time::timeout(Duration::from_secs(20), self.0.recv());
+        next.await.expect("a request within 20 s").expect("the manager runs")
+    }
+}
+
+/// The same client; an answer to what `picked` takes (`METHOD /path`) goes through `tap`, until nobody is there.
+fn tapped(client: kube::Client, picked: fn(&str) -> bool, tap: mpsc::UnboundedSender<Answer>) -> kube::Client {
+    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+        let (client, tap) = (client.clone(), tap.clone());
+        async move {
+            let to = format!("{} {}", request.method(), request.uri().path());
+            let answer = client.send(request).await?;
+            if picked(&to) {
+                let (go, gone) = oneshot::channel();
+                let status = answer.status().as_u16();
+                tap.send(Answer { to, status, _go: go }).ok();
+                gone.await.ok();
+            }
+            Ok::<_, kube::Error>(answer)
+        }
+    });
+    kube::Client::new(service, "default")
 }
 
 pub(crate) fn template(app: &str, image: &str) -> Value {

@@ -338,3 +338,51 @@ async fn two_claims_never_share_a_volume() {
         assert_eq!(volume["spec"]["claimRef"]["uid"], owner.unwrap()["metadata"]["uid"]);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_found_another_claim_is_not_released() {
+    let mut cluster = Cluster::start().await;
+    let named = |name: &str| claim(name, json!({"storageClassName": "", "volumeName": "v"}));
+    cluster.post(VOLUMES, volume("v", json!({}))).await;
+    cluster.post(CLAIMS, named("first")).await;
+    cluster.wait_bound("first").await;
+    let mut tap = cluster.restart_manager_tapped("persistent-volume-binder", |to| {
+        to == format!("GET {CLAIMS}/first") || to == format!("PATCH {VOLUMES}/v/status")
+    });
+    cluster.delete(&format!("{CLAIMS}/first"), "Background").await;
+    let gone = tap.next().await;
+    assert_eq!((gone.to.split(' ').next(), gone.status), (Some("GET"), 404));
+
+    // While the controller still waits for this answer, a person frees the volume, and it finds another claim.
+    cluster
+        .patch(&format!("{VOLUMES}/v"), json!({"spec": {"claimRef": null}}))
+        .await;
+    cluster.post(CLAIMS, named("second")).await;
+    cluster.wait_bound("second").await;
+    drop(gone);
+    let released = tap.next().await;
+    assert_eq!(released.status, 409, "{}", released.to);
+    assert_eq!(cluster.volume_phase("v").await, "Bound");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_was_sent_to_another_node_is_not_called_back() {
+    let mut cluster = Cluster::start().await;
+    cluster.post("/api/v1/nodes", json!({"metadata": {"name": "n1"}})).await;
+    let mut tap = cluster.restart_manager_tapped("persistent-volume-binder", |to| {
+        to == "GET /api/v1/nodes/n0" || to == format!("PATCH {CLAIMS}/data")
+    });
+    let annotation = "volume.kubernetes.io/selected-node";
+    let sent = |node: &str| json!({"metadata": {"annotations": {annotation: node}}});
+    let mut data = claim("data", json!({"storageClassName": "local-path"}));
+    crate::cluster::merge(&mut data, sent("n0"));
+    cluster.post(CLAIMS, data).await;
+    let absent = tap.next().await;
+    assert_eq!((absent.to.split(' ').next(), absent.status), (Some("GET"), 404));
+    cluster.patch(&format!("{CLAIMS}/data"), sent("n1")).await;
+    drop(absent);
+    let recalled = tap.next().await;
+    assert_eq!(recalled.status, 409, "{}", recalled.to);
+    let claim = cluster.get(&format!("{CLAIMS}/data")).await;
+    assert_eq!(claim["metadata"]["annotations"][annotation], "n1");
+}
