@@ -4,8 +4,9 @@
 //! Tasks: a metadata-only watch for each kind that no informer watches ([`monitors`]); a few workers. All of them share the
 //! [`graph`]; only workers talk to the API server.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::api::PropagationPolicy;
 use kube::core::ObjectMeta;
@@ -30,6 +31,8 @@ use effects::{Error, Target};
 use graph::{FOREGROUND, Going, Graph, Node, ORPHAN, Owner, Standing, Uid};
 
 const WORKERS: usize = 10;
+/// How long the first lists are waited for: one kind that cannot be listed holds up nobody for longer. Upstream's time.
+const FIRST_LISTS: Duration = Duration::from_secs(30);
 
 struct Controller {
     writer: Writer,
@@ -53,19 +56,32 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
     });
     let fed = monitors::feed_from(&shared.informers, &controller);
     let synced = shared.informers.all_fed_synced();
-    let shutdown = shared.shutdown.clone();
-    async move {
-        let (sender, mut ready) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&controller).monitor(fed, sender, shutdown.clone()));
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            // An owner whose kind is not listed yet would look absent, a dependent would be overlooked.
-            () = async { synced.await; ready.wait_for(|ready| *ready).await.ok(); } => {}
+    run(controller, fed, synced, shared.shutdown.clone())
+}
+
+/// Watches and works until shutdown. `fed` are the kinds that informers bring, `synced` ends when these have listed.
+async fn run(
+    controller: Arc<Controller>,
+    fed: HashSet<(String, String)>,
+    synced: impl Future<Output = ()> + Send,
+    shutdown: Shutdown,
+) {
+    let (sender, mut ready) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Arc::clone(&controller).monitor(fed, sender, shutdown.clone()));
+    // Owners not seen yet cost a request each, and dependents not seen yet could be overlooked.
+    let listed = async {
+        synced.await;
+        ready.wait_for(|ready| *ready).await.ok();
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        listed = tokio::time::timeout(FIRST_LISTS, listed) => if listed.is_err() {
+            tracing::warn!("not every kind could be listed; collecting garbage of the others");
         }
-        tasks.spawn(work(controller, shutdown));
-        tasks.join_all().await;
     }
+    tasks.spawn(work(controller, shutdown));
+    tasks.join_all().await;
 }
 
 async fn work(controller: Arc<Controller>, shutdown: Shutdown) {
@@ -138,10 +154,10 @@ impl Controller {
             self.observe_end(uid);
             return Ok(());
         };
-        // What the store knows may be old: the references that count are those of now.
-        self.observe(&node.kind, &live);
-        let Some(node) = self.graph.lock().node(uid).cloned() else {
-            return Ok(());
+        // The references that count are those of now. The graph is not told: its watch may know of something newer.
+        let node = Node {
+            owners: self.graph.lock().owners(&live),
+            ..node.clone()
         };
         let (mut solid, mut lost, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for owner in &node.owners {
@@ -159,10 +175,11 @@ impl Controller {
                 solid.iter().any(|solid| *solid.uid == *owner.uid)
             };
             let references: Vec<_> = live.owner_references.iter().flatten().filter(keep).collect();
-            return self
+            let patched = self
                 .target(&node)
                 .patch_metadata(&live, json!({"ownerReferences": references}))
                 .await;
+            return patched.map(drop);
         }
         if lost.is_empty() && waiting.is_empty() {
             return Ok(());
@@ -177,7 +194,7 @@ impl Controller {
             _ => PropagationPolicy::Background,
         };
         tracing::debug!(kind = node.kind.kind, key = %node.key, ?policy, "deleting: no owner is left");
-        self.target(&node).delete(uid, policy).await
+        self.target(&node).delete(&live, policy).await
     }
 
     /// An owner waits for this object, so this object waits for its own dependents, unless they wait for each other.
@@ -186,16 +203,21 @@ impl Controller {
         let circular = dependents
             .iter()
             .any(|(_, dependent)| dependent.going == Going::Foreground);
+        let mut decided_on = Some(live.clone());
         if circular && node.owners.iter().any(|owner| owner.blocks) {
             let mut references = live.owner_references.clone().unwrap_or_default();
             references
                 .iter_mut()
                 .for_each(|reference| reference.block_owner_deletion = Some(false));
-            self.target(node)
+            decided_on = self
+                .target(node)
                 .patch_metadata(live, json!({"ownerReferences": references}))
                 .await?;
         }
-        self.target(node).delete(uid, PropagationPolicy::Foreground).await
+        match decided_on {
+            Some(version) => self.target(node).delete(&version, PropagationPolicy::Foreground).await,
+            None => Ok(()),
+        }
     }
 
     fn has_lost_an_owner(&self, node: &Node) -> bool {
@@ -216,11 +238,10 @@ impl Controller {
                 return Ok(standing);
             }
         }
-        let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
         let kind = self
             .kinds
             .lock()
-            .get(&(group.to_owned(), owner.kind.to_string()))
+            .get(&(owner.group().to_owned(), owner.kind.to_string()))
             .cloned();
         let Some(kind) = kind else {
             tracing::debug!(owner = %owner.name, kind = %owner.kind, "an owner is of a kind that is not served; kept");
@@ -244,10 +265,8 @@ impl Controller {
         .metadata()
         .await?;
         match found.filter(|found| found.uid.as_deref() == Some(&*owner.uid)) {
-            Some(found) => {
-                self.observe(&kind, &found);
-                Ok(self.graph.lock().standing(owner))
-            }
+            // As in `collect`, the graph is not told.
+            Some(found) => Ok(owner.standing_when(Going::of(&found))),
             None => {
                 let mut graph = self.graph.lock();
                 if graph.node(&owner.uid).is_none() {
@@ -331,7 +350,10 @@ impl Controller {
         if kept.len() == finalizers.len() {
             return Ok(());
         }
-        target.patch_metadata(&live, json!({"finalizers": kept})).await
+        target
+            .patch_metadata(&live, json!({"finalizers": kept}))
+            .await
+            .map(drop)
     }
 }
 
@@ -340,3 +362,6 @@ fn is_elsewhere(graph: &Graph, node: &Node, owner: &Owner) -> bool {
     let found = graph.node(&owner.uid);
     found.is_some_and(|found| found.kind.namespaced && found.key.namespace != node.key.namespace)
 }
+
+#[cfg(test)]
+mod tests;

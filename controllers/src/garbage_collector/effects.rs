@@ -58,8 +58,12 @@ impl Target<'_> {
         }
     }
 
-    /// Changes the metadata, if the object is still at `version`. An object gone is no error.
-    pub(super) async fn patch_metadata(&self, version: &ObjectMeta, mut metadata: Value) -> Result<(), Error> {
+    /// Changes the metadata, if the object is still at `version`, and returns what they are then. An object gone is no error.
+    pub(super) async fn patch_metadata(
+        &self,
+        version: &ObjectMeta,
+        mut metadata: Value,
+    ) -> Result<Option<ObjectMeta>, Error> {
         metadata["uid"] = json!(version.uid);
         metadata["resourceVersion"] = json!(version.resource_version);
         let patch = json!({"metadata": metadata});
@@ -67,26 +71,27 @@ impl Target<'_> {
             .request()
             .patch_metadata(&self.key.name, &PatchParams::default(), &Patch::Merge(&patch));
         let request = request.map_err(|error| self.failed("patch", kube::Error::BuildRequest(error)))?;
-        match self.client.request::<IgnoredAny>(request).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            other => other.map(drop).map_err(|error| self.failed("patch", error)),
+        match self.client.request::<PartialObjectMeta>(request).await {
+            Ok(object) => Ok(Some(object.metadata)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(self.failed("patch", error)),
         }
     }
 
-    /// Deletes the object that has this uid. An object gone, or replaced by another, is no error.
-    pub(super) async fn delete(&self, uid: &str, policy: PropagationPolicy) -> Result<(), Error> {
+    /// Deletes the object, if it is still at `version`: somebody may have given it a living owner. An object gone is no error.
+    pub(super) async fn delete(&self, version: &ObjectMeta, policy: PropagationPolicy) -> Result<(), Error> {
         let params = DeleteParams {
             propagation_policy: Some(policy),
             preconditions: Some(Preconditions {
-                uid: Some(uid.to_owned()),
-                ..Preconditions::default()
+                uid: version.uid.clone(),
+                resource_version: version.resource_version.clone(),
             }),
             ..DeleteParams::default()
         };
         let request = self.request().delete(&self.key.name, &params);
         let request = request.map_err(|error| self.failed("delete", kube::Error::BuildRequest(error)))?;
         match self.client.request::<IgnoredAny>(request).await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             other => other.map(drop).map_err(|error| self.failed("delete", error)),
         }
     }

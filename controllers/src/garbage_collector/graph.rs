@@ -70,13 +70,28 @@ pub(super) enum Standing {
 }
 
 impl Going {
-    fn of(meta: &ObjectMeta) -> Self {
+    pub(super) fn of(meta: &ObjectMeta) -> Self {
         let has = |name: &str| meta.finalizers.iter().flatten().any(|finalizer| finalizer == name);
         match &meta.deletion_timestamp {
             None => Self::No,
             Some(_) if has(ORPHAN) => Self::Orphan,
             Some(_) if has(FOREGROUND) => Self::Foreground,
             Some(_) => Self::Background,
+        }
+    }
+}
+
+impl Owner {
+    pub(super) fn group(&self) -> &str {
+        self.api_version.split_once('/').map_or("", |(group, _)| group)
+    }
+
+    /// What it means for the dependent that the owner goes like this, or stays.
+    pub(super) fn standing_when(&self, going: Going) -> Standing {
+        if going == Going::Foreground && self.blocks {
+            Standing::Waiting
+        } else {
+            Standing::Solid
         }
     }
 }
@@ -108,12 +123,7 @@ impl Graph {
         let node = Node {
             kind: Arc::clone(kind),
             key: Key::of(meta),
-            owners: meta
-                .owner_references
-                .iter()
-                .flatten()
-                .map(|owner| self.owner(owner))
-                .collect(),
+            owners: self.owners(meta),
             going: Going::of(meta),
         };
         let old = self.nodes.remove(&uid);
@@ -176,8 +186,7 @@ impl Graph {
     /// Whether and how the owner stands, as far as is known here.
     pub(super) fn standing(&self, owner: &Owner) -> Standing {
         match self.nodes.get(&owner.uid) {
-            Some(node) if node.going == Going::Foreground && owner.blocks => Standing::Waiting,
-            Some(_) => Standing::Solid,
+            Some(node) => owner.standing_when(node.going),
             None if self.gone.contains(&owner.uid) => Standing::Dangling,
             None => Standing::Unknown,
         }
@@ -197,6 +206,27 @@ impl Graph {
             .iter()
             .filter(|(_, node)| Arc::ptr_eq(&node.kind, kind))
             .map(|(uid, _)| Arc::clone(uid))
+            .collect()
+    }
+
+    /// Who has an owner of this kind that was never seen.
+    pub(super) fn missing_owner_of(&self, kind: &Kind) -> Vec<Uid> {
+        let is_missing = |owner: &Owner| {
+            *owner.kind == *kind.kind && owner.group() == kind.group && !self.nodes.contains_key(&owner.uid)
+        };
+        self.nodes
+            .iter()
+            .filter(|(_, node)| node.owners.iter().any(is_missing))
+            .map(|(uid, _)| Arc::clone(uid))
+            .collect()
+    }
+
+    /// The owners that the metadata name.
+    pub(super) fn owners(&self, meta: &ObjectMeta) -> Box<[Owner]> {
+        meta.owner_references
+            .iter()
+            .flatten()
+            .map(|owner| self.owner(owner))
             .collect()
     }
 

@@ -19,6 +19,8 @@ use crate::manager::Informers;
 use crate::view::View;
 
 const DISCOVERY_RETRY: Duration = Duration::from_secs(5);
+/// How soon it is asked again what a group serves that did not answer; nothing tells when it does.
+const STALE_RETRY: Duration = Duration::from_secs(30);
 /// Definitions often come many at once.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -77,7 +79,7 @@ impl Controller {
         let mut tasks = JoinSet::new();
         let mut monitors: HashMap<Arc<Kind>, Monitor> = HashMap::new();
         loop {
-            match discover(self.writer.client()).await {
+            let is_stale = match discover(self.writer.client()).await {
                 Ok(found) => {
                     let wanted: HashSet<_> = found
                         .kinds
@@ -97,6 +99,7 @@ impl Controller {
                             .entry(Arc::clone(&kind))
                             .or_insert_with(|| self.start_monitor(kind, &shutdown, &mut tasks));
                     }
+                    !found.stale.is_empty()
                 }
                 Err(error) => {
                     tracing::warn!(error = %error_chain(&error), "cannot discover what to collect; retrying");
@@ -105,7 +108,7 @@ impl Controller {
                         () = tokio::time::sleep(DISCOVERY_RETRY) => continue,
                     }
                 }
-            }
+            };
             let all_synced = async {
                 for monitor in monitors.values() {
                     // A monitor that ended has been stopped or the process ends.
@@ -117,6 +120,7 @@ impl Controller {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = all_synced => {}
+                () = tokio::time::sleep(STALE_RETRY), if is_stale => {}
                 () = self.kinds_changed.notified() => {}
             }
             tokio::time::sleep(SETTLE).await;
@@ -125,6 +129,9 @@ impl Controller {
 
     fn start_monitor(self: &Arc<Self>, kind: Arc<Kind>, shutdown: &Shutdown, tasks: &mut JoinSet<()>) -> Monitor {
         self.know(&kind);
+        // Nobody could be asked about owners of this kind before.
+        let waiting = self.graph.lock().missing_owner_of(&kind);
+        waiting.into_iter().for_each(|uid| self.queue.add(uid));
         let stop = shutdown.child_token();
         let (sender, synced) = watch::channel(false);
         tasks.spawn(Arc::clone(self).watch(kind, sender, stop.clone()));
