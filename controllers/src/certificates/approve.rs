@@ -1,6 +1,7 @@
 //! Approves what needs no person: requests of a known kind whose requester is allowed to make them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -18,6 +19,10 @@ use crate::manager::Shared;
 use crate::queue::Queue;
 use crate::view::{Key, Node, SigningRequest, View};
 use crate::write::{Error, Writer};
+
+/// Upstream's bounds for the time between two looks at a request that is not allowed.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(1000);
 
 struct Controller {
     requests: Arc<Informer<SigningRequest>>,
@@ -128,6 +133,9 @@ impl Controller {
                 kind = kind.permission,
                 "recognized a certificate signing request, but its requester may not have it approved by itself"
             );
+            // Nothing tells when a role is given.
+            let made = request.metadata.creation_timestamp.as_ref().map(|made| made.0);
+            self.queue.add_after(key.clone(), look_again_in(made, Timestamp::now()));
         }
         Ok(())
     }
@@ -180,5 +188,28 @@ impl Controller {
             .ip_addresses
             .extend(addresses.filter_map(|address| address.ip.parse::<std::net::IpAddr>().ok()));
         names
+    }
+}
+
+/// As long as the request has waited: each look comes after twice the time of the one before.
+fn look_again_in(made: Option<Timestamp>, now: Timestamp) -> Duration {
+    let waited = made.map(|made| now.duration_since(made)).unwrap_or_default();
+    Duration::try_from(waited)
+        .unwrap_or_default()
+        .clamp(FIRST_RETRY, LAST_RETRY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_become_rarer() {
+        let made: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let cases = [(-5, 200), (0, 200), (4, 4_000), (90, 90_000), (86_000, 1_000_000)];
+        for (age, expected) in cases {
+            let now = made.checked_add(jiff::SignedDuration::from_secs(age)).unwrap();
+            assert_eq!(look_again_in(Some(made), now).as_millis(), expected, "{age}");
+        }
     }
 }

@@ -175,6 +175,22 @@ async fn a_machine_with_a_token_becomes_a_node_and_no_more() {
     certificate(&cluster, "csr-proxy-too").await;
     is_left_alone(&cluster, "csr-ingress").await;
     is_left_alone(&cluster, "csr-scheduler").await;
+    // Somebody may say so later.
+    let roles = "/apis/rbac.authorization.k8s.io/v1";
+    let rules = json!([{
+        "apiGroups": ["certificates.k8s.io"], "verbs": ["create"],
+        "resources": ["certificatesigningrequests/skiffingressclient"],
+    }]);
+    let role = json!({"metadata": {"name": "ingress-here"}, "rules": rules});
+    cluster.post(&format!("{roles}/clusterroles"), role).await;
+    let binding = json!({
+        "metadata": {"name": "ingress-here"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "ingress-here"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:node:n1"}],
+    });
+    cluster.post(&format!("{roles}/clusterrolebindings"), binding).await;
+    certificate(&cluster, "csr-ingress").await;
+    is_left_alone(&cluster, "csr-scheduler").await;
 
     // A node's identity is no way to others' rights.
     for (client, path) in [(&machine, "/api/v1/nodes"), (&kubelet, "/api/v1/secrets")] {
