@@ -1,6 +1,6 @@
 //! Gives each node a range of pod addresses, and no range to two nodes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -27,10 +27,21 @@ struct Controller {
     ranges: Mutex<Ranges>,
 }
 
-/// One range an IP family, and what each node (by uid) holds of them.
+/// One range an IP family, and what each node (by uid) has been given.
 struct Ranges {
     families: Vec<Range>,
     held: HashMap<String, Vec<IpNet>>,
+    /// What nodes hold of the families; by mistake several nodes may hold the same.
+    taken: HashSet<IpNet>,
+}
+
+/// What a node is to get.
+#[derive(Debug, PartialEq)]
+enum Promise {
+    Given(Vec<IpNet>),
+    NoneLeft,
+    /// It is no more, so nobody would give back what it got.
+    Gone,
 }
 
 /// Registers the handlers; the future runs until shutdown.
@@ -75,15 +86,19 @@ impl Controller {
         if !node.spec.pod_cidrs.is_empty() || node.is_being_deleted() {
             return Ok(());
         }
-        let Some(cidrs) = self.ranges.lock().reserve(node.uid()) else {
-            let message = format!("Node {} status is now: CIDRNotAvailable", node.name());
-            self.recorder.normal(Regarding::of(&*node), "CIDRNotAvailable", message);
-            tracing::warn!(
-                node = node.name(),
-                "no pod range is left in --cluster-cidr; a deleted node frees one"
-            );
-            self.queue.add_after(key, std::time::Duration::from_secs(30));
-            return Ok(());
+        let cidrs = match self.promise(&node) {
+            Promise::Given(cidrs) => cidrs,
+            Promise::NoneLeft => {
+                let message = format!("Node {} status is now: CIDRNotAvailable", node.name());
+                self.recorder.normal(Regarding::of(&*node), "CIDRNotAvailable", message);
+                tracing::warn!(
+                    node = node.name(),
+                    "no pod range is left in --cluster-cidr; a deleted node frees one"
+                );
+                self.queue.add_after(key, std::time::Duration::from_secs(30));
+                return Ok(());
+            }
+            Promise::Gone => return Ok(()),
         };
         // The resource version makes sure that nobody has given it another range meanwhile. The reservation stays when
         // the request fails: it may have been carried out.
@@ -97,6 +112,19 @@ impl Controller {
                 Ok(())
             }
             other => other.map(drop),
+        }
+    }
+
+    /// Reserves for the node, if it is still there: the handler of its end takes the lock after the store has lost it.
+    fn promise(&self, node: &Node) -> Promise {
+        let mut ranges = self.ranges.lock();
+        let is_there = |now: Arc<Node>| now.uid() == node.uid();
+        if !self.nodes.get(&node.key()).is_some_and(is_there) {
+            return Promise::Gone;
+        }
+        match ranges.reserve(node.uid()) {
+            Some(cidrs) => Promise::Given(cidrs),
+            None => Promise::NoneLeft,
         }
     }
 }
@@ -119,6 +147,7 @@ impl Ranges {
         Self {
             families,
             held: HashMap::new(),
+            taken: HashSet::new(),
         }
     }
 
@@ -135,15 +164,15 @@ impl Ranges {
         }
         self.release(node.uid());
         let mut result = Ok(());
-        let mut held = Vec::new();
-        for cidr in cidrs {
-            if self.families.iter_mut().any(|family| family.occupy(&cidr)) {
-                held.push(cidr);
+        for cidr in &cidrs {
+            if self.families.iter_mut().any(|family| family.occupy(cidr)) {
+                self.taken.insert(*cidr);
             } else {
                 result = Err(cidr.to_string());
             }
         }
-        self.held.insert(node.uid().to_owned(), held);
+        // Also what is another's: it must not be given away when only that one goes.
+        self.held.insert(node.uid().to_owned(), cidrs);
         result
     }
 
@@ -163,13 +192,15 @@ impl Ranges {
             self.free(&taken);
             return None;
         }
+        self.taken.extend(&taken);
         self.held.insert(uid.to_owned(), taken.clone());
         Some(taken)
     }
 
     fn release(&mut self, uid: &str) {
-        let held = self.held.remove(uid).unwrap_or_default();
-        self.free(&held);
+        let mut free = self.held.remove(uid).unwrap_or_default();
+        free.retain(|cidr| !self.held.values().any(|others| others.contains(cidr)) && self.taken.remove(cidr));
+        self.free(&free);
     }
 
     fn free(&mut self, cidrs: &[IpNet]) {
@@ -188,6 +219,36 @@ mod tests {
             cluster_cidr: vec!["10.244.0.0/23".parse().unwrap()],
             ..Config::default()
         })
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_no_more_gets_no_range() {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
+        });
+        let controller = Controller {
+            nodes: Informer::new(kube::Api::all, None),
+            writer: Writer::new(kube::Client::new(service, "default")),
+            recorder: crate::events::Broadcaster::new().recorder("test"),
+            queue: Queue::new(crate::metrics::WorkqueueMetrics::default().queue("test")),
+            ranges: Mutex::new(ranges()),
+        };
+        // It was there when the worker began; the store has lost it since.
+        assert_eq!(controller.promise(&node("a", "")), Promise::Gone);
+        assert!(controller.ranges.lock().held.is_empty());
+    }
+
+    #[test]
+    fn a_range_of_two_nodes_is_free_when_both_are_gone() {
+        let mut ranges = ranges();
+        assert_eq!(ranges.occupy(&node("first", "10.244.0.0/24")), Ok(()));
+        assert!(ranges.occupy(&node("second", "10.244.0.0/24")).is_err());
+        ranges.release("first");
+        let other = ranges.reserve("a").unwrap();
+        assert_eq!(other, ["10.244.1.0/24".parse().unwrap()]);
+        assert_eq!(ranges.reserve("b"), None, "the second has the other one");
+        ranges.release("second");
+        assert!(ranges.reserve("b").is_some());
     }
 
     fn node(uid: &str, cidr: &str) -> Node {
