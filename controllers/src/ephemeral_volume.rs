@@ -10,7 +10,7 @@ use crate::informer::Informer;
 use crate::manager::Shared;
 use crate::ownership::controller_reference;
 use crate::queue::Queue;
-use crate::view::{Key, Pod, View};
+use crate::view::{Index, Key, Pod, View};
 use crate::write::{Error, Writer};
 
 struct Controller {
@@ -39,10 +39,15 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         }
     });
     let waiting = Arc::clone(&queue);
+    let pods = Arc::clone(&controller.pods);
+    // Whosever claim it was: it may have stood where a pod's own belongs.
     controller.claims.on_change(move |change| {
-        let owner = change.object().controller().filter(|owner| owner.kind == "Pod");
-        if let Some(owner) = owner.filter(|_| change.is_deletion()) {
-            waiting.add(Key::new(change.object().namespace(), &owner.name));
+        let claim = change.object();
+        if change.is_deletion() {
+            let place = Index::Claim(claim.namespace().to_owned(), claim.name().to_owned());
+            for pod in pods.by_index(&place) {
+                waiting.add(pod.key());
+            }
         }
     });
     let synced = [controller.pods.synced(), controller.claims.synced()];

@@ -283,6 +283,30 @@ async fn an_ephemeral_volume_has_a_claim_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_stood_in_the_place_of_an_ephemeral_volumes_is_replaced_when_it_goes() {
+    let cluster = Cluster::start().await;
+    cluster.post(CLAIMS, claim("web-scratch", json!({}))).await;
+    let pod = json!({"metadata": {"name": "web"}, "spec": {
+        "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": claim("", json!({}))["spec"]}}}],
+    }});
+    let uid = cluster.post(PODS, pod).await["metadata"]["uid"].clone();
+    eventually("the pod is told", async || {
+        let events = cluster.events("Pod", "web").await;
+        events
+            .iter()
+            .any(|event| event.starts_with("FailedBinding: ") && event.contains("pod is not owner"))
+    })
+    .await;
+    let path = format!("{CLAIMS}/web-scratch");
+    cluster.delete(&path, "Background").await;
+    eventually("the claim is the pod's", async || {
+        cluster.get(&path).await["metadata"]["ownerReferences"][0]["uid"] == uid
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_gets_the_volume_that_it_names_when_that_comes() {
     let cluster = Cluster::start().await;
     let named = claim("c", json!({"storageClassName": "", "volumeName": "v"}));
