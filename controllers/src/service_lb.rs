@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::discovery::v1::EndpointSlice;
 use skiff_api::k8s_openapi::api::networking::v1::IngressClass;
@@ -22,11 +23,13 @@ use crate::write::{Error, Merge, Writer};
 
 mod plan;
 
-use plan::{Port, Refusal};
+use plan::{Given, Port, Refusal};
 
 /// Keeps a Service until nothing answers for it any more.
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Namespace and name of the API server's own Service.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 struct Controller {
     services: Arc<Informer<Service>>,
@@ -37,6 +40,8 @@ struct Controller {
     writer: Writer,
     recorder: Recorder,
     queue: Arc<Queue<Key>>,
+    /// Known here at once, by the informer later; and what a Service asks for may be more than it was given.
+    given: Mutex<Given>,
 }
 
 /// Registers the handlers; the future runs until shutdown.
@@ -50,6 +55,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         writer: shared.writer("service-controller"),
         recorder: shared.recorder("service-controller"),
         queue: shared.queue("service"),
+        given: Mutex::default(),
     });
     controller.services.tell(&controller, Controller::service_changed);
     controller.nodes.tell(&controller, Controller::node_changed);
@@ -69,28 +75,40 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
 }
 
 impl Controller {
-    /// A port that a Service gives back may be what another waits for.
+    /// A port that a Service gives back, or loses with its others, may be what another waits for.
     fn service_changed(&self, change: &Change<'_, Service>) {
         let service = change.object();
         if plan::is_ours(service) || has_finalizer(service) {
             self.queue.add(service.key());
         }
-        let ports = |service: Option<&Arc<Service>>| {
-            let held = service.filter(|service| plan::is_ours(service));
-            held.map(|service| plan::ports(service)).unwrap_or_default()
+        if change.is_deletion() {
+            self.given.lock().remove(service.uid());
+        }
+        let asked = |service: Option<&Arc<Service>>| {
+            let ours = service.filter(|service| plan::is_ours(service));
+            ours.map(|service| plan::ports(service)).unwrap_or_default()
         };
-        let freed: BTreeSet<Port> = &ports(change.old) - &ports(change.new);
-        if !freed.is_empty() {
-            for other in self.balanced() {
-                if !plan::ports(&other).is_disjoint(&freed) {
-                    self.queue.add(other.key());
-                }
+        let shows =
+            |service: Option<&Arc<Service>>| service.is_some_and(|service| !plan::published(service).is_empty());
+        let (before, after) = (asked(change.old), asked(change.new));
+        if before != after || (shows(change.old) && !shows(change.new)) {
+            self.look_at_those_with(&before);
+        }
+    }
+
+    fn look_at_those_with(&self, ports: &BTreeSet<Port>) {
+        if ports.is_empty() {
+            return;
+        }
+        for other in self.balanced() {
+            if !plan::ports(&other).is_disjoint(ports) {
+                self.queue.add(other.key());
             }
         }
     }
 
     fn node_changed(&self, change: &Change<'_, Node>) {
-        let seen = |node: Option<&Arc<Node>>| node.and_then(|node| plan::addresses(node));
+        let seen = |node: Option<&Arc<Node>>| node.map(|node| (plan::addresses(node), plan::kubelet_port(node)));
         if seen(change.old) != seen(change.new) {
             self.look_at_all();
         }
@@ -116,6 +134,10 @@ impl Controller {
             return;
         };
         let key = Key::new(slice.namespace(), name);
+        let numbers = |slice: Option<&Arc<EndpointSlice>>| slice.map(|slice| plan::numbers(slice)).unwrap_or_default();
+        if (slice.namespace(), name) == API_SERVER && numbers(change.old) != numbers(change.new) {
+            self.look_at_all();
+        }
         let local = |service: &Service| plan::is_ours(service) && plan::is_local(service);
         if self.services.get(&key).is_some_and(|service| local(&service)) {
             self.queue.add(key);
@@ -146,34 +168,55 @@ impl Controller {
         let nodes = self.nodes.list();
         let reserved = plan::reserved(&nodes, &self.api_server_slices(), &self.node_ports);
         let published = plan::published(service);
-        let wanted = match plan::admit(service, &services, &reserved) {
+        let admitted = plan::admit(service, &services, &self.given.lock(), &reserved);
+        let may_have = admitted.is_ok();
+        let wanted = match admitted {
             Ok(()) => {
-                if nodes.iter().all(|node| plan::addresses(node).is_none()) {
-                    let message = "There are no available nodes for LoadBalancer".to_owned();
-                    self.recorder
-                        .warning(Regarding::of(service), "UnAvailableLoadBalancer", message);
-                }
-                let all = plan::ingress(service, &nodes, &self.endpoint_nodes(service));
-                let claims = self
-                    .classes
-                    .list()
-                    .iter()
-                    .flat_map(|class| plan::claims(class))
-                    .collect();
-                let (left, lost) = plan::without_claimed(service, &all, &claims);
-                if let Some(refusal) = lost.filter(|_| left.is_empty() || left != published) {
-                    self.refuse(service, &refusal);
-                }
-                left
+                // Before anything answers.
+                self.give(service, plan::ports(service));
+                self.places(service, &nodes, &published)
             }
             Err(refusal) => {
                 self.refuse(service, &refusal);
                 Vec::new()
             }
         };
-        if has_finalizer(service) && wanted == published {
-            return Ok(());
+        if !has_finalizer(service) || wanted != published {
+            self.show(service, &published, &wanted).await?;
         }
+        if !may_have {
+            // Not before nothing answers any more.
+            self.give(service, BTreeSet::new());
+        }
+        Ok(())
+    }
+
+    /// The addresses of a Service that may have its ports.
+    fn places(&self, service: &Service, nodes: &[Arc<Node>], published: &[IpAddr]) -> Vec<IpAddr> {
+        if nodes.iter().all(|node| plan::addresses(node).is_none()) {
+            let message = "There are no available nodes for LoadBalancer".to_owned();
+            self.recorder
+                .warning(Regarding::of(service), "UnAvailableLoadBalancer", message);
+        }
+        let all = plan::ingress(service, nodes, &self.endpoint_nodes(service));
+        let claims = self
+            .classes
+            .list()
+            .iter()
+            .flat_map(|class| plan::claims(class))
+            .collect();
+        let (left, lost) = plan::without_claimed(service, &all, &claims);
+        if let Some(refusal) = lost.filter(|_| left.is_empty() || left != published) {
+            self.refuse(service, &refusal);
+        }
+        left
+    }
+
+    fn give(&self, service: &Service, ports: BTreeSet<Port>) {
+        self.given.lock().insert(service.uid().to_owned(), ports);
+    }
+
+    async fn show(&self, service: &Service, published: &[IpAddr], wanted: &[IpAddr]) -> Result<(), Error> {
         let first = published.is_empty() && !wanted.is_empty();
         if first {
             self.tell(service, "EnsuringLoadBalancer", "Ensuring load balancer");
@@ -185,7 +228,7 @@ impl Controller {
             self.set_finalizers(service, &finalizers).await?;
         }
         if wanted != published {
-            drop(self.publish(service, &wanted).await?);
+            drop(self.publish(service, wanted).await?);
         }
         match (first, wanted.is_empty()) {
             (true, _) => self.tell(service, "EnsuredLoadBalancer", "Ensured load balancer"),
@@ -207,16 +250,22 @@ impl Controller {
 
     async fn clean_up(&self, service: &Service) -> Result<(), Error> {
         self.tell(service, "DeletingLoadBalancer", "Deleting load balancer");
-        let mut finalizers = service.metadata.finalizers.clone().unwrap_or_default();
-        finalizers.retain(|name| name != FINALIZER);
         if plan::published(service).is_empty() || service.is_being_deleted() {
-            self.set_finalizers(service, &finalizers).await?;
+            self.let_go(service).await?;
         } else {
+            // Of the newest version: others may have added and removed theirs.
             let emptied = self.publish(service, &[]).await?;
-            self.set_finalizers(&emptied, &finalizers).await?;
+            self.let_go(&emptied).await?;
         }
         self.tell(service, "DeletedLoadBalancer", "Deleted load balancer");
         Ok(())
+    }
+
+    async fn let_go(&self, service: &Service) -> Result<(), Error> {
+        self.give(service, BTreeSet::new());
+        let mut finalizers = service.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.retain(|name| name != FINALIZER);
+        self.set_finalizers(service, &finalizers).await
     }
 
     /// The list is replaced as a whole: the resource version makes sure that nobody's entry is lost.
@@ -257,7 +306,7 @@ impl Controller {
     }
 
     fn api_server_slices(&self) -> Vec<Arc<EndpointSlice>> {
-        self.slices_of("default", "kubernetes")
+        self.slices_of(API_SERVER.0, API_SERVER.1)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which addresses a Service of type LoadBalancer gets; decided from Services, Nodes and EndpointSlices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -21,6 +21,19 @@ const LISTENS: &str = "listens.ingress.skiff/";
 
 /// A protocol and a number.
 pub(super) type Port = (String, u16);
+
+/// The ports that Services were given last, by their uids; none at all for one that was refused.
+pub(super) type Given = HashMap<String, BTreeSet<Port>>;
+
+/// What a Service's claim to its ports rests on, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Title {
+    /// It has them.
+    Has,
+    /// It has others, or not all of them.
+    HasOthers,
+    Waits,
+}
 
 /// Why a Service gets no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -92,12 +105,8 @@ pub(super) fn reserved(
     api_server: &[Arc<EndpointSlice>],
     node_ports: &RangeInclusive<u16>,
 ) -> Reserved {
-    let kubelets = nodes.iter().filter_map(|node| {
-        let endpoints = node.status.daemon_endpoints.as_ref()?;
-        Some(endpoints.kubelet_endpoint.as_ref()?.port)
-    });
-    let servers = api_server.iter().flat_map(|slice| slice.ports.iter().flatten());
-    let numbers = kubelets.chain(servers.filter_map(|port| port.port));
+    let kubelets = nodes.iter().filter_map(|node| kubelet_port(node));
+    let numbers = kubelets.chain(api_server.iter().flat_map(|slice| numbers(slice)));
     let own = numbers
         .filter_map(|number| u16::try_from(number).ok())
         .map(|number| ("TCP".to_owned(), number))
@@ -106,6 +115,18 @@ pub(super) fn reserved(
         own: own.collect(),
         node_ports: node_ports.clone(),
     }
+}
+
+/// Where the kubelet of a node listens.
+pub(super) fn kubelet_port(node: &Node) -> Option<i32> {
+    let endpoints = node.status.daemon_endpoints.as_ref()?;
+    Some(endpoints.kubelet_endpoint.as_ref()?.port)
+}
+
+/// The ports of a slice's endpoints.
+pub(super) fn numbers(slice: &EndpointSlice) -> BTreeSet<i32> {
+    let ports = slice.ports.iter().flatten();
+    ports.filter_map(|port| port.port).collect()
 }
 
 /// Where ingress controllers of a class listen, and the class's name.
@@ -135,11 +156,27 @@ pub(super) fn without_claimed(
     (free, lost.map(|(at, class)| Refusal::Ingress { at, class }))
 }
 
+fn title(service: &Service, given: &Given) -> Title {
+    match given.get(service.uid()) {
+        Some(had) if had.is_empty() => Title::Waits,
+        Some(had) if ports(service).is_subset(had) => Title::Has,
+        Some(_) => Title::HasOthers,
+        // Not looked at since this process began: what it was given before is what it asks for.
+        None if published(service).is_empty() => Title::Waits,
+        None => Title::Has,
+    }
+}
+
 /// Whether the Service may have its ports. Nodes have each port once: who has it keeps it, then the older one gets it.
-pub(super) fn admit(service: &Service, all: &[Arc<Service>], reserved: &Reserved) -> Result<(), Refusal> {
+pub(super) fn admit(
+    service: &Service,
+    all: &[Arc<Service>],
+    given: &Given,
+    reserved: &Reserved,
+) -> Result<(), Refusal> {
     let rank = |service: &Service| {
         let created = service.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (published(service).is_empty(), created, service.key())
+        (title(service, given), created, service.key())
     };
     let mut order: Vec<&Arc<Service>> = all.iter().collect();
     order.sort_by_key(|service| rank(service));
@@ -389,15 +426,56 @@ mod tests {
             ),
         ];
         for (number, (all, wanted)) in cases.into_iter().enumerate() {
-            assert_eq!(admit(&all[0], &all, &reserved), wanted, "case {number}");
+            assert_eq!(admit(&all[0], &all, &Given::new(), &reserved), wanted, "case {number}");
         }
         // One that was refused holds nothing.
         let two_ports = json!([{"port": 80}, {"port": 6443}]);
         let refused = service("a", 80, json!({"spec": {"ports": two_ports}}));
         let this = service("this", 80, json!({}));
-        assert_eq!(admit(&this, &[refused, Arc::clone(&this)], &reserved), Ok(()));
+        assert_eq!(
+            admit(&this, &[refused, Arc::clone(&this)], &Given::new(), &reserved),
+            Ok(())
+        );
         let tunnel = json!({"spec": {"ports": [{"port": 8472, "protocol": "UDP"}]}});
-        assert!(admit(&service("udp", 1, tunnel), &[], &reserved).is_err());
+        assert!(admit(&service("udp", 1, tunnel), &[], &Given::new(), &reserved).is_err());
+    }
+
+    #[test]
+    fn who_was_given_a_port_keeps_it() {
+        let reserved = reserved(&[], &[], &(30_000..=32_767));
+        let named = |name: &str, ports: &[u16]| {
+            let ports: Vec<_> = ports.iter().map(|port| json!({"port": port})).collect();
+            let has = json!({"loadBalancer": {"ingress": [{"ip": "10.0.0.1"}]}});
+            service(
+                name,
+                0,
+                json!({"metadata": {"uid": name}, "spec": {"ports": ports}, "status": has}),
+            )
+        };
+        // Both show addresses, and a is the first by name: what a and b ask for, what each was given, who may have it.
+        type Case<'a> = (&'a [u16], &'a [u16], Option<&'a [u16]>, Option<&'a [u16]>, (bool, bool));
+        let cases: [Case<'_>; 8] = [
+            (&[80], &[81], Some(&[80]), Some(&[81]), (true, true)),
+            (&[80, 81], &[81], Some(&[80]), Some(&[81]), (false, true)),
+            (&[81], &[81], Some(&[80]), Some(&[81]), (false, true)),
+            (&[80], &[81], Some(&[80, 81]), Some(&[]), (true, true)),
+            // What it has shown until now counts for nothing once it was refused.
+            (&[80, 81], &[81], Some(&[]), Some(&[81]), (false, true)),
+            // Whoever has some port goes before one that has none.
+            (&[80], &[80, 81], Some(&[]), Some(&[81]), (false, true)),
+            (&[80, 82], &[81, 82], Some(&[80]), Some(&[81]), (true, false)),
+            // After a start nothing else is known than what both show.
+            (&[80, 81], &[81], None, None, (true, false)),
+        ];
+        for (number, (a, b, a_had, b_had, wanted)) in cases.into_iter().enumerate() {
+            let all = [named("a", a), named("b", b)];
+            let port = |number: &u16| ("TCP".to_owned(), *number);
+            let had = [("a", a_had), ("b", b_had)].into_iter();
+            let given = had.filter_map(|(name, had)| Some((name.to_owned(), had?.iter().map(port).collect())));
+            let given = given.collect();
+            let may = |service| admit(service, &all, &given, &reserved).is_ok();
+            assert_eq!((may(&all[0]), may(&all[1])), wanted, "case {number}");
+        }
     }
 
     #[test]

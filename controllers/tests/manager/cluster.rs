@@ -9,6 +9,7 @@ use futures::StreamExt;
 use http::Request;
 use kube::Api;
 use kube::api::{DeleteParams, WatchEvent, WatchParams};
+use kube::client::Body;
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use skiff_api::k8s_openapi::api::core::v1::{Node, Pod};
@@ -156,6 +157,35 @@ impl Cluster {
             }
         }));
         Tap(tap)
+    }
+
+    /// Restarts the manager; its requests pass a `gate` first: it may do something in between, and answer itself.
+    pub(crate) fn restart_manager_behind<G>(
+        &mut self,
+        gate: impl Fn(String, String) -> G + Clone + Send + Sync + 'static,
+    ) where
+        G: Future<Output = Option<Value>> + Send + 'static,
+    {
+        let server = self.server.clone();
+        let behind = move |client: kube::Client| {
+            let gate = gate.clone();
+            let service = tower::service_fn(move |request: Request<Body>| {
+                let answer = gate(request.method().to_string(), request.uri().path().to_owned());
+                let client = client.clone();
+                async move {
+                    let Some(status) = answer.await else {
+                        return client.send(request).await;
+                    };
+                    let code = u16::try_from(status["code"].as_u64().unwrap()).unwrap();
+                    let body = Body::from(status.to_string().into_bytes());
+                    Ok(http::Response::builder().status(code).body(body).unwrap())
+                }
+            });
+            kube::Client::new(service, "default")
+        };
+        let manager = behind(server.client("system:kube-controller-manager", &["system:authenticated"]));
+        let each = move |name: &str| behind(server.account_client("kube-system", name));
+        self.restart_manager_with(Clients::each(manager, each));
     }
 
     /// Plays `count` nodes: pods are bound in turn, run at once, and end when deleted.

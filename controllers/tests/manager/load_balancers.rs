@@ -1,5 +1,8 @@
 //! Services of type LoadBalancer get the addresses of nodes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, eventually, text};
@@ -143,6 +146,109 @@ async fn a_port_is_given_to_one_service_until_it_is_free() {
     has(&cluster, "second", &["192.0.2.10"]).await;
     let foreign = service(&cluster, "foreign").await;
     assert!(foreign["metadata"]["finalizers"].is_null() && foreign["status"]["loadBalancer"]["ingress"].is_null());
+}
+
+/// Ports that a patch gives to a Service.
+async fn set_ports(cluster: &Cluster, name: &str, ports: &[u16]) {
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|port| json!({"name": format!("p{port}"), "port": port}))
+        .collect();
+    cluster
+        .patch(&format!("{SERVICES}/{name}"), json!({"spec": {"ports": ports}}))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_asks_for_anothers_port_does_not_get_it() {
+    let cluster = with_nodes(1).await;
+    create(&cluster, "first", 80, json!({})).await;
+    has(&cluster, "first", &["192.0.2.10"]).await;
+    create(&cluster, "second", 9000, json!({})).await;
+    has(&cluster, "second", &["192.0.2.10"]).await;
+    create(&cluster, "third", 80, json!({})).await;
+    set_ports(&cluster, "first", &[80, 9000]).await;
+    has(&cluster, "first", &[]).await;
+    has(&cluster, "third", &["192.0.2.10"]).await;
+    assert_eq!(addresses(&cluster, "second").await, ["192.0.2.10"]);
+    cluster.delete(&format!("{SERVICES}/second"), "Background").await;
+    cluster.delete(&format!("{SERVICES}/third"), "Background").await;
+    has(&cluster, "first", &["192.0.2.10"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_loses_one_port_gives_back_all() {
+    let cluster = with_nodes(1).await;
+    create(&cluster, "first", 80, json!({})).await;
+    set_ports(&cluster, "first", &[80, 443]).await;
+    has(&cluster, "first", &["192.0.2.10"]).await;
+    create(&cluster, "second", 80, json!({})).await;
+    eventually("the second is told why", async || {
+        let events = cluster.events("Service", "second").await;
+        events.iter().any(|event| event.contains("SyncLoadBalancerFailed"))
+    })
+    .await;
+    set_ports(&cluster, "first", &[80, 30_080]).await;
+    has(&cluster, "first", &[]).await;
+    has(&cluster, "second", &["192.0.2.10"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_that_the_cluster_takes_are_taken_back() {
+    let cluster = with_nodes(1).await;
+    create(&cluster, "first", 81, json!({})).await;
+    create(&cluster, "second", 82, json!({})).await;
+    has(&cluster, "first", &["192.0.2.10"]).await;
+    has(&cluster, "second", &["192.0.2.10"]).await;
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let slice = json!({"metadata": {"name": "more", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4", "endpoints": [], "ports": [{"name": "https", "port": 81}]});
+    cluster.post(slices, slice).await;
+    has(&cluster, "first", &[]).await;
+    cluster.delete(&format!("{slices}/more"), "Background").await;
+    has(&cluster, "first", &["192.0.2.10"]).await;
+    let kubelet = json!({"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 82}}}});
+    cluster.patch("/api/v1/nodes/node-0/status", kubelet).await;
+    has(&cluster, "second", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_up_leaves_others_finalizers_alone() {
+    let mut cluster = with_nodes(1).await;
+    create(&cluster, "web", 80, json!({})).await;
+    has(&cluster, "web", &["192.0.2.10"]).await;
+    let (client, once) = (cluster.client.clone(), Arc::new(AtomicBool::new(false)));
+    let path = format!("{SERVICES}/web");
+    let status = format!("{path}/status");
+    let finalizers = json!({"metadata": {"finalizers": [FINALIZER, "example.com/hold"]}});
+    let add = finalizers.to_string().into_bytes();
+    // Somebody adds theirs after the decision to clean up.
+    cluster.restart_manager_behind(move |method, at| {
+        let first = method == "PATCH" && at == status && !once.swap(true, Ordering::SeqCst);
+        let request = http::Request::patch(&*path)
+            .header("content-type", "application/merge-patch+json")
+            .body(add.clone())
+            .unwrap();
+        let client = client.clone();
+        async move {
+            if first {
+                client.request::<Value>(request).await.unwrap();
+            }
+            None
+        }
+    });
+    cluster
+        .patch(&format!("{SERVICES}/web"), json!({"spec": {"type": "ClusterIP"}}))
+        .await;
+    eventually("ours goes", async || {
+        let finalizers = service(&cluster, "web").await["metadata"]["finalizers"].clone();
+        finalizers.as_array().is_none_or(|all| !all.contains(&json!(FINALIZER)))
+    })
+    .await;
+    assert_eq!(
+        service(&cluster, "web").await["metadata"]["finalizers"],
+        json!(["example.com/hold"])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
