@@ -68,12 +68,10 @@ impl Controller {
             .into_iter()
             .flatten()
             .filter_map(|set| owner_of(set));
-        let mut owned = false;
         for owner in owners {
-            owned = true;
             self.queue.add(owner);
         }
-        if !owned && !change.is_deletion() && set.controller().is_none() {
+        if !change.is_deletion() && set.controller().is_none() {
             let selects = |d: &Deployment| parse_selector(&d.spec.selector).is_some_and(|s| s.matches(set.labels()));
             for deployment in self.deployments.select(set.namespace(), selects) {
                 self.queue.add(deployment.key());

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::view::Key;
 
-/// After this long an expectation is given up: an event was lost, and a resync is due anyway.
+/// After this long an expectation is given up: an event was lost (a pod came and went while the watch was away).
 const TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Default)]
@@ -23,11 +23,16 @@ struct Pending {
 }
 
 impl Expectations {
-    /// Whether everything asked for has been seen, so that the children in the store can be counted.
-    pub(crate) fn satisfied(&self, owner: &Key) -> bool {
-        self.pending.lock().get(owner).is_none_or(|pending| {
-            (pending.creations == 0 && pending.deletions.is_empty()) || pending.since.elapsed() > TIMEOUT
-        })
+    /// How long to wait at most for what was asked for and not yet seen; `None` when the children in the store can be
+    /// counted.
+    pub(crate) fn time_left(&self, owner: &Key) -> Option<Duration> {
+        let all = self.pending.lock();
+        let pending = all.get(owner)?;
+        if pending.creations == 0 && pending.deletions.is_empty() {
+            return None;
+        }
+        let left = TIMEOUT.saturating_sub(pending.since.elapsed());
+        (!left.is_zero()).then_some(left)
     }
 
     pub(crate) fn expect_creations(&self, owner: &Key, count: usize) {
@@ -87,21 +92,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn they_are_satisfied_when_seen_or_given_up() {
         let expectations = Expectations::default();
+        let satisfied = |owner| expectations.time_left(owner).is_none();
         let owner = Key::new("ns", "web");
-        assert!(expectations.satisfied(&owner));
+        assert!(satisfied(&owner));
         expectations.expect_creations(&owner, 2);
         expectations.creation_observed(&owner);
-        assert!(!expectations.satisfied(&owner));
+        assert!(!satisfied(&owner));
         expectations.creation_observed(&owner);
-        assert!(expectations.satisfied(&owner));
+        assert!(satisfied(&owner));
         expectations.expect_deletions(&owner, ["a".to_owned(), "b".to_owned()]);
         expectations.deletion_observed(&owner, "a");
         expectations.deletion_observed(&owner, "a");
-        assert!(
-            !expectations.satisfied(&owner),
-            "the same deletion seen twice counts once"
-        );
-        tokio::time::advance(TIMEOUT * 2).await;
-        assert!(expectations.satisfied(&owner));
+        assert!(!satisfied(&owner), "the same deletion seen twice counts once");
+        tokio::time::advance(TIMEOUT / 4).await;
+        assert_eq!(expectations.time_left(&owner), Some(TIMEOUT / 4 * 3));
+        tokio::time::advance(TIMEOUT / 4 * 3).await;
+        assert!(satisfied(&owner));
     }
 }

@@ -77,6 +77,14 @@ impl<K: View> Informer<K> {
         })
     }
 
+    /// One that watches nothing and holds these.
+    #[cfg(test)]
+    pub(crate) fn holding(objects: Vec<K>) -> Arc<Self> {
+        let informer = Self::new(Api::all, None);
+        informer.replace(objects.into_iter().map(Arc::new).collect());
+        informer
+    }
+
     /// Says that a controller reads this kind; without it the watch never starts.
     pub(crate) fn want(self: &Arc<Self>) -> Arc<Self> {
         self.wanted.store(true, Ordering::Relaxed);

@@ -134,7 +134,7 @@ impl Controller {
             return Ok(());
         };
         // Asked before the pods are read: what is seen in between makes them fresher, never staler.
-        let fresh = self.expectations.satisfied(&key);
+        let fresh = self.expectations.time_left(&key).is_none();
         let owned = self.pods.by_index(&Index::Controller(set.uid().to_owned()));
         let orphans = self.pods.by_index(&Index::Orphan(set.namespace().to_owned()));
         let candidates = owned
@@ -167,7 +167,11 @@ impl Controller {
             }
         }
         if let Some(left) = status::next_available(&set, &active, now) {
-            self.queue.add_after(key, left.max(Duration::from_millis(1)));
+            self.queue.add_after(key.clone(), left.max(Duration::from_millis(1)));
+        }
+        if let Some(left) = self.expectations.time_left(&key) {
+            // What will never be seen must not hold the set up until somebody touches it.
+            self.queue.add_after(key, left);
         }
         scaled
     }
@@ -301,4 +305,55 @@ fn pod_body(set: &ReplicaSet) -> Value {
 
 fn len<T>(items: &[T]) -> i32 {
     i32::try_from(items.len()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::events::Broadcaster;
+    use crate::metrics::WorkqueueMetrics;
+
+    /// A server that takes everything and writes down what is created.
+    fn server(created: &Arc<Mutex<usize>>) -> kube::Client {
+        let created = Arc::clone(created);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            *created.lock() += usize::from(request.method() == "POST");
+            let body = json!({"metadata": {"namespace": "ns", "name": "web"}}).to_string();
+            std::future::ready(Response::builder().body(Body::from(body.into_bytes())))
+        });
+        kube::Client::new(service, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_is_never_seen_is_waited_for_no_longer_than_it_must() {
+        let set: ReplicaSet = serde_json::from_value(json!({
+            "metadata": {"namespace": "ns", "name": "web", "uid": "u"},
+            "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}}},
+        }))
+        .unwrap();
+        let (key, created, events) = (set.key(), Arc::default(), Broadcaster::new());
+        let controller = Controller {
+            sets: Informer::holding(vec![set]),
+            pods: Informer::holding(Vec::new()),
+            writer: Writer::new(server(&created)),
+            recorder: events.recorder("test"),
+            queue: Queue::new(WorkqueueMetrics::default().queue("test")),
+            expectations: Expectations::default(),
+            pace: Pace::default(),
+        };
+        controller.sync(key.clone()).await.unwrap();
+        controller.sync(key.clone()).await.unwrap();
+        assert_eq!(*created.lock(), 1, "the pod may still be seen");
+        assert_eq!(controller.queue.next().now_or_never(), None);
+        // The clock stands still unless everybody waits.
+        let next = tokio::time::timeout(Duration::from_secs(600), controller.queue.next()).await;
+        assert_eq!(next.unwrap(), key);
+        controller.sync(key).await.unwrap();
+        assert_eq!(*created.lock(), 2);
+    }
 }

@@ -182,11 +182,8 @@ pub(super) fn recreate(deployment: &Deployment, history: &History, old_pods_gone
 pub(super) fn proportional(deployment: &Deployment, history: &History) -> Vec<Resize> {
     let desired = deployment.replicas();
     if let Some(only) = active_or_latest(history) {
-        return if only.replicas() == desired {
-            Vec::new()
-        } else {
-            vec![Resize { set: only, to: desired }]
-        };
+        // Also when it has that size: until it is annotated with it, the Deployment counts as being scaled.
+        return vec![Resize { set: only, to: desired }];
     }
     let active = |set: &&Arc<ReplicaSet>| set.replicas() > 0;
     if is_saturated(deployment, history.new.as_deref()) {
@@ -408,5 +405,12 @@ mod tests {
             old: vec![sized("old", "1", 2, 2, Some((5, 6)))],
         };
         assert_eq!(sizes(&proportional(&deployment, &saturated)), [("old", 0)]);
+        // Somebody else gave the set this size: what it was made for is still to be written.
+        let by_hand = History {
+            new: Some(sized("new", "2", 5, 5, Some((3, 4)))),
+            old: Vec::new(),
+        };
+        assert!(is_scaling(&deployment, &by_hand.all().cloned().collect::<Vec<_>>()));
+        assert_eq!(sizes(&proportional(&deployment, &by_hand)), [("new", 5)]);
     }
 }

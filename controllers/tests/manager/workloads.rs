@@ -268,6 +268,30 @@ async fn pods_are_adopted_and_released_by_their_labels() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relabelled_replica_set_goes_from_one_deployment_to_another() {
+    let cluster = Cluster::start().await;
+    cluster.play_nodes(1).await;
+    for name in ["web", "other"] {
+        cluster.create_deployment(name, 1, json!({})).await;
+        cluster.wait_deployed(name, 1).await;
+    }
+    let other = cluster.get("/apis/apps/v1/namespaces/default/deployments/other").await;
+    let set = cluster.replica_sets("web").await.remove(0);
+    let path = format!(
+        "/apis/apps/v1/namespaces/default/replicasets/{}",
+        text(&set["metadata"]["name"])
+    );
+    cluster
+        .patch(&path, json!({"metadata": {"labels": {"app": "other"}}}))
+        .await;
+    eventually("the other adopts it", async || {
+        cluster.get(&path).await["metadata"]["ownerReferences"][0]["uid"] == other["metadata"]["uid"]
+    })
+    .await;
+    cluster.wait_deployed("web", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_manager_goes_on_where_the_last_one_stopped() {
     let mut cluster = Cluster::start().await;
     cluster.play_nodes(2).await;
