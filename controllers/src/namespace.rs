@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
+use kube::Client;
 use kube::core::params::{DeleteParams, ListParams};
 use kube::core::{ObjectList, PartialObjectMeta, Request as ApiRequest};
 use serde_json::{Value, json};
@@ -173,13 +174,7 @@ impl Controller {
                 .request::<serde::de::IgnoredAny>(delete.map_err(kube::Error::BuildRequest)?)
                 .await?;
         } else {
-            for item in items {
-                let name = item.metadata.name.unwrap_or_default();
-                let delete = request
-                    .delete(&name, &DeleteParams::background())
-                    .map_err(kube::Error::BuildRequest)?;
-                client.request::<serde::de::IgnoredAny>(delete).await?;
-            }
+            delete_each(client, &request, items).await?;
         }
         for item in self.list(&request).await?.items {
             found.remains(kind, &item.metadata);
@@ -245,5 +240,56 @@ impl Controller {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             other => other.map(drop).map_err(Error::Finalize),
         }
+    }
+}
+
+/// Deletes one by one; what has gone meanwhile ends nothing.
+async fn delete_each(client: &Client, request: &ApiRequest, items: Vec<PartialObjectMeta>) -> Result<(), kube::Error> {
+    for item in items {
+        let name = item.metadata.name.unwrap_or_default();
+        let delete = request
+            .delete(&name, &DeleteParams::background())
+            .map_err(kube::Error::BuildRequest)?;
+        match client.request::<serde::de::IgnoredAny>(delete).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            other => drop(other?),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Response;
+    use kube::client::Body;
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// A server that has no object called `gone` and writes down what it is asked to delete.
+    fn server(asked: &Arc<Mutex<Vec<String>>>) -> Client {
+        let asked = Arc::clone(asked);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let path = request.uri().path().to_owned();
+            let code: u16 = if path.ends_with("/gone") { 404 } else { 200 };
+            asked.lock().push(path);
+            let body = json!({"kind": "Status", "apiVersion": "v1", "code": code}).to_string();
+            let response = Response::builder().status(code).body(Body::from(body.into_bytes()));
+            async move { response }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn an_item_that_has_gone_by_itself_keeps_no_other() {
+        let asked = Arc::default();
+        let item = |name: &str| serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+        let items = ["a", "gone", "z"].map(item).into();
+        let request = ApiRequest::new("/api/v1/namespaces/team/things");
+        delete_each(&server(&asked), &request, items).await.unwrap();
+        assert_eq!(
+            *asked.lock(),
+            ["a", "gone", "z"].map(|name| format!("/api/v1/namespaces/team/things/{name}"))
+        );
     }
 }

@@ -179,7 +179,8 @@ impl Controller {
             error => error,
         };
         match deleted {
-            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+            // After a conflict (also that another pod has the name now), look again.
+            Err(error) if !error.is_not_found() => Err(error),
             _ => {
                 self.scheduled.lock().remove(&key);
                 Ok(())

@@ -1,6 +1,8 @@
 //! Node ranges, silence and eviction.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -235,4 +237,30 @@ async fn the_pods_of_a_deleted_node_are_removed_and_replaced() {
         since.elapsed() >= Duration::from_millis(450),
         "not before the quarantine ended"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_that_meets_a_conflict_is_tried_again() {
+    let mut cluster = Cluster::start().await;
+    cluster.play_nodes(1).await;
+    cluster.create_deployment("web", 1, json!({})).await;
+    cluster.wait_deployed("web", 1).await;
+    let pod = cluster.pods("web").await.remove(0);
+    let path = format!("/api/v1/namespaces/default/pods/{}", text(&pod["metadata"]["name"]));
+    let (status, once) = (format!("{path}/status"), Arc::new(AtomicBool::new(false)));
+    let conflict = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 409,
+        "reason": "Conflict", "message": "the object has been modified too often"});
+    cluster.restart_manager_behind(move |method, at| {
+        let first = method == "PATCH" && at == status && !once.swap(true, Ordering::SeqCst);
+        std::future::ready(first.then(|| conflict.clone()))
+    });
+    let taint = json!({"key": "example.com/away", "effect": "NoExecute"});
+    cluster
+        .patch("/api/v1/nodes/node-0", json!({"spec": {"taints": [taint]}}))
+        .await;
+    eventually("the pod is evicted", async || {
+        let now = cluster.get(&path).await;
+        now["metadata"]["uid"] != pod["metadata"]["uid"] || !now["metadata"]["deletionTimestamp"].is_null()
+    })
+    .await;
 }
