@@ -404,7 +404,10 @@ async fn a_volume_made_by_hand_decides_where_the_pod_goes() {
         volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_some())
     })
     .await;
-    assert_eq!(chosen.spec.unwrap().claim_ref.unwrap().name.as_deref(), Some("data"));
+    let claims = Api::<PersistentVolumeClaim>::default_namespaced(cluster.client.clone());
+    let data = claims.get("data").await.unwrap();
+    let reference = chosen.spec.unwrap().claim_ref.unwrap();
+    assert_eq!((reference.name, reference.uid), (data.metadata.name, data.metadata.uid));
     cluster.bind_claim("data", "v2").await;
     let pods = cluster.until(|pods| is_bound(&pods[0])).await;
     assert_eq!(pods[0].spec.as_ref().unwrap().node_name.as_deref(), Some("n2"));

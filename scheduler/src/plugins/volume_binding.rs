@@ -43,8 +43,8 @@ struct Decisions {
 #[derive(Debug, Default)]
 struct Decision {
     labels: Labels,
-    /// Volumes that are there, each for a claim.
-    bind: Vec<(Arc<PersistentVolume>, Key)>,
+    /// Volumes that are there, each for a claim; both as they were.
+    bind: Vec<(Arc<PersistentVolume>, Arc<PersistentVolumeClaim>, Key)>,
     /// Claims, as they were, that their provisioner makes a volume for, on this node.
     provision: Vec<(Arc<PersistentVolumeClaim>, Key)>,
     node: Arc<str>,
@@ -58,8 +58,8 @@ impl Decisions {
         let chosen = self.pods.values().flat_map(|decision| &decision.bind);
         let named = |volume: &PersistentVolume| volume.metadata.name.as_deref().unwrap_or_default().to_owned();
         chosen
-            .filter(|(chosen, _)| named(chosen) == volume)
-            .map(|(_, claim)| claim)
+            .filter(|(chosen, ..)| named(chosen) == volume)
+            .map(|(.., claim)| claim)
             .next()
     }
 
@@ -67,8 +67,8 @@ impl Decisions {
     fn volume_of(&self, claim: &Key) -> Option<&Arc<PersistentVolume>> {
         let chosen = self.pods.values().flat_map(|decision| &decision.bind);
         chosen
-            .filter(|(_, for_claim)| for_claim == claim)
-            .map(|(volume, _)| volume)
+            .filter(|(.., for_claim)| for_claim == claim)
+            .map(|(volume, ..)| volume)
             .next()
     }
 

@@ -100,15 +100,15 @@ impl<'a> Wanted<'a> {
 
     /// Finds something for one claim; whether there was anything.
     fn settle(&self, waiting: &Waiting<'_>, node: &Node, decisions: &Decisions, decision: &mut Decision) -> bool {
-        let key = &waiting.key;
+        let (key, claim) = (&waiting.key, waiting.claim);
         // Another pod that uses the claim is on its way: it is decided.
         if let Some(volume) = decisions.volume_of(key) {
-            decision.bind.push((Arc::clone(volume), key.clone()));
+            decision.bind.push((Arc::clone(volume), Arc::clone(claim), key.clone()));
             return volumes::allows_node(volume, &node.labels);
         }
-        let selected = volumes::claim_annotation(waiting.claim, SELECTED_NODE);
+        let selected = volumes::claim_annotation(claim, SELECTED_NODE);
         if let Some(selected) = selected.or(decisions.node_of(key)) {
-            decision.provision.push((Arc::clone(waiting.claim), key.clone()));
+            decision.provision.push((Arc::clone(claim), key.clone()));
             return *selected == *node.name;
         }
         let free = waiting.candidates.iter().filter(|volume| {
@@ -116,22 +116,19 @@ impl<'a> Wanted<'a> {
             let mut chosen = decision
                 .bind
                 .iter()
-                .map(|(chosen, _)| chosen.metadata.name.as_deref().unwrap_or_default());
+                .map(|(chosen, ..)| chosen.metadata.name.as_deref().unwrap_or_default());
             decisions.claim_of(name).is_none() && !chosen.any(|chosen| chosen == name)
         });
-        let best = volumes::best_match(waiting.claim, free.map(|volume| &***volume), Seeker::Node(&node.labels));
+        let best = volumes::best_match(claim, free.map(|volume| &***volume), Seeker::Node(&node.labels));
         let best = best.and_then(|best| self.objects.volumes.get(best.metadata.name.as_deref()?));
         if let Some(volume) = best {
-            decision.bind.push((Arc::clone(volume), key.clone()));
+            decision.bind.push((Arc::clone(volume), Arc::clone(claim), key.clone()));
             return true;
         }
-        let class = self.objects.storage_classes.get(volumes::claim_class(waiting.claim));
-        decision.provision.push((Arc::clone(waiting.claim), key.clone()));
+        let class = self.objects.storage_classes.get(volumes::claim_class(claim));
+        decision.provision.push((Arc::clone(claim), key.clone()));
         // A volume that names the claim is the one, and here it is not.
-        let meant = waiting
-            .candidates
-            .iter()
-            .any(|volume| volumes::is_for(volume, waiting.claim));
+        let meant = waiting.candidates.iter().any(|volume| volumes::is_for(volume, claim));
         !meant && class.is_some_and(|class| provisions_on(class, &node.labels))
     }
 }

@@ -20,14 +20,14 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Makes the decision come true.
 pub(super) async fn carry_out(client: &Client, pod: &Pod, decision: &Decision) -> Result<(), Error> {
-    for (volume, claim) in &decision.bind {
-        refer(client, volume, claim).await?;
+    for (volume, claim, key) in &decision.bind {
+        refer(client, volume, claim, key).await?;
     }
     for (claim, key) in &decision.provision {
         send(client, claim, key, &decision.node).await?;
     }
     let provisioned = decision.provision.iter().map(|(_, key)| key);
-    let claims = decision.bind.iter().map(|(_, key)| key).chain(provisioned);
+    let claims = decision.bind.iter().map(|(.., key)| key).chain(provisioned);
     let waits: Vec<_> = claims.map(|claim| bound(client, claim, decision)).collect();
     if waits.is_empty() {
         return Ok(());
@@ -38,8 +38,14 @@ pub(super) async fn carry_out(client: &Client, pod: &Pod, decision: &Decision) -
     }
 }
 
-/// Makes a volume name the claim, unless it has changed since: then it may have become another's.
-async fn refer(client: &Client, volume: &PersistentVolume, (namespace, name): &Key) -> Result<(), Error> {
+/// Makes a volume name the claim, unless it has changed since: then it may have become another's. By the claim's UID the
+/// binder knows when to take that back.
+async fn refer(
+    client: &Client,
+    volume: &PersistentVolume,
+    claim: &PersistentVolumeClaim,
+    (namespace, name): &Key,
+) -> Result<(), Error> {
     if volumes::claim_ref(volume).is_some() {
         // A person chose it; the binder completes the rest.
         return Ok(());
@@ -55,6 +61,7 @@ async fn refer(client: &Client, volume: &PersistentVolume, (namespace, name): &K
             "kind": "PersistentVolumeClaim",
             "namespace": &**namespace,
             "name": &**name,
+            "uid": claim.metadata.uid,
         }},
     });
     let written = patch(client, &format!("/api/v1/persistentvolumes/{own}"), &body).await;
