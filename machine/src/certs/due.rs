@@ -10,6 +10,7 @@ use skiff_pki::{CertificateAuthority, Identity, LEAF_LIFETIME, Validity};
 
 use super::{AUTHORITIES, CertsError, Found, Home, Place, issue_anew, signer};
 use crate::Error;
+use crate::init::certs::check_time;
 
 /// What is to be told of one look.
 #[derive(Debug)]
@@ -84,15 +85,8 @@ fn renew(home: &Home, found: &Found, now: Timestamp) -> Result<(), Error> {
 
 /// Whether what the authority signs now is of use. A machine whose clock has not been set yet must not replace what is good.
 fn check(home: &Home, found: &Found, authority: &CertificateAuthority, now: Timestamp) -> Result<(), Error> {
-    let (path, validity) = (home.pki.join(format!("{}.crt", found.authority)), authority.validity()?);
-    if now > validity.not_after {
-        let until = validity.not_after.to_string();
-        return Err(Error::AuthorityExpired { path, until });
-    }
-    if now < validity.not_before {
-        let from = validity.not_before.to_string();
-        return Err(Error::AuthorityNotYetValid { path, from });
-    }
+    let path = home.pki.join(format!("{}.crt", found.authority));
+    check_time(authority, &path, now)?;
     if !authority.has_signed(&found.certificate_pem)? {
         let (name, authority) = (found.name.clone(), path);
         return Err(CertsError::ForeignAuthority { name, authority }.into());

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
+use jiff::Timestamp;
 use skiff_pki::{CertificateAuthority, Identity, Request, ServiceAccountKey};
 
 use super::Node;
@@ -129,7 +130,7 @@ pub(crate) fn apply(machine: &Machine<'_>, cluster: &Cluster, node: &Node) -> Re
 pub(crate) fn load(machine: &Machine<'_>) -> Result<CertificateAuthority, Error> {
     let pki = machine.layout.pki();
     let authority = CertificateAuthority::load(&pki, "ca")?;
-    check_time(machine, &authority, &machine.layout.ca_certificate())?;
+    check_time(&authority, &machine.layout.ca_certificate(), (machine.now)())?;
     skiff_pki::files::read(&pki.join("front-proxy-ca.crt"))?;
     for (name, _) in crate::certs::LEAVES {
         Identity::load(&pki, name)?;
@@ -152,7 +153,7 @@ fn authority(machine: &Machine<'_>, pki: &Path, name: &str, common_name: &str) -
         Step::Keep => {
             machine.say(PHASE, format!("Using existing {name} certificate authority"));
             let authority = CertificateAuthority::load(pki, name)?;
-            check_time(machine, &authority, &certificate)?;
+            check_time(&authority, &certificate, (machine.now)())?;
             return Ok(authority);
         }
         Step::Make => machine.say(PHASE, format!("Generating {name:?} certificate and key")),
@@ -172,9 +173,9 @@ fn authority(machine: &Machine<'_>, pki: &Path, name: &str, common_name: &str) -
     Ok(authority)
 }
 
-fn check_time(machine: &Machine<'_>, authority: &CertificateAuthority, path: &Path) -> Result<(), Error> {
-    let (validity, now) = (authority.validity()?, (machine.now)());
-    let path = path.to_owned();
+/// Whether what an authority signs now is of use: a clock that has not been set yet is told as such.
+pub(crate) fn check_time(authority: &CertificateAuthority, path: &Path, now: Timestamp) -> Result<(), Error> {
+    let (validity, path) = (authority.validity()?, path.to_owned());
     if now > validity.not_after {
         let until = validity.not_after.to_string();
         return Err(Error::AuthorityExpired { path, until });
