@@ -5,7 +5,9 @@
 //! [`graph`]; only workers talk to the API server.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kube::api::PropagationPolicy;
@@ -42,6 +44,8 @@ struct Controller {
     /// By group and kind, which is how owner references name them.
     kinds: Mutex<HashMap<(String, String), Arc<Kind>>>,
     kinds_changed: Notify,
+    /// Before that, dependents may be there that the graph does not know.
+    all_listed: AtomicBool,
 }
 
 /// Registers the handlers; the future runs until shutdown.
@@ -53,6 +57,7 @@ pub(crate) fn start(shared: &Shared) -> impl Future<Output = ()> + Send + use<> 
         queue: shared.queue("garbage_collector"),
         kinds: Mutex::default(),
         kinds_changed: Notify::new(),
+        all_listed: AtomicBool::new(false),
     });
     let fed = monitors::feed_from(&shared.informers, &controller);
     let synced = shared.informers.all_fed_synced();
@@ -69,18 +74,24 @@ async fn run(
     let (sender, mut ready) = watch::channel(false);
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&controller).monitor(fed, sender, shutdown.clone()));
-    // Owners not seen yet cost a request each, and dependents not seen yet could be overlooked.
-    let listed = async {
+    let mut listed = pin!(async {
         synced.await;
         ready.wait_for(|ready| *ready).await.ok();
-    };
-    tokio::select! {
+        controller.all_listed.store(true, Ordering::Relaxed);
+    });
+    // Owners not seen yet cost a request each.
+    let waited = tokio::select! {
         () = shutdown.cancelled() => return,
-        listed = tokio::time::timeout(FIRST_LISTS, listed) => if listed.is_err() {
-            tracing::warn!("not every kind could be listed; collecting garbage of the others");
+        waited = tokio::time::timeout(FIRST_LISTS, &mut listed) => waited,
+    };
+    tasks.spawn(work(Arc::clone(&controller), shutdown.clone()));
+    if waited.is_err() {
+        tracing::warn!("not every kind could be listed; collecting garbage of the others");
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = listed => {}
         }
     }
-    tasks.spawn(work(controller, shutdown));
     tasks.join_all().await;
 }
 
@@ -134,6 +145,11 @@ impl Controller {
         match node.going {
             Going::No => self.collect(&uid, &node).await,
             Going::Background => Ok(()),
+            _ if !self.all_listed.load(Ordering::Relaxed) => {
+                // An owner that went before dependents that are not known yet would take them along, or leave them behind.
+                self.queue.add_after(uid, FIRST_LISTS);
+                Ok(())
+            }
             Going::Foreground => self.wait_for_dependents(&uid, &node).await,
             Going::Orphan => self.orphan_dependents(&uid, &node).await,
         }

@@ -81,7 +81,7 @@ impl Controller {
         if plan::is_ours(service) || has_finalizer(service) {
             self.queue.add(service.key());
         }
-        if change.is_deletion() {
+        if change.is_deletion() || !(plan::is_ours(service) || has_finalizer(service)) {
             self.given.lock().remove(service.uid());
         }
         let asked = |service: Option<&Arc<Service>>| {

@@ -130,8 +130,7 @@ impl Controller {
     fn start_monitor(self: &Arc<Self>, kind: Arc<Kind>, shutdown: &Shutdown, tasks: &mut JoinSet<()>) -> Monitor {
         self.know(&kind);
         // Nobody could be asked about owners of this kind before.
-        let waiting = self.graph.lock().missing_owner_of(&kind);
-        waiting.into_iter().for_each(|uid| self.queue.add(uid));
+        self.look_for_owners_of(&kind);
         let stop = shutdown.child_token();
         let (sender, synced) = watch::channel(false);
         tasks.spawn(Arc::clone(self).watch(kind, sender, stop.clone()));
@@ -168,13 +167,20 @@ impl Controller {
         }
     }
 
-    fn replace(&self, kind: &Arc<Kind>, listed: Vec<ObjectMeta>) {
+    pub(super) fn replace(&self, kind: &Arc<Kind>, listed: Vec<ObjectMeta>) {
         let present: HashSet<&str> = listed.iter().filter_map(|meta| meta.uid.as_deref()).collect();
         let known = self.graph.lock().of_kind(kind);
         for uid in known.iter().filter(|uid| !present.contains(&***uid)) {
             self.observe_end(uid);
         }
         listed.iter().for_each(|meta| self.observe(kind, meta));
+        self.look_for_owners_of(kind);
+    }
+
+    /// Whether an owner is there that was never seen may be told differently now.
+    fn look_for_owners_of(&self, kind: &Kind) {
+        let waiting = self.graph.lock().missing_owner_of(kind);
+        waiting.into_iter().for_each(|uid| self.queue.add(uid));
     }
 }
 

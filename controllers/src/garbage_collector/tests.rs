@@ -49,6 +49,7 @@ fn controller(client: Client) -> Arc<Controller> {
         queue: Queue::new(WorkqueueMetrics::default().queue("test")),
         kinds: Mutex::default(),
         kinds_changed: Notify::new(),
+        all_listed: AtomicBool::new(false),
     })
 }
 
@@ -118,6 +119,34 @@ async fn what_ended_while_it_was_asked_for_stays_ended() {
     let (done, ()) = tokio::join!(controller.process("dependent".into()), script);
     done.unwrap();
     assert!(controller.graph.lock().node("dependent").is_none());
+}
+
+/// Where a kind cannot be listed, garbage is collected all the same; but nobody goes before dependents that may be there.
+#[tokio::test(start_paused = true)]
+async fn an_owner_waits_until_every_kind_is_listed() {
+    let (controller, mut requests) = with_dependent();
+    let mut going = object("owner", "11", None);
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    going["metadata"]["finalizers"] = json!([ORPHAN]);
+    controller.observe(&config_maps(), &meta(&going));
+    controller.process("owner".into()).await.unwrap();
+    assert!(requests.try_recv().is_err(), "it is set free before all is known");
+    controller.all_listed.store(true, Ordering::Relaxed);
+    let asked = async { requests.recv().await.unwrap().0.0 };
+    tokio::select! {
+        _ = controller.process("owner".into()) => panic!("it asks nobody"),
+        asked = asked => assert_eq!(asked, "GET /api/v1/namespaces/ns/configmaps/dependent"),
+    }
+}
+
+#[tokio::test]
+async fn who_names_an_owner_is_looked_at_after_each_list() {
+    let (controller, _requests) = with_dependent();
+    while let Some(uid) = controller.queue.next().now_or_never() {
+        controller.queue.done(uid, false);
+    }
+    controller.replace(&config_maps(), vec![meta(&object("dependent", "5", OWNED))]);
+    assert_eq!(controller.queue.next().now_or_never().as_deref(), Some("dependent"));
 }
 
 #[tokio::test]

@@ -226,15 +226,19 @@ fn stale_claims() -> (Client, Arc<Mutex<Vec<Value>>>) {
 
 #[tokio::test]
 async fn a_claim_is_sent_to_a_node_only_as_it_was_decided_on() {
-    let mut scene = Scene::new().claim("a", "late", json!({}), "");
-    let claim = scene.objects().claims.values_mut().next().unwrap();
-    Arc::make_mut(claim).metadata.resource_version = Some("7".to_owned());
+    let mut scene = Scene::new()
+        .claim("a", "late", json!({}), "")
+        .claim("b", "late", json!({}), "");
+    for claim in scene.objects().claims.values_mut() {
+        Arc::make_mut(claim).metadata.resource_version = Some("7".to_owned());
+    }
     let (client, written) = stale_claims();
     scene.plugin.client = client;
-    let pod = user("p", &["a"]);
+    let pod = user("p", &["a", "b"]);
     scene.plugin.reserve(&pod, "n1", &scene.snapshot).unwrap();
     let error = scene.plugin.pre_bind(&pod, "n1").await.unwrap_err();
     assert_eq!(written.lock()[0]["metadata"]["resourceVersion"], "7");
+    assert_eq!(written.lock().len(), 1, "the other claim is sent there all the same");
     let Error::Volumes { source, .. } = error else {
         panic!("{error}")
     };

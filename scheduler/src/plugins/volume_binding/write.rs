@@ -24,7 +24,7 @@ pub(super) async fn carry_out(client: &Client, pod: &Pod, decision: &Decision) -
         refer(client, volume, claim, key).await?;
     }
     for (claim, key) in &decision.provision {
-        send(client, claim, key, &decision.node).await?;
+        send(client, claim, key, decision).await?;
     }
     let provisioned = decision.provision.iter().map(|(_, key)| key);
     let claims = decision.bind.iter().map(|(.., key)| key).chain(provisioned);
@@ -73,24 +73,35 @@ async fn refer(
 
 /// Tells the claim's provisioner where the volume is to be, unless the claim has changed since that was decided: then it may
 /// have been sent elsewhere.
-async fn send(
-    client: &Client,
-    claim: &PersistentVolumeClaim,
-    (namespace, name): &Key,
-    node: &str,
-) -> Result<(), Error> {
+async fn send(client: &Client, claim: &PersistentVolumeClaim, key: &Key, decision: &Decision) -> Result<(), Error> {
+    let (namespace, name) = key;
     let body = json!({"metadata": {
         "resourceVersion": claim.metadata.resource_version,
-        "annotations": {SELECTED_NODE: node},
+        "annotations": {SELECTED_NODE: decision.node},
     }});
     let path = format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}");
     match patch(client, &path, &body).await {
-        // Perhaps for another pod that uses the claim, and to the same node: whoever waits for the claim sees what it says.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => was_sent(client, key, decision).await,
         written => written.map_err(|source| Error::Write {
             what: format!("PersistentVolumeClaim {namespace}/{name}"),
             source,
         }),
+    }
+}
+
+/// Whether another has sent the claim to the same node, for another pod that uses it: else the pod's other claims must not go there.
+async fn was_sent(client: &Client, (namespace, name): &Key, decision: &Decision) -> Result<(), Error> {
+    let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace);
+    let claim = claims.get(name).await.map_err(|source| Error::Watch {
+        what: format!("PersistentVolumeClaim {namespace}/{name}"),
+        source: Box::new(source),
+    })?;
+    if volumes::is_fully_bound(&claim) {
+        return check_place(client, &claim, decision).await;
+    }
+    match volumes::claim_annotation(&claim, SELECTED_NODE) {
+        Some(node) if *node == *decision.node => Ok(()),
+        _ => Err(Error::Reset(name.to_string())),
     }
 }
 
