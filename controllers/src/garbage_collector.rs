@@ -33,7 +33,8 @@ use effects::{Error, Target};
 use graph::{FOREGROUND, Going, Graph, Node, ORPHAN, Owner, Standing, Uid};
 
 const WORKERS: usize = 10;
-/// How long the first lists are waited for: one kind that cannot be listed holds up nobody for longer. Upstream's time.
+/// How long the first lists are waited for, as upstream. Where a kind cannot be listed, only owners that wait for their dependents are
+/// held up for longer.
 const FIRST_LISTS: Duration = Duration::from_secs(30);
 
 struct Controller {

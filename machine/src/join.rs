@@ -225,7 +225,8 @@ async fn resolve_node(machine: &Machine<'_>, wish: &Join, again: Option<&Former>
     let server = resolve(&wish.endpoint).await?;
     let network = address::observe()?;
     let former = again.and_then(|former| former.address);
-    if let Some(gone) = former.filter(|ip| !network.has(*ip)) {
+    let kept = former.filter(|ip| network.has(*ip));
+    if let (Some(gone), None) = (former, kept) {
         let file = machine.layout.environment_file("kubelet");
         let text = format!(
             "WARNING: {} names the address {gone}, which this machine does not have",
@@ -233,13 +234,7 @@ async fn resolve_node(machine: &Machine<'_>, wish: &Join, again: Option<&Former>
         );
         machine.say("preflight", text);
     }
-    let former = former.filter(|ip| network.has(*ip));
-    let choice = address::of_joining(
-        &network,
-        wish.node.ip.or(former),
-        server,
-        address::source_toward(server)?,
-    )?;
+    let choice = address::of_joining(&network, wish.node.ip.or(kept), server, address::source_toward(server)?)?;
     if let Some(warning) = choice.warning {
         machine.say("preflight", format!("WARNING: {warning}"));
     }

@@ -32,18 +32,14 @@ impl Seen {
             Failures::of("this node", LONGEST),
             watcher(Api::<Node>::all(client), own),
         );
-        loop {
-            let event = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                event = stream.next() => event,
-            };
-            match event {
-                Some(Event::InitApply(node) | Event::Apply(node)) => self.take(node),
-                Some(_) => {}
-                None => return,
+        let follow = async {
+            while let Some(event) = stream.next().await {
+                if let Event::InitApply(node) | Event::Apply(node) = event {
+                    self.take(node);
+                }
             }
-        }
+        };
+        shutdown.run_until_cancelled(follow).await;
     }
 
     fn take(&self, mut node: Node) {
