@@ -59,6 +59,10 @@ pub(crate) struct UpArgs {
     /// the cluster had]
     #[arg(long, value_name = "MODE")]
     network: Option<Mode>,
+    /// The program that containerd makes containers with, found in PATH: runc, or one that takes its place, like crun
+    /// [default: runc, or what the cluster had]
+    #[arg(long, value_name = "NAME")]
+    oci_runtime: Option<String>,
     /// Manifests to apply; waits until their workloads are ready and shows what answers
     #[arg(long, value_name = "FILE")]
     apply: Option<PathBuf>,
@@ -134,6 +138,7 @@ pub(crate) async fn up(args: UpArgs, shutdown: Shutdown) -> anyhow::Result<()> {
         images: args.images,
         segments: 1,
         network: args.network.map(|mode| mode.to_string()),
+        oci_runtime: args.oci_runtime,
     };
     let bar = Bar::new();
     let cluster = tokio::select! {

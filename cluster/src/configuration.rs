@@ -32,13 +32,13 @@ pub fn cni_program(skiff: &Path) -> Result<PathBuf> {
 }
 
 /// Writes every file; what a former version wrote is replaced.
-pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], cni_program: &Path) -> Result<()> {
+pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], cni_program: &Path, oci_runtime: &str) -> Result<()> {
     write_json(&layout.server_config(), &server(layout, &nodes[0]))?;
     for node in nodes {
         for directory in [node.cni_data(), node.kubelet_root(), node.manifests(), node.pod_logs()] {
             fs::create_dir_all(&directory).map_err(Error::file("create", &directory))?;
         }
-        write_runtime(node)?;
+        write_runtime(node, oci_runtime)?;
         write_json(&node.kubelet_config(), &kubelet(layout, node))?;
         write_json(&node.proxy_config(), &proxy(node))?;
         for plugin in CNI_PLUGINS {
@@ -49,11 +49,11 @@ pub(crate) fn write(layout: &Layout, nodes: &[NodeLayout], cni_program: &Path) -
 }
 
 /// The files of a node's container runtime.
-pub(crate) fn write_runtime(node: &NodeLayout) -> Result<()> {
+pub(crate) fn write_runtime(node: &NodeLayout, oci_runtime: &str) -> Result<()> {
     for directory in [node.cni_bin(), node.cni_config()] {
         fs::create_dir_all(&directory).map_err(Error::file("create", &directory))?;
     }
-    write_text(&node.containerd_config(), &containerd(node).render())
+    write_text(&node.containerd_config(), &containerd(node, oci_runtime).render())
 }
 
 fn server(layout: &Layout, node: &NodeLayout) -> Value {
@@ -61,7 +61,7 @@ fn server(layout: &Layout, node: &NodeLayout) -> Value {
     serde_json::to_value(configuration).unwrap_or_default()
 }
 
-fn containerd(node: &NodeLayout) -> containerd::Config {
+fn containerd(node: &NodeLayout, oci_runtime: &str) -> containerd::Config {
     containerd::Config {
         root: node.containerd_root(),
         state: node.containerd_state(),
@@ -70,6 +70,7 @@ fn containerd(node: &NodeLayout) -> containerd::Config {
         cni_bin_dir: node.cni_bin(),
         registry_dir: node.registries(),
         sandbox_image: pause::IMAGE.to_owned(),
+        oci_runtime: oci_runtime.to_owned(),
         restrict_oom_score: containerd::must_restrict_oom_score(),
     }
 }
@@ -134,6 +135,8 @@ fn link(target: &Path, path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use skiff_cri::containerd::RUNC;
+
     use super::*;
 
     #[test]
@@ -155,7 +158,7 @@ mod tests {
     #[test]
     fn no_path_of_a_node_is_shared_with_another() {
         let layout = Layout::new(Path::new("/home"), "dev").unwrap();
-        let first = containerd(&layout.node(0)).render() + &kubelet(&layout, &layout.node(0)).to_string();
+        let first = containerd(&layout.node(0), RUNC).render() + &kubelet(&layout, &layout.node(0)).to_string();
         assert!(!first.contains("/var/") && !first.contains("/run/"), "{first}");
         assert!(!first.contains("node-2"));
     }

@@ -70,9 +70,9 @@ pub enum Error {
     #[error("{program} is not installed; install it, on Debian with: apt-get install {package}")]
     Missing {
         /// The program.
-        program: &'static str,
+        program: String,
         /// Debian's package.
-        package: &'static str,
+        package: String,
     },
     /// The CNI plugins are not where `skiff` is.
     #[error(

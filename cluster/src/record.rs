@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use skiff_cri::containerd::RUNC;
 
 use crate::process::Process;
 use crate::{Error, Result};
@@ -41,6 +42,9 @@ pub struct Record {
     /// How packets get to other nodes' pods (`skiff proxy --network`).
     #[serde(default = "auto")]
     pub network: String,
+    /// The OCI runtime of every node's containerd.
+    #[serde(default = "runc")]
+    pub oci_runtime: String,
     /// Nodes that have another address than their number says.
     #[serde(default)]
     pub moved: BTreeMap<String, IpAddr>,
@@ -85,6 +89,10 @@ fn auto() -> String {
     "auto".to_owned()
 }
 
+fn runc() -> String {
+    RUNC.to_owned()
+}
+
 impl Default for Record {
     fn default() -> Self {
         Self {
@@ -92,6 +100,7 @@ impl Default for Record {
             api_port: 0,
             segments: one(),
             network: auto(),
+            oci_runtime: runc(),
             moved: BTreeMap::new(),
             processes: Vec::new(),
         }
@@ -168,6 +177,7 @@ mod tests {
     fn a_record_of_an_earlier_version_is_read() {
         let record: Record = serde_json::from_str(r#"{"nodes":["node-1"],"apiPort":1,"processes":[]}"#).unwrap();
         assert_eq!((record.segments, record.network.as_str()), (1, "auto"));
+        assert_eq!(record.oci_runtime, "runc");
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Shape {
     pub segments: usize,
     /// How packets get to other nodes' pods (`skiff proxy --network`).
     pub network: Option<&'static str>,
+    /// The OCI runtime of every node.
+    pub oci_runtime: Option<&'static str>,
 }
 
 impl Shape {
@@ -36,6 +38,7 @@ impl Shape {
             nodes,
             segments: 1,
             network: None,
+            oci_runtime: None,
         }
     }
 }
@@ -67,6 +70,7 @@ impl TestCluster {
             nodes: Some(shape.nodes),
             segments: shape.segments,
             network: shape.network.map(str::to_owned),
+            oci_runtime: shape.oci_runtime.map(str::to_owned),
             home: home.path().to_owned(),
             binary: binary.to_owned(),
             images: Some(images.to_owned()),

@@ -40,6 +40,8 @@ pub struct Options {
     pub segments: usize,
     /// How packets get to other nodes' pods (`skiff proxy --network`); when this is `None`, as before, or `auto`.
     pub network: Option<String>,
+    /// The OCI runtime of every node, by its name in `PATH`; when this is `None`, as before, or runc.
+    pub oci_runtime: Option<String>,
 }
 
 impl Cluster {
@@ -54,6 +56,7 @@ impl Cluster {
         let layout = Layout::new(&options.home, &options.name)?;
         let _lock = lock(&layout)?;
         let mut cluster = Self::new(layout.clone(), prepare_record(&layout, options)?);
+        check_oci_runtime(&cluster.record.oci_runtime)?;
         if cluster.runs_whole() {
             let kubeconfig = cluster.layout.admin_kubeconfig();
             return Err(Error::AlreadyRunning {
@@ -68,7 +71,7 @@ impl Cluster {
         progress.step("network");
         let nodes = cluster.nodes();
         network::build(&cluster.layout, &nodes)?;
-        configuration::write(&cluster.layout, &nodes, &cni_program)?;
+        configuration::write(&cluster.layout, &nodes, &cni_program, &cluster.record.oci_runtime)?;
         cluster.start_all(&options.binary, progress).await?;
         progress.step("waiting for the nodes to be Ready");
         cluster.wait_until_ready().await?;
@@ -330,6 +333,7 @@ fn prepare_record(layout: &Layout, options: &Options) -> Result<Record> {
     let nodes = options.nodes;
     if let Some(mut record) = Record::read(&layout.record())? {
         record.network = options.network.clone().unwrap_or(record.network);
+        record.oci_runtime = options.oci_runtime.clone().unwrap_or(record.oci_runtime);
         return match nodes {
             Some(nodes) if nodes != record.nodes.len() => Err(Error::OtherShape {
                 name: layout.name().to_owned(),
@@ -349,6 +353,7 @@ fn prepare_record(layout: &Layout, options: &Options) -> Result<Record> {
     };
     Ok(Record {
         network: options.network.clone().unwrap_or(record.network),
+        oci_runtime: options.oci_runtime.clone().unwrap_or(record.oci_runtime),
         ..record
     })
 }
@@ -357,17 +362,24 @@ pub(crate) fn check_machine() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
+    check_program("containerd", "containerd")?;
+    check_program("iptables-restore", "iptables")
+}
+
+/// An OCI runtime's package has its name.
+pub(crate) fn check_oci_runtime(name: &str) -> Result<()> {
+    check_program(name, name)
+}
+
+fn check_program(program: &str, package: &str) -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let missing = |program: &str| !std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
-    let needed = [
-        ("containerd", "containerd"),
-        ("runc", "runc"),
-        ("iptables-restore", "iptables"),
-    ];
-    match needed.into_iter().find(|(program, _)| missing(program)) {
-        Some((program, package)) => Err(Error::Missing { program, package }),
-        None => Ok(()),
+    if std::env::split_paths(&path).any(|directory| directory.join(program).is_file()) {
+        return Ok(());
     }
+    Err(Error::Missing {
+        program: program.to_owned(),
+        package: package.to_owned(),
+    })
 }
 
 /// Whether the node said so itself since `since`: a store that was stopped still holds what was true before. Without a

@@ -15,6 +15,9 @@ use nix::unistd::Pid;
 /// `CAP_SYS_RESOURCE`, without which nobody may lower an `oom_score_adj`.
 const CAP_SYS_RESOURCE: u32 = 24;
 
+/// The OCI runtime that everybody has who has containerd.
+pub const RUNC: &str = "runc";
+
 /// Where one containerd keeps its things.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -32,6 +35,8 @@ pub struct Config {
     pub registry_dir: PathBuf,
     /// Image of the pause process.
     pub sandbox_image: String,
+    /// The program that makes containers, by its name in `PATH`: [`RUNC`], or one that takes its place.
+    pub oci_runtime: String,
     /// Never lower an `oom_score_adj`; see [`must_restrict_oom_score`].
     pub restrict_oom_score: bool,
 }
@@ -84,13 +89,14 @@ disabled_plugins = [
 
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
-    default_runtime_name = "runc"
+    default_runtime_name = {oci:?}
 
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{oci:?}]
       runtime_type = "io.containerd.runc.v2"
 
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        Root = {runc}
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{oci:?}.options]
+        BinaryName = {oci:?}
+        Root = {oci_state}
 "#,
             root = quoted(&self.root),
             state = quoted(&self.state),
@@ -101,7 +107,8 @@ disabled_plugins = [
             cni_conf = quoted(&self.cni_conf_dir),
             cni_bin = quoted(&self.cni_bin_dir),
             registry = quoted(&self.registry_dir),
-            runc = quoted(&self.state.join("runc")),
+            oci = self.oci_runtime,
+            oci_state = quoted(&self.state.join(&self.oci_runtime)),
         )
     }
 }

@@ -41,6 +41,7 @@ impl Node {
             cni_bin_dir: at("cni/bin"),
             registry_dir: at("certs.d"),
             sandbox_image: pause::IMAGE.into(),
+            oci_runtime: skiff_cri::containerd::RUNC.to_owned(),
             restrict_oom_score: containerd::must_restrict_oom_score(),
         };
         fs::create_dir_all(&config.cni_conf_dir).unwrap();

@@ -1,5 +1,7 @@
 //! `skiff up` and its companions, as a person types them.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -102,6 +104,45 @@ fn a_cluster_comes_up_stays_and_goes() -> anyhow::Result<()> {
     );
     assert!(!mounts.contains(&format!("skiff-{one}")), "namespaces are left");
     home.ok(&["down", "--name", one])?;
+    Ok(())
+}
+
+#[test]
+fn another_oci_runtime_makes_the_containers_when_it_is_told_to() -> anyhow::Result<()> {
+    let home = Home::new(&["oci"])?;
+    let name = home.names[0].as_str();
+    let images = home.path().join("archives");
+    build_images(&binary()?, &images)?;
+    let told = home.refused(&["up", "--name", name, "--oci-runtime", "runc-of-nobody"])?;
+    assert!(told.contains("apt-get install runc-of-nobody"), "{told}");
+
+    // runc itself, and a note of all that it is asked for.
+    let (programs, notes) = (home.path().join("bin"), home.path().join("notes"));
+    std::fs::create_dir(&programs)?;
+    let script = format!("#!/bin/sh\necho \"$@\" >>{}\nexec runc \"$@\"\n", notes.display());
+    std::fs::write(programs.join("noting"), script)?;
+    std::fs::set_permissions(programs.join("noting"), Permissions::from_mode(0o755))?;
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH")?);
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/hello.yaml");
+    let output = Command::new(binary()?)
+        .env("SKIFF_HOME", home.path())
+        .env("PATH", path)
+        .args([
+            "up",
+            "--name",
+            name,
+            "--oci-runtime",
+            "noting",
+            "--apply",
+            manifest,
+            "--images",
+        ])
+        .arg(&images)
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let notes = std::fs::read_to_string(notes)?;
+    let made = notes.lines().filter(|line| line.contains(" create ")).count();
+    assert!(made >= 2, "a pause process and a container at least: {notes}");
     Ok(())
 }
 

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
+use skiff_cri::containerd::RUNC;
 use skiff_net::netns::Namespace;
 
 use super::COUNTER;
 use crate::process::{self, Process};
-use crate::up::check_machine;
+use crate::up::{check_machine, check_oci_runtime};
 use crate::{Cluster, Layout, NodeLayout, Record, Result, Role, configuration, network};
 
 /// Machines on one segment; they go when this is dropped, with whatever runs on them.
@@ -26,6 +27,7 @@ impl BareMachines {
     /// When a container runtime does not come up.
     pub async fn start(machines: usize) -> Result<Self> {
         check_machine()?;
+        check_oci_runtime(RUNC)?;
         let home = tempfile::Builder::new().prefix("skiff-").tempdir();
         let home = home.map_err(crate::Error::file("create a directory in", std::env::temp_dir()))?;
         let name = format!("m{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -44,7 +46,7 @@ impl BareMachines {
         let nodes = bare.machines();
         network::build(bare.cluster.layout(), &nodes)?;
         for node in &nodes {
-            configuration::write_runtime(node)?;
+            configuration::write_runtime(node, RUNC)?;
             bare.start_runtime(node).await?;
         }
         Ok(bare)

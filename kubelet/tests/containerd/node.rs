@@ -73,6 +73,7 @@ impl Node {
             cni_bin_dir: at("cni/bin"),
             registry_dir: at("certs.d"),
             sandbox_image: pause::IMAGE.into(),
+            oci_runtime: containerd::RUNC.into(),
             restrict_oom_score: containerd::must_restrict_oom_score(),
         };
         fs::create_dir_all(&containerd.cni_conf_dir).expect("a directory");

@@ -68,10 +68,7 @@ impl Lab {
         };
         for machine in &mut lab.machines {
             if let Err(error) = machine.wait_until_up() {
-                let console = std::fs::read_to_string(machine.console()).unwrap_or_default();
-                let end: Vec<&str> = console.lines().rev().take(40).collect();
-                let end: Vec<&str> = end.into_iter().rev().collect();
-                return Err(error.context(format!("the console of {} ends:\n{}", machine.name, end.join("\n"))));
+                return Err(error.context(machine.last_words()));
             }
         }
         Ok(lab)
@@ -81,7 +78,8 @@ impl Lab {
     pub(crate) fn report(&self) -> String {
         let tell = |machine: &Machine| match machine.shell(REPORT, "", COMMAND) {
             Ok(printed) => format!("=== {}\n{}", machine.name, printed.stdout),
-            Err(error) => format!("=== {}: {error:#}", machine.name),
+            // Its kernel may have said why.
+            Err(error) => format!("=== {}: {error:#}\n{}", machine.name, machine.last_words()),
         };
         self.machines.iter().map(tell).collect::<Vec<_>>().join("\n")
     }

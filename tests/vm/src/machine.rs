@@ -88,9 +88,21 @@ impl Machine {
         self.directory.join(format!("{}.qcow2", self.name))
     }
 
-    /// What the machine has written to its serial console.
-    pub(crate) fn console(&self) -> PathBuf {
+    fn console_file(&self) -> PathBuf {
         self.directory.join(format!("{}.console", self.name))
+    }
+
+    /// What the machine has written to its serial console.
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.console_file()).unwrap_or_default()).into_owned()
+    }
+
+    /// The end of what it has written to its serial console.
+    pub(crate) fn last_words(&self) -> String {
+        let console = self.console();
+        let lines: Vec<&str> = console.lines().collect();
+        let end = &lines[lines.len().saturating_sub(40)..];
+        format!("the console of {} ends:\n{}", self.name, end.join("\n"))
     }
 
     /// Switches it on, without waiting for it.
@@ -151,7 +163,9 @@ impl Machine {
         command.args(["-netdev", &lan]);
         let card = format!("virtio-net-pci,netdev=lan,mac=52:54:00:57:00:{:02x}", 10 + number);
         command.args(["-device", &card, "-device", "virtio-rng-pci"]);
-        command.arg("-serial").arg(format!("file:{}", self.console().display()));
+        command
+            .arg("-serial")
+            .arg(format!("file:{}", self.console_file().display()));
         command.stdin(Stdio::null());
         command
     }
@@ -168,9 +182,8 @@ impl Machine {
             {
                 anyhow::bail!("QEMU of {} has ended: {status}", self.name);
             }
-            let console = std::fs::read(self.console()).unwrap_or_default();
             anyhow::ensure!(
-                !String::from_utf8_lossy(&console).contains("Kernel panic"),
+                !self.console().contains("Kernel panic"),
                 "the kernel of {} has ended",
                 self.name
             );
