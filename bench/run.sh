@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures skiff against the targets: one cluster of its own, the scripts of shared/bench, and a table at the end.
 # usage: bench/run.sh [SHARED_BENCH_DIRECTORY]   (default ../shared/bench)
+#   OCI_RUNTIME=crun   with another program in runc's place
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${FRESH:-}" ] || exec bench/fresh.sh bench/run.sh "$@"
@@ -12,6 +13,12 @@ export SKIFF_HOME=$home
 log() { echo "bench: $*" >&2; }
 trap '"$skiff" down --name "$name" --purge >/dev/null 2>&1 || true; rm -rf "$home"' EXIT
 
+# crun refuses cgroups of both versions at once; this mount is seen by the measured processes alone.
+oci=${OCI_RUNTIME:-runc}
+if [ "$oci" != runc ] && mountpoint -q /sys/fs/cgroup/unified; then
+    mount -t tmpfs none /sys/fs/cgroup/unified
+fi
+
 [ -f "$scripts/podlat.py" ] || { log "no measurement scripts in $scripts"; exit 1; }
 
 mkdir -p "$home/images"
@@ -19,7 +26,7 @@ tests/images/build.sh "$skiff" "$home/images"
 
 log "starting a cluster"
 begin=$(date +%s.%N)
-"$skiff" up --name "$name" --nodes 1 --images "$home/images" >&2
+"$skiff" up --name "$name" --nodes 1 --oci-runtime "$oci" --images "$home/images" >&2
 ready=$(awk -v a="$begin" -v b="$(date +%s.%N)" 'BEGIN { printf "%.2f s", b - a }')
 kubeconfig=$("$skiff" kubeconfig --name "$name" --in-cluster-network)
 netns=$("$skiff" node netns --name "$name" node-1)
@@ -41,7 +48,7 @@ log "services"
 inside python3 "$scripts/proxylat.py" "$kubeconfig" --nodeip "$address" --disc v1 --svc 10 1000 5000 | tee "$home/services.txt" >&2
 
 echo
-echo "| what | skiff | upstream 1.20.2 | target |"
+echo "| what | skiff, $oci | upstream 1.20.2 | target |"
 echo "| --- | --- | --- | --- |"
 echo "| \`skiff up\` → node Ready | $ready | 11 s | 2 s |"
 echo "| memory, idle: server | $server | 539 MB | 40 MB |"

@@ -13,7 +13,7 @@ size=4G
 packages=(
     systemd systemd-sysv udev dbus kmod mount e2fsprogs procps iproute2 iputils-ping ca-certificates curl sudo
     linux-image-cloud-amd64 zstd
-    containerd runc iptables conntrack kubernetes-client busybox-static
+    containerd runc crun iptables conntrack kubernetes-client busybox-static
 )
 [ "$kind" = vm ] || : "${VAGRANT_KEY:?a box needs a public key}"
 [ "$kind" = vm ] || packages+=(openssh-server systemd-resolved)

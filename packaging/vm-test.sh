@@ -2,6 +2,7 @@
 # Builds what the VM suite needs, as far as it is missing, and runs it.
 # usage: packaging/vm-test.sh alone|short|full PROFILE
 #   SUITE=trixie   on machines with Debian 13; with Debian 12, bookworm, when absent
+#   CRUN=1         with crun in runc's place
 set -euo pipefail
 form=${1:?usage: packaging/vm-test.sh alone|short|full PROFILE} profile=${2:?usage: packaging/vm-test.sh alone|short|full PROFILE}
 image=target/vm/image
@@ -16,4 +17,4 @@ make --no-print-directory deb-package PROFILE="$profile"
 package=$(echo target/debian/skiff_*.deb)
 # Disks of a run that was killed.
 rm -rf target/vm/run-*
-exec timeout --kill-after=10 2400 "${CARGO_TARGET_DIR:-target}/debug/skiff-vm" "$form" --image "$image" --package "$package"
+exec timeout --kill-after=10 2400 "${CARGO_TARGET_DIR:-target}/debug/skiff-vm" "$form" --image "$image" --package "$package" ${CRUN:+--crun}

@@ -43,8 +43,13 @@ impl Cluster {
 
     /// Types a block of the user's guide on the master; returns what it printed.
     pub(crate) fn follow(&self, document: &str, block: &str) -> anyhow::Result<String> {
+        self.master().run(&self.block(document, block)?)
+    }
+
+    /// A block of the user's guide.
+    pub(crate) fn block(&self, document: &str, block: &str) -> anyhow::Result<String> {
         let document = Path::read(&self.documents.join(document))?;
-        self.master().run(document.block(block)?)
+        document.block(block).map(str::to_owned)
     }
 
     /// The first machine.

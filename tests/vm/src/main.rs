@@ -36,6 +36,9 @@ struct Arguments {
     /// The file with the path for three machines; the user's guide is in `docs` beside it
     #[arg(long, default_value = "README.md")]
     readme: PathBuf,
+    /// Put crun in runc's place, as the user's guide says
+    #[arg(long)]
+    crun: bool,
     /// Leave the machines running when a step fails, until the suite gets a line or the end of its input
     #[arg(long)]
     hold: bool,
@@ -87,7 +90,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         readme,
         arguments.readme.with_file_name("docs"),
     );
-    let result = steps::run(&mut cluster, arguments.form);
+    let result = steps::run(&mut cluster, arguments.form, arguments.crun);
     if result.is_err() {
         eprintln!("{}", cluster.lab.report());
         if arguments.hold {

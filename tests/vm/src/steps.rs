@@ -93,12 +93,18 @@ const FULL: &[Step] = &[
 ///
 /// # Errors
 /// What the step says that failed.
-pub(crate) fn run(cluster: &mut Cluster, form: Form) -> anyhow::Result<()> {
-    let steps = match form {
+pub(crate) fn run(cluster: &mut Cluster, form: Form, crun: bool) -> anyhow::Result<()> {
+    let mut steps = match form {
         Form::Alone => ALONE.to_vec(),
         Form::Short => SHORT.to_vec(),
         Form::Full => [SHORT, FULL].concat(),
     };
+    if crun {
+        steps.insert(0, ("crun takes runc's place", install::crun));
+        let deployed = steps.iter().position(|(name, _)| *name == DEPLOYMENT.0);
+        let after = deployed.context("a step that deploys")? + 1;
+        steps.insert(after, ("its containers are crun's", pods::made_by_crun));
+    }
     for (name, step) in steps {
         let begin = Instant::now();
         step(cluster).context(name)?;

@@ -36,6 +36,12 @@ pub(crate) fn package(cluster: &mut Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// On every machine, before anything else of it is looked at.
+pub(crate) fn crun(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let block = cluster.block("quick-start.md", "crun")?;
+    Cluster::on_each(&cluster.lab.machines, &block).map(drop)
+}
+
 pub(crate) fn init(cluster: &mut Cluster) -> anyhow::Result<()> {
     let printed = cluster.master().run(cluster.readme.block("first machine")?)?;
     // People know the line with a backslash in the middle.

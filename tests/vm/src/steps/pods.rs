@@ -31,6 +31,16 @@ pub(crate) fn deployment(cluster: &mut Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// runc keeps what it knows of a container in `state.json`, crun in `status`.
+pub(crate) fn made_by_crun(cluster: &mut Cluster) -> anyhow::Result<()> {
+    for machine in &cluster.lab.machines {
+        let states = machine.run("find /run/containerd/runc/k8s.io -name status -o -name state.json")?;
+        let alone = states.contains("/status") && !states.contains("state.json");
+        anyhow::ensure!(alone, "{}: not by crun, or not all of them:\n{states}", machine.name);
+    }
+    Ok(())
+}
+
 pub(crate) fn spread(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.kubectl("scale deployment/hello --replicas 4")?;
     let spread = |places: &Vec<String>| places.len() == 4 && places.iter().collect::<BTreeSet<_>>().len() == 2;
