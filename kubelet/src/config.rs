@@ -4,6 +4,7 @@ mod checks;
 mod configuration;
 mod flags;
 pub(crate) mod sources;
+mod zeros;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -153,10 +154,10 @@ impl Config {
                 path: (*file).into(),
                 source,
             })?;
-            let part = parse(file, &text)?;
-            // Each file is strict by itself, so that an error names the right one.
-            decode(file, part.clone())?;
-            json_merge(&mut value, &part);
+            lay(&mut value, file, &text)?;
+            if Some(*file) == path {
+                zeros::report_as_often(&mut value);
+            }
         }
         json_merge(&mut value, &Value::Object(flags.overrides.clone()));
         let whole = files.last().copied().unwrap_or(Path::new("the command line"));
@@ -206,21 +207,38 @@ impl Config {
     }
 }
 
-/// The files of a directory of drop-ins: those that end in `.conf`, by name.
+/// The files below a directory of drop-ins that end in `.conf`, each directory's in the order of their names.
 fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::Directory {
         path: dir.into(),
         source,
     };
+    let entries: Result<Vec<_>, _> = std::fs::read_dir(dir).map_err(failed)?.collect();
+    let mut entries = entries.map_err(failed)?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.is_file() && path.extension().is_some_and(|extension| extension == "conf") {
+    for entry in entries {
+        let path = entry.path();
+        // A link to a directory is not entered, so that none leads back.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            files.extend(drop_ins(&path)?);
+        } else if path.is_file() && path.extension().is_some_and(|extension| extension == "conf") {
             files.push(path);
         }
     }
-    files.sort();
     Ok(files)
+}
+
+/// Lays a file's fields over those of the files before it.
+fn lay(fields: &mut Value, path: &Path, text: &str) -> Result<(), Error> {
+    let part = parse(path, text)?;
+    // Each file is strict by itself, so that an error names the right one. What is null says nothing.
+    let mut alone = Value::Object(Map::new());
+    json_merge(&mut alone, &part);
+    decode(path, alone)?;
+    json_merge(fields, &part);
+    zeros::settle(fields);
+    Ok(())
 }
 
 /// A file's content, once it is known to be of the right kind.
@@ -264,9 +282,10 @@ fn decode(path: &Path, value: Value) -> Result<KubeletConfiguration, Error> {
 /// One file with a drop-in over it, as [`Config::load`] reads them.
 #[cfg(test)]
 fn read(path: &Path, text: &str, drop_in: &str) -> Result<KubeletConfiguration, Error> {
-    let mut value = parse(path, text)?;
+    let mut value = Value::Object(Map::new());
+    lay(&mut value, path, text)?;
     if !drop_in.is_empty() {
-        json_merge(&mut value, &parse(path, drop_in)?);
+        lay(&mut value, path, drop_in)?;
     }
     decode(path, value)
 }
@@ -301,6 +320,8 @@ mod tests {
             "maxPods: 2\nport: 2\nmergeDefaultEvictionSettings: true\n",
         );
         file("conf.d/30-ignored.yaml", "maxPods: 99\n");
+        std::fs::create_dir(drop_in_dir.join("15-more")).unwrap();
+        file("conf.d/15-more/99.conf", "maxPods: 99\nregistryBurst: 15\n");
         let flags = |overrides: Value| Flags {
             config_dir: Some(drop_in_dir.clone()),
             overrides: overrides.as_object().cloned().unwrap_or_default(),
@@ -309,6 +330,7 @@ mod tests {
         let read = |overrides| Config::load(Some(&config), flags(overrides)).map(|config| config.kubelet);
         let plain = read(serde_json::json!({})).unwrap();
         assert_eq!((plain.max_pods, plain.port), (3, 2));
+        assert_eq!(plain.registry_burst, 15, "directories are entered");
         assert_eq!(plain.cluster_dns, ["10.0.0.3"], "lists are replaced");
         assert_eq!(plain.eviction_hard["memory.available"], "1Gi");
         assert_eq!(plain.eviction_hard["nodefs.available"], "10%");
@@ -366,7 +388,7 @@ mod tests {
         for body in [
             "maxPods: -1\n",
             "cgroupDriver: x\n",
-            "port: 0\n",
+            "port: -1\n",
             "evictionHard: {memory.available: lots}\n",
         ] {
             let result = read(body).and_then(|config| config.validate());
