@@ -17,7 +17,7 @@ use crate::memory::Finish;
 use crate::pod;
 
 pub(crate) use affinity::any_term;
-pub(crate) use security::{Host, strict_groups};
+pub(crate) use security::{Host, is_namespaced, strict_groups};
 
 /// Why a pod may not run here.
 #[derive(Clone, Debug, PartialEq, Eq)]

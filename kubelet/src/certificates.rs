@@ -30,7 +30,7 @@ use store::Store;
 
 pub(crate) use figures::Figures;
 pub use kubeconfig::keep_kubeconfig;
-pub(crate) use serving::Serving;
+pub(crate) use serving::{Serving, least_tls};
 
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";

@@ -11,7 +11,7 @@ mod streams;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use serde_json::json;
 use skiff_daemon::serve::{Bounds, Door};
-use skiff_daemon::{Metrics, Shutdown, error_chain};
+use skiff_daemon::{Files, Metrics, Shutdown, error_chain};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::agent::Agent;
-use crate::certificates::Serving;
+use crate::certificates::{Serving, least_tls};
 use crate::config::KubeletConfiguration;
 use crate::pod;
 use crate::pods::{Directory, Entry};
@@ -54,7 +54,7 @@ pub(crate) enum Error {
     #[error("cannot read the clients' authority {path}; check authentication.x509.clientCAFile")]
     Authority {
         /// The file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The system's error.
         #[source]
         source: std::io::Error,
@@ -114,14 +114,9 @@ impl Server {
         (metrics, probes): (&Metrics, Metrics),
     ) -> Result<Self, Error> {
         let kubelet = &agent.config.kubelet;
-        let authority = match &kubelet.authentication.x509.client_ca_file {
-            Some(path) => Some(std::fs::read_to_string(path).map_err(|source| Error::Authority {
-                path: path.clone(),
-                source,
-            })?),
-            None => None,
-        };
-        let tls = Serving::new(authority.as_deref());
+        let authority = authority(kubelet)?;
+        let oldest = least_tls(&kubelet.tls_min_version).unwrap_or_default();
+        let tls = Serving::new(oldest, authority.as_deref());
         if !kubelet.server_tls_bootstrap {
             let shown = identity(&agent).and_then(|identity| tls.show(&identity));
             shown.map_err(|error| Error::Tls(Box::new(error)))?;
@@ -145,6 +140,8 @@ impl Server {
         if server.agent.config.kubelet.server_tls_bootstrap {
             tokio::spawn(Arc::clone(&server).keep_certificate(shutdown.clone()));
         }
+        let files = Files::new(files(&server.agent.config.kubelet));
+        tokio::spawn(Arc::clone(&server).keep_files(files, shutdown.clone()));
         let connection = |stream, from| {
             let connection = server.clone().connection(stream, from, shutdown.clone());
             let shutdown = shutdown.clone();
@@ -161,6 +158,41 @@ impl Server {
         serving
             .keep(agent.client.clone(), &dir, &agent.node_name, &agent.node_ips, shutdown)
             .await;
+    }
+
+    /// Uses what the files of the configuration hold, whenever they change: the authority of clients is replaced while nodes run.
+    async fn keep_files(self: Arc<Self>, mut files: Files, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = files.changed() => {}
+            }
+            match self.read_files() {
+                Ok(()) => {
+                    tracing::info!("the kubelet's server has read its certificate and its clients' authority anew")
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "still serving with the former certificate and clients' authority"
+                    );
+                    files.retry();
+                }
+            }
+        }
+    }
+
+    fn read_files(&self) -> Result<(), Error> {
+        let kubelet = &self.agent.config.kubelet;
+        let tls = |error| Error::Tls(Box::new(error));
+        if let Some(authority) = authority(kubelet)? {
+            self.tls.trust(&authority).map_err(tls)?;
+        }
+        if let Some((certificate, key)) = own_files(kubelet) {
+            let identity = skiff_pki::Identity::load_files(certificate, key).map_err(tls)?;
+            self.tls.show(&identity).map_err(tls)?;
+        }
+        Ok(())
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, from: IpAddr, shutdown: Shutdown) {
@@ -382,12 +414,39 @@ fn with_type(text: String, kind: &'static str) -> Response<Body> {
 
 /// The configured certificate, or one of our own making, kept below the root directory as upstream keeps its own.
 fn identity(agent: &Agent) -> Result<skiff_pki::Identity, skiff_pki::Error> {
-    let kubelet = &agent.config.kubelet;
-    if let (Some(certificate), Some(key)) = (&kubelet.tls_cert_file, &kubelet.tls_private_key_file) {
+    if let Some((certificate, key)) = own_files(&agent.config.kubelet) {
         return skiff_pki::Identity::load_files(certificate, key);
     }
     let dir = agent.config.flags.root_dir.join("pki");
     self_signed(&dir, &agent.node_name, &agent.node_ips)
+}
+
+/// The certificate that the configuration names, and its key, where they are what is shown.
+fn own_files(kubelet: &KubeletConfiguration) -> Option<(&Path, &Path)> {
+    let files = kubelet
+        .tls_cert_file
+        .as_deref()
+        .zip(kubelet.tls_private_key_file.as_deref());
+    files.filter(|_| !kubelet.server_tls_bootstrap)
+}
+
+/// Whom clients are vouched for by, PEM.
+fn authority(kubelet: &KubeletConfiguration) -> Result<Option<String>, Error> {
+    let path = kubelet.authentication.x509.client_ca_file.as_ref();
+    let read = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|source| Error::Authority {
+            path: path.clone(),
+            source,
+        })
+    };
+    path.map(read).transpose()
+}
+
+/// The files that the server goes by.
+fn files(kubelet: &KubeletConfiguration) -> Vec<PathBuf> {
+    let own = own_files(kubelet).map(|(certificate, key)| [certificate.to_owned(), key.to_owned()]);
+    let authority = kubelet.authentication.x509.client_ca_file.clone();
+    own.into_iter().flatten().chain(authority).collect()
 }
 
 fn self_signed(dir: &Path, name: &str, ips: &[std::net::IpAddr]) -> Result<skiff_pki::Identity, skiff_pki::Error> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
 
 use crate::identity::certificates;
 use crate::{Error, Identity, validity};
@@ -21,11 +21,34 @@ pub struct PeerIdentity {
     pub organizations: Vec<String>,
 }
 
+/// The oldest TLS that a server speaks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum OldestTls {
+    /// 1.2.
+    #[default]
+    V12,
+    /// 1.3.
+    V13,
+}
+
 /// A TLS server (1.2 and newer) that shows `identity`, and checks client certificates against `client_ca_pem` where the
 /// client sends one. Without an authority, no client certificate is asked for.
 pub fn server_config(identity: &Identity, client_ca_pem: Option<&str>) -> Result<ServerConfig, Error> {
+    server_config_since(OldestTls::V12, identity, client_ca_pem)
+}
+
+/// [`server_config`] for a server that speaks `oldest` and newer.
+pub fn server_config_since(
+    oldest: OldestTls,
+    identity: &Identity,
+    client_ca_pem: Option<&str>,
+) -> Result<ServerConfig, Error> {
+    let versions: &[_] = match oldest {
+        OldestTls::V12 => &[&version::TLS13, &version::TLS12],
+        OldestTls::V13 => &[&version::TLS13],
+    };
     let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(failed("choose protocol versions"))?;
     let builder = match client_ca_pem {
         None => builder.with_no_client_auth(),
@@ -147,5 +170,24 @@ mod tests {
         assert_eq!(run(None, trusted).unwrap(), None);
         assert!(run(Some(&stranger.issue(&node).unwrap()), trusted).is_err());
         assert!(run(None, stranger.certificate_pem()).is_err());
+    }
+    #[test]
+    fn a_server_of_tls_1_3_refuses_older_clients() {
+        let authority = CertificateAuthority::generate("kubernetes").unwrap();
+        let identity = authority.issue(&Request::server("s", &["localhost"], &[])).unwrap();
+        let old_client = || {
+            let builder = ClientConfig::builder_with_provider(provider())
+                .with_protocol_versions(&[&version::TLS12])
+                .unwrap();
+            let mut config = builder
+                .with_root_certificates(roots(authority.certificate_pem()).unwrap())
+                .with_no_client_auth();
+            config.alpn_protocols = vec![b"h2".to_vec()];
+            config
+        };
+        for (oldest, lets_in) in [(OldestTls::V12, true), (OldestTls::V13, false)] {
+            let server = server_config_since(oldest, &identity, None).unwrap();
+            assert_eq!(handshake(server, old_client()).is_ok(), lets_in, "{oldest:?}");
+        }
     }
 }

@@ -22,6 +22,21 @@ const SAFE: &[&str] = &[
     "net.ipv4.tcp_wmem",
 ];
 
+/// The beginnings of sysctls that a pod has its own of: of its network, and of its IPC.
+const NAMESPACED: &[&str] = &["fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm", "net."];
+
+/// Whether a pod has its own of the sysctls that a pattern of `allowedUnsafeSysctls` stands for: others would be the whole node's.
+pub(crate) fn is_namespaced(pattern: &str) -> bool {
+    let pattern = dotted(pattern);
+    let pattern = pattern.trim_end_matches('*');
+    NAMESPACED.iter().any(|beginning| pattern.starts_with(beginning))
+}
+
+/// Both ways of writing a sysctl's name mean the same.
+fn dotted(name: &str) -> String {
+    name.replace('/', ".")
+}
+
 /// What this host offers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Host {
@@ -39,7 +54,7 @@ impl Host {
         let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
         Self {
             apparmor: enabled.is_ok_and(|text| text.trim() == "Y"),
-            unsafe_sysctls,
+            unsafe_sysctls: unsafe_sysctls.iter().map(|pattern| dotted(pattern)).collect(),
             strict_groups,
         }
     }
@@ -86,8 +101,7 @@ fn sysctls(pod: &Pod, host: &Host) -> Result<(), Refusal> {
         .iter()
         .flat_map(|context| context.sysctls.iter().flatten());
     for sysctl in list {
-        // Both ways of writing a name mean the same.
-        let name = sysctl.name.replace('/', ".");
+        let name = dotted(&sysctl.name);
         let forbid = |why: &str| {
             Err(Refusal::new(
                 "SysctlForbidden",

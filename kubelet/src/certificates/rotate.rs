@@ -148,7 +148,7 @@ pub(super) async fn serving(serving: Serving, client: kube::Client, wanted: Want
     loop {
         let next = match store.load() {
             Ok(Some(kept)) if serving.uses(&kept.identity, &wanted.subject) => {
-                if !renewed_here && is_of_former(&kept.identity, serving.authorities()) {
+                if !renewed_here && is_of_former(&kept.identity, &serving.authorities()) {
                     Timestamp::now()
                 } else {
                     due(&kept.identity, kept.since, chance()).unwrap_or_else(|_| Timestamp::now())

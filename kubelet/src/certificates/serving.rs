@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use skiff_daemon::{Shutdown, error_chain};
-use skiff_pki::{Identity, Request};
+use skiff_pki::{Identity, OldestTls, Request};
 use tokio_rustls::TlsAcceptor;
 
 use super::request::Wanted;
@@ -16,35 +16,63 @@ use super::{NODES, SERVER, SERVING_SIGNER, rotate};
 /// The server's TLS of the moment.
 #[derive(Clone)]
 pub(crate) struct Serving {
-    acceptor: Arc<RwLock<Option<TlsAcceptor>>>,
+    oldest: OldestTls,
+    shown: Arc<RwLock<Shown>>,
+}
+
+/// What is made anew when one of its parts is replaced.
+#[derive(Default)]
+struct Shown {
+    identity: Option<Identity>,
     /// Whom clients are vouched for by.
     client_ca_pem: Option<Arc<str>>,
+    acceptor: Option<TlsAcceptor>,
+}
+
+/// The oldest TLS that a `tlsMinVersion` allows: this server has none before 1.2. `None` when it is no such name.
+pub(crate) fn least_tls(version: &str) -> Option<OldestTls> {
+    match version {
+        "" | "VersionTLS10" | "VersionTLS11" | "VersionTLS12" => Some(OldestTls::V12),
+        "VersionTLS13" => Some(OldestTls::V13),
+        _ => None,
+    }
 }
 
 impl Serving {
     /// Shows nothing yet.
-    pub(crate) fn new(client_ca_pem: Option<&str>) -> Self {
-        Self {
-            acceptor: Arc::default(),
+    pub(crate) fn new(oldest: OldestTls, client_ca_pem: Option<&str>) -> Self {
+        let shown = Shown {
             client_ca_pem: client_ca_pem.map(Arc::from),
+            ..Shown::default()
+        };
+        Self {
+            oldest,
+            shown: Arc::new(RwLock::new(shown)),
         }
     }
 
     /// From the next connection on this one.
     pub(crate) fn show(&self, identity: &Identity) -> Result<(), skiff_pki::Error> {
-        let config = skiff_pki::server_config(identity, self.client_ca_pem.as_deref())?;
-        *self.acceptor.write() = Some(TlsAcceptor::from(Arc::new(config)));
-        Ok(())
+        let mut shown = self.shown.write();
+        let authority = shown.client_ca_pem.clone();
+        shown.set(self.oldest, Some(identity.clone()), authority)
+    }
+
+    /// From the next connection on, clients are vouched for by these, PEM.
+    pub(crate) fn trust(&self, client_ca_pem: &str) -> Result<(), skiff_pki::Error> {
+        let mut shown = self.shown.write();
+        let identity = shown.identity.clone();
+        shown.set(self.oldest, identity, Some(client_ca_pem.into()))
     }
 
     /// Those whom clients are vouched for by, PEM; empty when there are none.
-    pub(super) fn authorities(&self) -> &str {
-        self.client_ca_pem.as_deref().unwrap_or_default()
+    pub(super) fn authorities(&self) -> Arc<str> {
+        self.shown.read().client_ca_pem.clone().unwrap_or_default()
     }
 
     /// For the next connection; `None` while there is no certificate.
     pub(crate) fn acceptor(&self) -> Option<TlsAcceptor> {
-        self.acceptor.read().clone()
+        self.shown.read().acceptor.clone()
     }
 
     /// Shows a certificate that was kept, unless it does not name what it should, or has ended.
@@ -75,5 +103,23 @@ impl Serving {
         };
         let store = Store::new(dir, SERVER);
         rotate::serving(self, client, wanted, store, shutdown).await;
+    }
+}
+
+impl Shown {
+    /// All or nothing: what cannot be used leaves the former in its place.
+    fn set(
+        &mut self,
+        oldest: OldestTls,
+        identity: Option<Identity>,
+        client_ca_pem: Option<Arc<str>>,
+    ) -> Result<(), skiff_pki::Error> {
+        if let Some(identity) = &identity {
+            let config = skiff_pki::server_config_since(oldest, identity, client_ca_pem.as_deref())?;
+            self.acceptor = Some(TlsAcceptor::from(Arc::new(config)));
+        }
+        self.identity = identity;
+        self.client_ca_pem = client_ca_pem;
+        Ok(())
     }
 }

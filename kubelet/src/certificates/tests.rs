@@ -289,7 +289,7 @@ async fn the_server_shows_a_new_certificate_without_a_restart() {
     cluster
         .send("POST", "/api/v1/nodes", json!({"metadata": {"name": "n1"}}))
         .await;
-    let serving = Serving::new(Some(cluster.authority.certificate_pem()));
+    let serving = Serving::new(skiff_pki::OldestTls::V12, Some(cluster.authority.certificate_pem()));
     assert!(serving.acceptor().is_none());
     let (task, dir, stop) = (serving.clone(), cluster.directory.path().join("pki"), shutdown.clone());
     tokio::spawn(async move { task.keep(client, &dir, "n1", &[address], stop).await });

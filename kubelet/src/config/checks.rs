@@ -3,6 +3,8 @@
 use skiff_api::quantity::Quantity;
 
 use super::{Error, KubeletConfiguration};
+use crate::admission::is_namespaced;
+use crate::certificates::least_tls;
 use crate::eviction::{Amount, Signal};
 
 type Checked = Result<(), Error>;
@@ -16,6 +18,14 @@ fn invalid(field: &'static str, detail: impl Into<String>) -> Checked {
 
 /// Refuses what cannot work together, beyond single fields.
 pub(super) fn check(config: &KubeletConfiguration) -> Checked {
+    if least_tls(&config.tls_min_version).is_none() {
+        let detail = format!("unknown tls version {:?}", config.tls_min_version);
+        return invalid("tlsMinVersion (--tls-min-version)", detail);
+    }
+    if let Some(pattern) = config.allowed_unsafe_sysctls.iter().find(|it| !is_namespaced(it)) {
+        let detail = format!("the sysctls {pattern:?} are not known to be namespaced");
+        return invalid("allowedUnsafeSysctls (--allowed-unsafe-sysctls)", detail);
+    }
     images(config)?;
     evictions(config)?;
     reservations(config)?;
@@ -192,13 +202,20 @@ mod tests {
             ("containerLogMaxFiles: 1", "containerLogMaxFiles"),
             ("containerLogMaxSize: much", "containerLogMaxSize"),
             ("containerLogMonitorInterval: 1s", "containerLogMonitorInterval"),
+            ("podsPerCore: -1", "podsPerCore"),
+            ("tlsMinVersion: TLSv1.3", "tlsMinVersion"),
+            (
+                "allowedUnsafeSysctls: [net.core.somaxconn, \"vm.*\"]",
+                "allowedUnsafeSysctls",
+            ),
         ] {
             let config = super::super::read(Path::new("c"), &format!("{head}{body}\n"), "").unwrap();
             let error = config.validate().unwrap_err().to_string();
             assert!(error.contains(field), "{body}: {error}");
         }
         let good = "evictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 90s}\n\
-                    serializeImagePulls: false\nmaxParallelImagePulls: 3\nkubeReserved: {cpu: 100m, pid: \"100\"}\n";
+                    serializeImagePulls: false\nmaxParallelImagePulls: 3\nkubeReserved: {cpu: 100m, pid: \"100\"}\n\
+                    tlsMinVersion: VersionTLS13\nallowedUnsafeSysctls: [net/core/*, kernel.sem, \"kernel.msg*\"]\n";
         let config = super::super::read(Path::new("c"), &format!("{head}{good}"), "").unwrap();
         config.validate().unwrap();
     }

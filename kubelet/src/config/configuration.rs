@@ -23,6 +23,7 @@ pub struct KubeletConfiguration {
     pub port: i32,
     pub tls_cert_file: Option<PathBuf>,
     pub tls_private_key_file: Option<PathBuf>,
+    pub tls_min_version: String,
     pub rotate_certificates: bool,
     #[serde(rename = "serverTLSBootstrap")]
     pub server_tls_bootstrap: bool,
@@ -44,6 +45,7 @@ pub struct KubeletConfiguration {
     pub allowed_unsafe_sysctls: Vec<String>,
     pub seccomp_default: bool,
     pub max_pods: i32,
+    pub pods_per_core: i32,
     pub pod_pids_limit: i64,
     #[serde(rename = "resolvConf")]
     pub resolv_conf: Option<PathBuf>,
@@ -89,6 +91,8 @@ pub struct KubeletConfiguration {
     pub register_with_taints: Vec<Taint>,
     pub register_node: bool,
     pub container_runtime_endpoint: String,
+    #[serde(rename = "providerID", skip_serializing_if = "String::is_empty")]
+    pub provider_id: String,
     /// Fields of upstream's that this kubelet knows by name only.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -177,6 +181,7 @@ impl Default for KubeletConfiguration {
             port: 10250,
             tls_cert_file: None,
             tls_private_key_file: None,
+            tls_min_version: String::new(),
             rotate_certificates: false,
             server_tls_bootstrap: false,
             authentication: Authentication::default(),
@@ -196,6 +201,7 @@ impl Default for KubeletConfiguration {
             allowed_unsafe_sysctls: Vec::new(),
             seccomp_default: false,
             max_pods: 110,
+            pods_per_core: 0,
             pod_pids_limit: -1,
             resolv_conf: Some("/etc/resolv.conf".into()),
             cpu_cfs_quota: true,
@@ -232,6 +238,7 @@ impl Default for KubeletConfiguration {
             register_with_taints: Vec::new(),
             register_node: true,
             container_runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
+            provider_id: String::new(),
             other: BTreeMap::new(),
         }
     }
@@ -241,11 +248,13 @@ impl KubeletConfiguration {
     /// Refuses values that cannot work.
     pub fn validate(&self) -> Result<(), Error> {
         let invalid = |field, detail: String| Err(Error::Invalid { field, detail });
-        if self.max_pods < 0 {
-            return invalid(
-                "maxPods (--max-pods)",
-                format!("{} must not be a negative number", self.max_pods),
-            );
+        for (field, number) in [
+            ("maxPods (--max-pods)", self.max_pods),
+            ("podsPerCore (--pods-per-core)", self.pods_per_core),
+        ] {
+            if number < 0 {
+                return invalid(field, format!("{number} must not be a negative number"));
+            }
         }
         if !(1..=65535).contains(&self.port) {
             return invalid(
@@ -346,6 +355,7 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "crashLoopBackOff",
         "enableContentionProfiling",
         "enableControllerAttachDetach",
+        "enableDebugFlagsHandler",
         "enableProfilingHandler",
         "enableSystemLogQuery",
         "eventBurst",
@@ -369,10 +379,8 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "memorySwap",
         "memoryThrottlingFactor",
         "podCIDR",
-        "podsPerCore",
         "preloadedImagesVerificationAllowlist",
         "protectKernelDefaults",
-        "providerID",
         "qosReserved",
         "readOnlyPort",
         "reservedMemory",
@@ -388,7 +396,6 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "syncFrequency",
         "systemCgroups",
         "tlsCipherSuites",
-        "tlsMinVersion",
         "topologyManagerPolicy",
         "topologyManagerPolicyOptions",
         "topologyManagerScope",

@@ -1,6 +1,6 @@
 //! Who asks, and whether they may: certificates, TokenReview, SubjectAccessReview, with short memories.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode, header};
@@ -25,6 +25,8 @@ pub(super) struct User {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) groups: Vec<String>,
+    /// What else the API server said of who holds the token, by name.
+    pub(super) extra: BTreeMap<String, Vec<String>>,
 }
 
 impl User {
@@ -34,8 +36,11 @@ impl User {
         if !groups.iter().any(|group| group == AUTHENTICATED) {
             groups.push(AUTHENTICATED.into());
         }
-        let uid = String::new();
-        Self { name, uid, groups }
+        Self {
+            name,
+            groups,
+            ..Self::default()
+        }
     }
 }
 
@@ -151,6 +156,7 @@ impl Access {
                 name: user.username.unwrap_or_default(),
                 uid: user.uid.unwrap_or_default(),
                 groups: user.groups.unwrap_or_default(),
+                extra: user.extra.unwrap_or_default(),
             });
         let ttl = if user.is_some() {
             self.token_ttl
@@ -172,7 +178,7 @@ impl Access {
         let body = json!({
             "metadata": {},
             "spec": {
-                "user": user.name, "uid": user.uid, "groups": user.groups,
+                "user": user.name, "uid": user.uid, "groups": user.groups, "extra": user.extra,
                 "resourceAttributes": {
                     "verb": verb, "version": "v1", "resource": "nodes", "subresource": subresource, "name": self.node,
                 },

@@ -225,15 +225,27 @@ impl Api {
                 )
             }
             Method::POST if segments.last() == Some(&"subjectaccessreviews") => {
-                let allowed = value["spec"]["user"] == "admin";
+                let (user, asked) = (
+                    &value["spec"]["user"],
+                    &value["spec"]["resourceAttributes"]["subresource"],
+                );
+                // `metrics-reader` may read that subresource, and whoever has a scope of that name.
+                let may_read = |reader: &str| reader.strip_suffix("-reader") == asked.as_str();
+                let scope = value["spec"]["extra"]["scope"][0].as_str();
+                let allowed = user == "admin" || user.as_str().is_some_and(may_read) || scope.is_some_and(may_read);
                 answer(
                     StatusCode::CREATED,
                     &json!({"metadata": {}, "spec": {}, "status": {"allowed": allowed}}),
                 )
             }
             Method::POST if segments.last() == Some(&"tokenreviews") => {
-                let good = value["spec"]["token"] == "good";
-                let status = json!({"authenticated": good, "user": {"username": if good { "admin" } else { "" }}});
+                let status = match value["spec"]["token"].as_str() {
+                    Some("good") => json!({"authenticated": true, "user": {"username": "admin"}}),
+                    Some("scoped") => {
+                        json!({"authenticated": true, "user": {"username": "u", "extra": {"scope": ["stats-reader"]}}})
+                    }
+                    _ => json!({"authenticated": false, "user": {"username": ""}}),
+                };
                 answer(
                     StatusCode::CREATED,
                     &json!({"metadata": {}, "spec": {}, "status": status}),

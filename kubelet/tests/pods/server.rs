@@ -12,6 +12,15 @@ use crate::scene::Scene;
 
 /// A connection that has shaken hands; with `user` a client certificate for it was shown.
 async fn connect(scene: &Scene, user: Option<&str>) -> TlsStream<TcpStream> {
+    shake(scene, user).await.expect("a handshake")
+}
+
+/// Whether the server's certificate is of its present authority.
+async fn trusts(scene: &Scene) -> bool {
+    shake(scene, None).await.is_ok()
+}
+
+async fn shake(scene: &Scene, user: Option<&str>) -> std::io::Result<TlsStream<TcpStream>> {
     let authority = &scene.authority;
     let identity = user.map(|user| {
         authority
@@ -24,7 +33,7 @@ async fn connect(scene: &Scene, user: Option<&str>) -> TlsStream<TcpStream> {
     let stream = TcpStream::connect(("127.0.0.1", scene.port)).await.expect("a server");
     let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    connector.connect(name, stream).await.expect("a handshake")
+    connector.connect(name, stream).await
 }
 
 /// One request over TLS; with `user` a client certificate for it. Returns status and body.
@@ -87,6 +96,79 @@ async fn every_path_asks_who_and_whether_they_may() {
     );
     let (_, pods) = ask(&scene, Some("admin"), "", "/pods").await;
     assert!(pods.contains("uid-p"), "{pods}");
+}
+
+/// A scraper is allowed what it reads, and not everything below `nodes/proxy`.
+#[tokio::test]
+async fn a_right_for_one_subresource_is_enough() {
+    let scene = Scene::with_server();
+    scene.until_event("Starting: Starting kubelet.").await;
+    let status = async |user: &str, path: &str| ask(&scene, Some(user), "", path).await.0;
+    for (user, path) in [
+        ("pods-reader", "/pods"),
+        ("pods-reader", "/runningpods/"),
+        ("healthz-reader", "/healthz"),
+        ("configz-reader", "/configz"),
+        ("metrics-reader", "/metrics/cadvisor"),
+        ("stats-reader", "/stats/summary"),
+        ("log-reader", "/logs/"),
+        ("proxy-reader", "/pods"),
+    ] {
+        assert_eq!(status(user, path).await, 200, "{user} of {path}");
+    }
+    for (user, path) in [
+        ("pods-reader", "/healthz"),
+        ("healthz-reader", "/pods"),
+        ("configz-reader", "/exec/ns/p/c"),
+        ("proxy-reader", "/metrics"),
+    ] {
+        assert_eq!(status(user, path).await, 403, "{user} of {path}");
+    }
+    // What else is known of a user may decide.
+    let header = "Authorization: Bearer scoped\r\n";
+    assert_eq!(ask(&scene, None, header, "/stats/summary").await.0, 200);
+    assert_eq!(ask(&scene, None, header, "/metrics").await.0, 403);
+}
+
+/// Nodes run on while the cluster's authority is replaced.
+#[tokio::test]
+async fn the_clients_authority_and_the_certificate_are_read_anew() {
+    let mut scene = Scene::idle();
+    let (own, pki) = (scene.dir.path().join("own"), scene.dir.path().join("kubelet/pki"));
+    for dir in [&own, &pki] {
+        std::fs::create_dir_all(dir).expect("a directory");
+    }
+    let next = skiff_pki::CertificateAuthority::generate("next").expect("an authority");
+    let show = |authority: &skiff_pki::CertificateAuthority| {
+        let names = skiff_pki::Request::server("node-1", &["node-1"], &[std::net::Ipv4Addr::LOCALHOST.into()]);
+        let identity = authority.issue(&names).expect("an identity");
+        identity.save(&own, "kubelet").expect("files");
+        // Where the test looks for whom to trust.
+        std::fs::write(pki.join("kubelet-ca.crt"), authority.certificate_pem()).expect("a file");
+    };
+    show(&scene.authority);
+    let config = &mut scene.config.kubelet;
+    config.enable_server = true;
+    config.tls_cert_file = Some(own.join("kubelet.crt"));
+    config.tls_private_key_file = Some(own.join("kubelet.key"));
+    config.tls_min_version = "VersionTLS13".into();
+    scene.start();
+    scene.until_event("Starting: Starting kubelet.").await;
+    assert_eq!(ask(&scene, Some("admin"), "", "/healthz").await.0, 200);
+    show(&next);
+    std::fs::write(scene.dir.path().join("clients.crt"), next.certificate_pem()).expect("a file");
+    scene.authority = next;
+    // As systemd asks a service to reload; files are looked at once a minute otherwise.
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).expect("a signal");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !trusts(&scene).await {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the former certificate is still shown"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(ask(&scene, Some("admin"), "", "/healthz").await.0, 200);
 }
 
 /// Connections of nobody known that say nothing keep nobody out who is known.
