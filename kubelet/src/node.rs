@@ -18,7 +18,7 @@ use std::time::Duration;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use skiff_api::k8s_openapi::api::core::v1::{Node, NodeStatus, Taint};
+use skiff_api::k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Taint};
 use skiff_api::k8s_openapi::jiff::Timestamp;
 use skiff_cri::{Runtime, RuntimeStatus};
 use skiff_daemon::{Shutdown, error_chain};
@@ -37,6 +37,9 @@ pub(crate) use status::allocatable;
 pub(crate) const VERSION: &str = "v1.36.0";
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(7);
+
+/// The annotation of a node whose volumes the controllers attach.
+const ATTACHED_BY_CONTROLLER: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
 /// How long a runtime may be away before the node is not ready, as upstream's: a restart of containerd must not take the
 /// pods out of their Services.
@@ -150,6 +153,10 @@ impl NodeTask {
                     tracing::info!(node = self.name, "registered this node");
                     self.events
                         .node(Severity::Normal, "Starting", "Starting kubelet.".into());
+                    if rebooted(&node, &self.facts.boot_id) {
+                        let text = format!("Node {} has been rebooted, boot id: {}", self.name, self.facts.boot_id);
+                        self.events.node(Severity::Warning, "Rebooted", text);
+                    }
                     return node;
                 }
                 Err(error) => {
@@ -165,28 +172,8 @@ impl NodeTask {
     }
 
     async fn try_register(&self, api: &Api<Node>, status: NodeStatus) -> kube::Result<Node> {
-        let labels = self.labels();
         if self.config.kubelet.register_node {
-            let mut node = Node::default();
-            node.metadata.name = Some(self.name.clone());
-            node.metadata.labels = Some(labels.clone());
-            node.metadata.annotations = Some(
-                [(
-                    "volumes.kubernetes.io/controller-managed-attach-detach".into(),
-                    "true".into(),
-                )]
-                .into(),
-            );
-            let mut spec = skiff_api::k8s_openapi::api::core::v1::NodeSpec::default();
-            let taints = self.config.kubelet.register_with_taints.iter().map(|taint| Taint {
-                key: taint.key.clone(),
-                value: Some(taint.value.clone()).filter(|value| !value.is_empty()),
-                effect: taint.effect.clone(),
-                time_added: None,
-            });
-            spec.taints = Some(taints.collect::<Vec<_>>()).filter(|taints| !taints.is_empty());
-            node.spec = Some(spec);
-            node.status = Some(status);
+            let node = self.fresh(status);
             match api.create(&PostParams::default(), &node).await {
                 Err(kube::Error::Api(answer)) if answer.code == 409 => {}
                 created => return created,
@@ -194,15 +181,38 @@ impl NodeTask {
         }
         let node = api.get(&self.name).await?;
         let known = node.metadata.labels.clone().unwrap_or_default();
-        if labels.iter().all(|(key, value)| known.get(key) == Some(value)) {
+        let stale = stale(self.labels(), &known);
+        if stale.is_empty() {
             return Ok(node);
         }
         api.patch(
             &self.name,
             &PatchParams::default(),
-            &Patch::Strategic(json!({"metadata": {"labels": labels}})),
+            &Patch::Strategic(json!({"metadata": {"labels": stale}})),
         )
         .await
+    }
+
+    /// The node as it is registered for the first time: afterwards its labels and taints are the administrator's.
+    fn fresh(&self, status: NodeStatus) -> Node {
+        let kubelet = &self.config.kubelet;
+        let taints = kubelet.register_with_taints.iter().map(|taint| Taint {
+            key: taint.key.clone(),
+            value: Some(taint.value.clone()).filter(|value| !value.is_empty()),
+            effect: taint.effect.clone(),
+            time_added: None,
+        });
+        let mut node = Node::default();
+        node.metadata.name = Some(self.name.clone());
+        node.metadata.labels = Some(self.labels());
+        node.metadata.annotations = Some([(ATTACHED_BY_CONTROLLER.into(), "true".into())].into());
+        node.spec = Some(NodeSpec {
+            taints: Some(taints.collect::<Vec<_>>()).filter(|taints| !taints.is_empty()),
+            provider_id: Some(kubelet.provider_id.clone()).filter(|id| !id.is_empty()),
+            ..NodeSpec::default()
+        });
+        node.status = Some(status);
+        node
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
@@ -377,6 +387,34 @@ impl NodeTask {
     }
 }
 
+/// Labels that are facts of the machine or its place: they are put right. What else `--node-labels` says counts when the node is
+/// registered.
+const FACTS: [&str; 11] = [
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "kubernetes.io/arch",
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "node.kubernetes.io/instance-type",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+
+/// Those of the labels that a known node must have and has not.
+fn stale(mut labels: BTreeMap<String, String>, known: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    labels.retain(|key, value| FACTS.contains(&key.as_str()) && known.get(key) != Some(value));
+    labels
+}
+
+/// Whether the machine has started anew since the node's status was written last.
+fn rebooted(node: &Node, boot_id: &str) -> bool {
+    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+    info.is_some_and(|info| !info.boot_id.is_empty() && info.boot_id != boot_id)
+}
+
 /// Waits until what runs short has changed.
 async fn changed(pressure: &mut watch::Receiver<Pressure>) {
     if pressure.changed().await.is_err() {
@@ -397,6 +435,39 @@ mod tests {
         Node {
             status: Some(status.clone()),
             ..Node::default()
+        }
+    }
+
+    #[test]
+    fn labels_of_a_known_node_are_the_administrators_but_for_facts() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).into(), (*value).into()))
+                .collect()
+        };
+        let own = map(&[
+            ("kubernetes.io/os", "linux"),
+            ("role", "a"),
+            ("topology.kubernetes.io/zone", "z"),
+        ]);
+        let cases = [
+            (
+                map(&[]),
+                map(&[("kubernetes.io/os", "linux"), ("topology.kubernetes.io/zone", "z")]),
+            ),
+            (
+                map(&[
+                    ("kubernetes.io/os", "linux"),
+                    ("role", "b"),
+                    ("topology.kubernetes.io/zone", "y"),
+                ]),
+                map(&[("topology.kubernetes.io/zone", "z")]),
+            ),
+            (own.clone(), map(&[])),
+        ];
+        for (known, wanted) in cases {
+            assert_eq!(stale(own.clone(), &known), wanted, "{known:?}");
         }
     }
 

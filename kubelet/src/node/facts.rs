@@ -77,10 +77,10 @@ fn hugepages(dir: &Path) -> BTreeMap<String, i64> {
         let count = std::fs::read_to_string(entry.path().join("nr_hugepages")).ok();
         let count = count.and_then(|text| text.trim().parse::<i64>().ok());
         if let (Some(size), Some(count)) = (size, count) {
-            let name = if size >= 1 << 20 {
-                format!("{}Gi", size >> 20)
-            } else {
-                format!("{}Mi", size >> 10)
+            let name = match size {
+                ..1024 => format!("{size}Ki"),
+                1024..1_048_576 => format!("{}Mi", size >> 10),
+                _ => format!("{}Gi", size >> 20),
             };
             pages.insert(name, size * 1024 * count);
         }
@@ -90,14 +90,18 @@ fn hugepages(dir: &Path) -> BTreeMap<String, i64> {
 
 /// Processes that run, and how many may.
 pub(crate) fn pids() -> Option<(i64, i64)> {
-    let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max")
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
     let loads = std::fs::read_to_string("/proc/loadavg").ok()?;
     let used = loads.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()?;
-    Some((used, limit))
+    Some((used, most_pids(Path::new("/proc/sys/kernel"))?))
+}
+
+/// The lesser of the kernel's limits: of numbers, and of tasks.
+fn most_pids(dir: &Path) -> Option<i64> {
+    let read = |file| {
+        let text = std::fs::read_to_string(dir.join(file)).ok()?;
+        text.trim().parse::<i64>().ok()
+    };
+    ["pid_max", "threads-max"].into_iter().filter_map(read).min()
 }
 
 /// The address that this machine has towards others, where no `--node-ip` is given.
@@ -115,6 +119,36 @@ pub(crate) fn default_ip() -> Option<std::net::IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_have_kubernetes_names() {
+        let dir = tempfile::tempdir().unwrap();
+        for (kernels, count) in [
+            ("hugepages-64kB", "4\n"),
+            ("hugepages-2048kB", "2\n"),
+            ("hugepages-1048576kB", "1\n"),
+            ("hugepages-x", "1\n"),
+        ] {
+            std::fs::create_dir(dir.path().join(kernels)).unwrap();
+            std::fs::write(dir.path().join(kernels).join("nr_hugepages"), count).unwrap();
+        }
+        let wanted = [("64Ki", 4 << 16), ("2Mi", 2 << 21), ("1Gi", 1 << 30)];
+        let wanted: BTreeMap<_, _> = wanted.map(|(name, bytes)| (name.to_owned(), bytes)).into();
+        assert_eq!(hugepages(dir.path()), wanted);
+    }
+
+    #[test]
+    fn processes_are_bounded_by_both_limits_of_the_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| std::fs::write(dir.path().join(file), text).unwrap();
+        assert_eq!(most_pids(dir.path()), None);
+        write("pid_max", "4194304\n");
+        assert_eq!(most_pids(dir.path()), Some(4_194_304));
+        write("threads-max", "190000\n");
+        assert_eq!(most_pids(dir.path()), Some(190_000));
+        write("pid_max", "32768\n");
+        assert_eq!(most_pids(dir.path()), Some(32_768));
+    }
 
     #[test]
     fn names() {

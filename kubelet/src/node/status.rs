@@ -152,15 +152,21 @@ pub(crate) fn capacity(config: &Config, facts: &Facts) -> BTreeMap<String, Quant
         ("cpu".to_owned(), Quantity::from_value(facts.cpus)),
         ("memory".to_owned(), kibi(facts.memory)),
         ("ephemeral-storage".to_owned(), kibi(facts.storage)),
-        (
-            "pods".to_owned(),
-            Quantity::from_value(i64::from(config.kubelet.max_pods)),
-        ),
+        ("pods".to_owned(), Quantity::from_value(pods(config, facts))),
     ]);
     for (size, bytes) in &facts.hugepages {
         capacity.insert(format!("hugepages-{size}"), kibi(*bytes));
     }
     capacity
+}
+
+/// How many pods may run: never more than so many for each CPU, where that is said (`podsPerCore`).
+fn pods(config: &Config, facts: &Facts) -> i64 {
+    let most = i64::from(config.kubelet.max_pods);
+    match i64::from(config.kubelet.pods_per_core) {
+        0 => most,
+        each => most.min(facts.cpus.saturating_mul(each)),
+    }
 }
 
 fn kibi(bytes: i64) -> Quantity {
@@ -449,6 +455,19 @@ mod tests {
             json!({"cpu": "1500m", "memory": "3996Mi", "ephemeral-storage": "90Gi", "pods": "110"})
         );
         assert_eq!(value["nodeInfo"]["containerRuntimeVersion"], "containerd://1.6.20");
+    }
+
+    #[test]
+    fn pods_are_bounded_by_the_cpus_where_that_is_said() {
+        let facts = Facts {
+            cpus: 2,
+            ..Facts::default()
+        };
+        for (most, each, wanted) in [(110, 0, 110), (110, 10, 20), (15, 10, 15)] {
+            let mut config = Config::default();
+            (config.kubelet.max_pods, config.kubelet.pods_per_core) = (most, each);
+            assert_eq!(pods(&config, &facts), wanted, "{each} for each CPU, {most} at most");
+        }
     }
 
     #[test]

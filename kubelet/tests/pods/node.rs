@@ -31,6 +31,49 @@ async fn the_node_registers_and_follows_its_network() {
         .await;
 }
 
+const NODE: &str = "/api/v1/nodes/node-1";
+
+#[tokio::test]
+async fn what_a_node_is_registered_with_is_the_administrators_afterwards() {
+    let mut scene = Scene::idle();
+    let taint = skiff_kubelet::config::Taint {
+        key: "example.com/new".into(),
+        value: String::new(),
+        effect: "NoSchedule".into(),
+    };
+    scene.config.kubelet.register_with_taints = vec![taint];
+    scene.config.kubelet.provider_id = "test://1".into();
+    scene.config.flags.node_labels = [("example.com/role".into(), "a".into())].into();
+    scene.start();
+    let node = |api: &crate::api::Api| api.get(NODE).filter(|node| is_ready(&node["status"]));
+    let found = scene.api.until("ready node", node).await;
+    assert_eq!(
+        found["spec"],
+        json!({"providerID": "test://1", "taints": [{"key": "example.com/new", "effect": "NoSchedule"}]})
+    );
+    assert_eq!(found["metadata"]["labels"]["example.com/role"], "a");
+    scene.kill().await;
+    scene.api.edit(NODE, |node| {
+        node["spec"]["taints"] = json!([]);
+        node["metadata"]["labels"]["example.com/role"] = "b".into();
+        node["metadata"]["labels"]["kubernetes.io/os"] = "plan9".into();
+        node["status"]["nodeInfo"]["bootID"] = "another".into();
+    });
+    scene.start();
+    let right = |api: &crate::api::Api| {
+        api.get(NODE).filter(|node| {
+            node["metadata"]["labels"]["kubernetes.io/os"] == "linux"
+                && node["status"]["nodeInfo"]["bootID"] != "another"
+        })
+    };
+    let found = scene.api.until("the node's facts", right).await;
+    assert_eq!(found["metadata"]["labels"]["example.com/role"], "b");
+    assert_eq!(found["spec"]["taints"], json!([]));
+    let boot_id = found["status"]["nodeInfo"]["bootID"].as_str().unwrap_or_default();
+    let event = format!("Rebooted: Node node-1 has been rebooted, boot id: {boot_id}");
+    scene.until_event(&event).await;
+}
+
 /// The node controller says that it heard nothing; what it said stays until the kubelet says otherwise.
 #[tokio::test]
 async fn what_others_made_of_the_status_is_put_right() {
