@@ -1,5 +1,6 @@
 //! Durations as Go writes them: `1h2m3.5s`, `100ms`.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -16,19 +17,46 @@ impl GoDuration {
     }
 }
 
+/// As Go writes it.
+impl fmt::Display for GoDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanos = self.0.as_nanos();
+        let seconds = self.0.as_secs();
+        let (unit, name) = match nanos {
+            0 => return f.write_str("0s"),
+            1..1_000 => (1, "ns"),
+            1_000..1_000_000 => (1_000, "µs"),
+            1_000_000..1_000_000_000 => (1_000_000, "ms"),
+            _ => (1_000_000_000, "s"),
+        };
+        if seconds >= 3600 {
+            write!(f, "{}h", seconds / 3600)?;
+        }
+        if seconds >= 60 {
+            write!(f, "{}m", seconds / 60 % 60)?;
+        }
+        let whole = if seconds > 0 {
+            u128::from(seconds % 60)
+        } else {
+            nanos / unit
+        };
+        write!(f, "{whole}{}{name}", fraction(nanos % unit, unit))
+    }
+}
+
+/// What comes after a number of whole units: nothing, or a point and as many digits as are needed.
+fn fraction(rest: u128, unit: u128) -> String {
+    if rest == 0 {
+        return String::new();
+    }
+    let digits = usize::try_from(unit.ilog10()).unwrap_or_default();
+    let text = format!(".{rest:0digits$}");
+    text.trim_end_matches('0').to_owned()
+}
+
 impl Serialize for GoDuration {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let seconds = self.0.as_secs();
-        let (h, m, s) = (seconds / 3600, seconds / 60 % 60, self.0.as_secs_f64() % 60.0);
-        let text = match (h, m) {
-            (0, 0) if self.0 < Duration::from_secs(1) && !self.0.is_zero() => {
-                format!("{}ms", self.0.as_secs_f64() * 1e3)
-            }
-            (0, 0) => format!("{s}s"),
-            (0, m) => format!("{m}m{s}s"),
-            (h, m) => format!("{h}h{m}m{s}s"),
-        };
-        serializer.serialize_str(&text)
+        serializer.collect_str(self)
     }
 }
 
@@ -103,9 +131,13 @@ mod tests {
 
     #[test]
     fn writes_what_it_reads() {
-        for text in ["10s", "1m0s", "100ms", "1h0m0s"] {
-            let json = serde_json::to_value(GoDuration(parse(text).unwrap())).unwrap();
-            assert_eq!(json, text);
+        for text in [
+            "0s", "10s", "1m0s", "100ms", "1h0m0s", "1h2m3.5s", "1m5.123s", "1.5s", "12ns", "1.5µs", "2.25ms",
+            "59.999s",
+        ] {
+            let read: GoDuration = text.parse().unwrap();
+            assert_eq!(read.to_string(), text);
+            assert_eq!(serde_json::to_value(read).unwrap(), text);
         }
     }
 }

@@ -1,22 +1,23 @@
 //! Getting an image onto the node, as the pull policy says, with upstream's reasons and messages.
 
+mod credentials;
 mod pace;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use base64::Engine as _;
 use parking_lot::Mutex;
-use serde_json::Value;
 use skiff_api::k8s_openapi::api::core::v1::{Container, Pod};
 use skiff_cri::{Image, PullAuth, Runtime};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::config::KubeletConfiguration;
+use crate::config::{Config, GoDuration};
 use crate::events::{Recorder, Severity};
 use crate::metrics::Measures;
-use crate::objects::{Kind, Objects};
+use crate::objects::Objects;
 use crate::pod::{self, Role};
 use pace::Pace;
 
@@ -39,6 +40,8 @@ pub(crate) struct Images {
     measures: Arc<Measures>,
     slots: Arc<Semaphore>,
     pace: Option<Pace>,
+    /// The kubelet's directory: the first where the node's own credentials are looked for.
+    root: PathBuf,
     /// Pull secrets that could not be had, by the pod's UID, as they were told last.
     missing: Mutex<HashMap<String, Vec<String>>>,
 }
@@ -52,21 +55,18 @@ impl std::fmt::Debug for Images {
 }
 
 impl Images {
-    pub(crate) fn new(
-        runtime: Arc<dyn Runtime>,
-        events: Recorder,
-        measures: Arc<Measures>,
-        config: &KubeletConfiguration,
-    ) -> Self {
+    pub(crate) fn new(runtime: Arc<dyn Runtime>, events: Recorder, measures: Arc<Measures>, config: &Config) -> Self {
+        let kubelet = &config.kubelet;
         Self {
             runtime,
             events,
             measures,
             slots: Arc::new(Semaphore::new(slots(
-                config.serialize_image_pulls,
-                config.max_parallel_image_pulls,
+                kubelet.serialize_image_pulls,
+                kubelet.max_parallel_image_pulls,
             ))),
-            pace: Pace::new(config.registry_pull_qps, config.registry_burst),
+            pace: Pace::new(kubelet.registry_pull_qps, kubelet.registry_burst),
+            root: config.flags.root_dir.clone(),
             missing: Mutex::default(),
         }
     }
@@ -147,7 +147,8 @@ impl Images {
             "Pulling",
             format!("Pulling image {wanted:?}"),
         );
-        let (credentials, missing) = credentials(pod, image, objects).await;
+        let (mut credentials, missing) = credentials::of_pod(pod, image, objects).await;
+        credentials.extend(credentials::of_node(&self.root, image));
         self.tell_missing(pod, missing);
         let pulled = self.pull_with_any(image, credentials).await;
         drop(slot);
@@ -234,12 +235,10 @@ fn slots(serialize: bool, parallel: Option<i32>) -> usize {
     }
 }
 
-fn millis(duration: std::time::Duration) -> String {
-    if duration.as_secs() == 0 {
-        format!("{}ms", duration.as_millis())
-    } else {
-        format!("{:.3}s", duration.as_secs_f64())
-    }
+/// Whole milliseconds, as Go writes them.
+fn millis(duration: Duration) -> GoDuration {
+    let fraction = Duration::from_millis(duration.subsec_millis().into());
+    GoDuration(Duration::from_secs(duration.as_secs()) + fraction)
 }
 
 fn default_policy(image: &str) -> &'static str {
@@ -296,110 +295,6 @@ fn with_tag(image: &str) -> Option<String> {
     }
 }
 
-/// The credentials of the pod's pull secrets that are for the image, the most specific first, and the names of secrets that cannot be
-/// had.
-async fn credentials(pod: &Pod, image: &str, objects: &Objects) -> (Vec<PullAuth>, Vec<String>) {
-    let (mut found, mut missing) = (Vec::new(), Vec::new());
-    let secrets = pod::spec(pod).image_pull_secrets.iter().flatten();
-    // The API lets in references without a name.
-    for secret in secrets.filter(|secret| !secret.name.is_empty()) {
-        let Ok(Some(object)) = objects.get(pod, Kind::Secret, &secret.name).await else {
-            missing.push(secret.name.clone());
-            continue;
-        };
-        for key in [".dockerconfigjson", ".dockercfg"] {
-            if let Some(bytes) = object.data.get(key) {
-                found.extend(from_docker_config(bytes, image, key));
-            }
-        }
-    }
-    // Stable: of two for the same place, the earlier secret's is tried first.
-    found.sort_by_key(|(place, _)| std::cmp::Reverse(place.len()));
-    (found.into_iter().map(|(_, auth)| auth).collect(), missing)
-}
-
-/// The host that an image is pulled from, and its path there.
-fn location(image: &str) -> (&str, String) {
-    match image.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_owned()),
-        Some(_) => ("docker.io", image.to_owned()),
-        None => ("docker.io", format!("library/{image}")),
-    }
-}
-
-/// Whether credentials for `place` (`host[:port][/path]`, parts of the host may have `*`) are for the image.
-fn is_for(place: &str, image: &str) -> bool {
-    let (host, path) = location(image);
-    let (place_host, place_path) = place.split_once('/').unwrap_or((place, ""));
-    let place_path = place_path.trim_end_matches('/');
-    if place_host == "index.docker.io" {
-        // Docker's own name for its registry, with an old version of the API as the path.
-        return host == "docker.io";
-    }
-    let same_path = matches!(place_path, "" | "v1" | "v2")
-        || path
-            .strip_prefix(place_path)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@']));
-    let (place_parts, parts): (Vec<_>, Vec<_>) = (place_host.split('.').collect(), host.split('.').collect());
-    same_path
-        && place_parts.len() == parts.len()
-        && place_parts
-            .iter()
-            .zip(&parts)
-            .all(|(pattern, part)| glob(pattern, part))
-}
-
-fn glob(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| {
-            rest.char_indices()
-                .map(|(at, _)| at)
-                .chain([rest.len()])
-                .any(|at| glob(after, &rest[at..]))
-        }),
-    }
-}
-
-/// Places and credentials of a Docker configuration that are for the image.
-fn from_docker_config(bytes: &[u8], image: &str, key: &str) -> Vec<(String, PullAuth)> {
-    let config: Value = serde_json::from_slice(bytes).unwrap_or_default();
-    let auths = if key == ".dockerconfigjson" {
-        &config["auths"]
-    } else {
-        &config
-    };
-    let mut found = Vec::new();
-    for (server, entry) in auths.as_object().into_iter().flatten() {
-        let place = server.trim_start_matches("https://").trim_start_matches("http://");
-        if is_for(place, image)
-            && let Some(auth) = credential(entry)
-        {
-            found.push((place.to_owned(), auth));
-        }
-    }
-    found
-}
-
-/// Without the server's address, as upstream sends them: containerd would not show them to a mirror that `hosts.toml` names.
-fn credential(entry: &Value) -> Option<PullAuth> {
-    let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
-    let mut auth = PullAuth {
-        username: text("username"),
-        password: text("password"),
-        identity_token: text("identitytoken"),
-        registry_token: text("registrytoken"),
-        ..PullAuth::default()
-    };
-    if auth.username.is_empty() && auth.identity_token.is_empty() && auth.registry_token.is_empty() {
-        let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")).ok()?;
-        let decoded = String::from_utf8(decoded).ok()?;
-        let (user, password) = decoded.split_once(':')?;
-        (auth.username, auth.password) = (user.into(), password.into());
-    }
-    Some(auth)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -425,49 +320,22 @@ mod tests {
     }
 
     #[test]
+    fn times_of_pulls_are_written_as_go_does() {
+        for (micros, text) in [
+            (65_123_999, "1m5.123s"),
+            (1_500_000, "1.5s"),
+            (87_999, "87ms"),
+            (999, "0s"),
+        ] {
+            assert_eq!(millis(Duration::from_micros(micros)).to_string(), text);
+        }
+    }
+
+    #[test]
     fn pulls_at_once() {
         assert_eq!(slots(true, None), 1);
         assert_eq!(slots(true, Some(5)), 1);
         assert_eq!(slots(false, Some(5)), 5);
         assert_eq!(slots(false, None), Semaphore::MAX_PERMITS);
-    }
-
-    #[test]
-    fn pull_secrets() {
-        let auth = base64::engine::general_purpose::STANDARD.encode("user:pass:word");
-        let config = format!(
-            r#"{{"auths": {{"https://registry.test:5000/v2/": {{"auth": "{auth}"}}, "other": {{"auth": "x"}}}}}}"#
-        );
-        let read = |image: &str| from_docker_config(config.as_bytes(), image, ".dockerconfigjson");
-        let found = read("registry.test:5000/a:1");
-        let [(_, found)] = found.as_slice() else {
-            panic!("one credential, not {}", found.len())
-        };
-        assert_eq!(
-            (found.username.as_str(), found.password.as_str()),
-            ("user", "pass:word")
-        );
-        assert!(read("docker.io/a").is_empty());
-        assert!(from_docker_config(b"no JSON", "a", ".dockercfg").is_empty());
-    }
-
-    #[test]
-    fn what_credentials_are_for() {
-        let cases = [
-            ("registry.test", "registry.test/a/b:1", true),
-            ("registry.test", "registry.test:5000/a", false),
-            ("registry.test/a", "registry.test/a/b:1", true),
-            ("registry.test/a", "registry.test/ab:1", false),
-            ("registry.test/a/b", "registry.test/a/b@sha256:0", true),
-            ("*.registry.test", "x.registry.test/a", true),
-            ("*.registry.test", "x.y.registry.test/a", false),
-            ("re*y.test:5*", "registry.test:5000/a", true),
-            ("index.docker.io/v1/", "busybox", true),
-            ("docker.io", "library/busybox:1", true),
-            ("docker.io/other", "busybox", false),
-        ];
-        for (place, image, wanted) in cases {
-            assert_eq!(is_for(place, image), wanted, "{place} for {image}");
-        }
     }
 }

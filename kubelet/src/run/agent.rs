@@ -47,7 +47,7 @@ pub(super) async fn build(
     let kubelet = &config.kubelet;
     let sysctls = kubelet.allowed_unsafe_sysctls.clone();
     Ok(Agent {
-        images: Images::new(runtime.clone(), voices.events.clone(), voices.measures.clone(), kubelet),
+        images: Images::new(runtime.clone(), voices.events.clone(), voices.measures.clone(), &config),
         rules: rules(&config, &facts, cgroups.is_unified()),
         dns: dns_node(&config),
         allocatable: node::allocatable(&config, &facts),

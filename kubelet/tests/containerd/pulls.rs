@@ -197,6 +197,12 @@ async fn a_registry_that_asks_for_credentials_gets_those_of_the_pod() {
     // Each of the pod's secrets is tried until one lets it in.
     node.create("right", &with(&["bad", "good"]));
     node.until_status("right", "ready pod", is_ready).await;
+    // After the pod's own, those that the node has for everybody.
+    let auth = base64_of(b"user:secret");
+    let config = json!({"auths": {REGISTRY: {"auth": auth.trim_end_matches('=')}}});
+    std::fs::write(node.config.flags.root_dir.join("config.json"), config.to_string()).expect("a file");
+    node.create("by-node", &with(&["bad"]));
+    node.until_status("by-node", "ready pod", is_ready).await;
 }
 
 /// Writes until nothing more fits but this much.
