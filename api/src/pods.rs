@@ -119,6 +119,12 @@ fn override_with_pod_level(total: &mut Resources, spec: &PodSpec, side: Side) {
     }
 }
 
+/// Whether a pod's own resources name any of those that a pod can have: empty ones are as if they were not there.
+fn says_something(resources: &ResourceRequirements) -> bool {
+    let names = |side: &Option<BTreeMap<String, Text>>| side.iter().flatten().any(|(name, _)| is_pod_level(name));
+    names(&resources.requests) || names(&resources.limits)
+}
+
 fn is_pod_level(name: &str) -> bool {
     name == "cpu" || name == "memory" || name.starts_with("hugepages-")
 }
@@ -187,11 +193,9 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
         .iter()
         .chain(spec.init_containers.iter().flatten())
         .map(|c| c.resources.as_ref());
-    let pod_level = std::iter::once(spec.resources.as_ref());
-    let all: Vec<_> = if spec.resources.is_some() {
-        pod_level.collect()
-    } else {
-        containers.collect()
+    let all: Vec<_> = match &spec.resources {
+        Some(resources) if says_something(resources) => vec![Some(resources)],
+        _ => containers.collect(),
     };
     for resources in all {
         let limit = counted(resources.and_then(|r| r.limits.as_ref()));
@@ -308,6 +312,21 @@ mod tests {
                 "{containers}"
             );
         }
+        let with_own = |own: Value| {
+            qos_class(&spec(
+                json!({"resources": own, "containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}]}),
+            ))
+        };
+        assert_eq!(with_own(json!({})), QosClass::Burstable, "as the containers say");
+        assert_eq!(
+            with_own(json!({"requests": {}, "limits": {"x/gpu": "1"}})),
+            QosClass::Burstable
+        );
+        assert_eq!(
+            with_own(json!({"requests": full, "limits": full})),
+            QosClass::Guaranteed
+        );
+        assert_eq!(with_own(json!({"requests": {"cpu": "0"}})), QosClass::BestEffort);
     }
 
     #[test]
