@@ -447,6 +447,14 @@ impl Runtime for FakeRuntime {
             let Some(image) = state.images.iter().find(known) else {
                 return Err(absent("CreateContainer", &config.image));
             };
+            let security = &config.security;
+            if let Some(group) = security.run_as_group
+                && security.run_as_user.is_none()
+                && security.run_as_username.is_empty()
+            {
+                let text = format!("user group \"{group}\" is specified without user");
+                return Err(failed("CreateContainer", &text));
+            }
             let image_ref = image.repo_digests.first().cloned().unwrap_or_default();
             let id = state.id("container");
             let status = ContainerStatus {

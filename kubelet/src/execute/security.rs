@@ -1,5 +1,8 @@
 //! A container's user, capabilities, profiles and namespaces.
 
+use std::path::Path;
+use std::sync::LazyLock;
+
 use skiff_api::k8s_openapi::api::core::v1::{
     Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext,
 };
@@ -26,6 +29,8 @@ const MASKED: &[&str] = &[
     "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
+/// What tells of each CPU's temperature, and so of what others do: hidden where this machine has it.
+static THROTTLES: LazyLock<Vec<String>> = LazyLock::new(|| thermal_throttles(Path::new("/sys/devices/system/cpu")));
 const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What a container's security settings come from.
@@ -46,23 +51,14 @@ impl Subject<'_> {
         let privileged = own.privileged.unwrap_or(false);
         let user = own.run_as_user.or(of_pod.run_as_user);
         self.check_non_root(own.run_as_non_root.or(of_pod.run_as_non_root), user, image)?;
-        let (mut run_as_user, mut username) = (user, String::new());
-        if user.is_none() {
-            if image.username.is_empty() {
-                run_as_user = image.uid;
-            } else {
-                username.clone_from(&image.username);
-            }
-        }
+        let (run_as_user, username) = run_as(user, image);
         let capabilities = own.capabilities.as_ref();
         let unmasked = own.proc_mount.as_deref() == Some("Unmasked") || privileged;
         let list = |paths: &[&str]| -> Vec<String> {
-            if unmasked {
-                Vec::new()
-            } else {
-                paths.iter().map(|&path| path.to_owned()).collect()
-            }
+            let paths = paths.iter().filter(|_| !unmasked);
+            paths.map(|&path| path.to_owned()).collect()
         };
+        let throttles = THROTTLES.iter().filter(|_| !unmasked).cloned();
         let mut namespaces = sandbox::namespaces(self.pod);
         if let Some(target) = self.target() {
             namespaces.pid = NamespaceMode::Target;
@@ -82,7 +78,7 @@ impl Subject<'_> {
             supplemental_groups: groups(of_pod),
             strict_groups: admission::strict_groups(of_pod),
             no_new_privs: own.allow_privilege_escalation == Some(false),
-            masked_paths: list(MASKED),
+            masked_paths: list(MASKED).into_iter().chain(throttles).collect(),
             readonly_paths: list(READONLY),
             seccomp: Some(
                 seccomp(
@@ -138,6 +134,32 @@ impl Subject<'_> {
     }
 }
 
+/// User id or name: the pod's, or the image's. An image that names none runs as root, which is said: the runtime takes a group only
+/// with a user.
+fn run_as(asked: Option<i64>, image: &Image) -> (Option<i64>, String) {
+    match asked {
+        Some(_) => (asked, String::new()),
+        None if image.username.is_empty() => (image.uid.or(Some(0)), String::new()),
+        None => (None, image.username.clone()),
+    }
+}
+
+/// The throttling counts below `/sys/devices/system/cpu`, of all CPUs that this machine may have.
+fn thermal_throttles(cpus: &Path) -> Vec<String> {
+    let possible = std::fs::read_to_string(cpus.join("possible")).unwrap_or_default();
+    let ranges = possible.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?)
+    });
+    let paths = ranges
+        .flatten()
+        .map(|cpu| cpus.join(format!("cpu{cpu}/thermal_throttle")));
+    paths
+        .filter(|path| path.exists())
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect()
+}
+
 /// The container's AppArmor profile, the one of its annotation as older clusters write it, or the pod's.
 fn apparmor(pod: &Pod, container: &Container, of_pod: &PodSecurityContext) -> Option<SecurityProfile> {
     let own = container.security_context.as_ref();
@@ -191,7 +213,7 @@ fn seccomp(agent: &Agent, profile: Option<&SeccompProfile>, privileged: bool) ->
             let Some(name) = name.filter(|name| !name.is_empty()) else {
                 return Err("localhostProfile must be set if seccompProfile type is Localhost.".into());
             };
-            let inside = std::path::Path::new(name)
+            let inside = Path::new(name)
                 .components()
                 .all(|part| matches!(part, std::path::Component::Normal(_)));
             if !inside {
@@ -211,6 +233,44 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn who_a_container_runs_as() {
+        let image = |uid: Option<i64>, username: &str| Image {
+            uid,
+            username: username.into(),
+            ..Image::default()
+        };
+        let cases = [
+            (Some(5), image(Some(7), "nginx"), (Some(5), "")),
+            (None, image(Some(7), ""), (Some(7), "")),
+            (None, image(None, "nginx"), (None, "nginx")),
+            (None, image(None, ""), (Some(0), "")),
+        ];
+        for (asked, image, (uid, name)) in cases {
+            assert_eq!(run_as(asked, &image), (uid, name.to_owned()), "{asked:?} {image:?}");
+        }
+    }
+
+    #[test]
+    fn throttling_is_hidden_where_it_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(thermal_throttles(dir.path()).is_empty());
+        for cpu in ["cpu0", "cpu2", "cpu3", "cpu5"] {
+            std::fs::create_dir_all(dir.path().join(cpu).join("thermal_throttle")).unwrap();
+        }
+        let told = |possible: &str| {
+            std::fs::write(dir.path().join("possible"), possible).unwrap();
+            let paths = thermal_throttles(dir.path()).into_iter();
+            let cpus = paths.map(|path| path.strip_prefix(dir.path().to_str().unwrap()).unwrap().to_owned());
+            cpus.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            told("0-1,3,5-7\n"),
+            "/cpu0/thermal_throttle /cpu3/thermal_throttle /cpu5/thermal_throttle"
+        );
+        assert_eq!(told("0\n"), "/cpu0/thermal_throttle");
+    }
 
     #[test]
     fn apparmor_profiles() {

@@ -135,6 +135,18 @@ async fn a_container_has_the_rights_that_it_was_given() {
     assert_eq!(lines, expected);
 }
 
+/// busybox's image names no user: that is root, also with a group of the pod's.
+#[tokio::test]
+async fn a_group_needs_no_user() {
+    let node = Node::start().await;
+    let c = container("exec > /dev/termination-log; /bin/busybox id -u; /bin/busybox id -g");
+    node.create(
+        "p",
+        &json!({"restartPolicy": "Never", "containers": [c], "securityContext": {"runAsGroup": 3000}}),
+    );
+    assert_eq!(message(&node.until_status("p", "end", ended).await), "0\n3000\n");
+}
+
 /// A profile that is not there must not mean that there is none.
 #[tokio::test]
 async fn a_missing_seccomp_profile_starts_nothing() {
