@@ -50,13 +50,7 @@ fn quota(milli: i64, period: Duration) -> Option<i64> {
     (milli > 0).then(|| (milli * period / 1000).max(MIN_QUOTA))
 }
 
-type Of = fn(&Container, &str) -> Option<Quantity>;
-
-fn milli(container: &Container, of: Of) -> i64 {
-    of(container, "cpu").map_or(0, |quantity| clamp(quantity.as_milli()))
-}
-
-fn bytes(container: &Container, of: Of) -> i64 {
+fn bytes(container: &Container, of: fn(&Container, &str) -> Option<Quantity>) -> i64 {
     of(container, "memory").map_or(0, |quantity| clamp(quantity.value()))
 }
 
@@ -147,7 +141,8 @@ pub(crate) fn container_resources(pod: &Pod, container: &Container, rules: &Rule
     let quota = quota(cpu, rules.period).filter(|_| rules.quota);
     let group = ("memory.oom.group".to_owned(), "1".to_owned());
     LinuxResources {
-        cpu_shares: shares(milli(container, pod::request)),
+        // Who asks for nothing but may use so much asks for that, also where the limit is the pod's.
+        cpu_shares: shares(pod::request(container, "cpu").map_or(cpu, |cpu| clamp(cpu.as_milli()))),
         cpu_quota: quota.unwrap_or(0),
         cpu_period: quota
             .and_then(|_| i64::try_from(rules.period.as_micros()).ok())
@@ -282,7 +277,7 @@ pub(super) mod tests {
             (resources.cpu_shares, resources.cpu_quota, resources.memory_limit)
         };
         assert_eq!(of(0), (256, 25_000, 16 << 20));
-        assert_eq!(of(1), (2, 200_000, 128 << 20));
+        assert_eq!(of(1), (2048, 200_000, 128 << 20));
     }
 
     #[test]
