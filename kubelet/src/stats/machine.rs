@@ -44,7 +44,10 @@ fn parse(stat: &str, meminfo: &str, vmstat: &str) -> Usage {
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
     };
-    let used = memory("MemTotal").saturating_sub(memory("MemFree"));
+    // What the kernel charges to its root cgroup, with both versions: anonymous pages and the page cache (whose parts these three are).
+    // Not what it keeps for itself: of slabs, however large, it gives back what it can before anybody goes short.
+    let file_pages = memory("Cached") + memory("Buffers") + memory("SwapCached");
+    let used = memory("AnonPages") + file_pages;
     Usage {
         cpu: busy(stat) * (1_000_000_000 / TICKS),
         memory: used,
@@ -113,12 +116,13 @@ mod tests {
     fn cpu_and_memory() {
         let usage = parse(
             "cpu  100 10 50 9999 77 3 2 0 0 0\ncpu0 1 1 1 1\n",
-            "MemTotal:       1000 kB\nMemFree:         400 kB\nInactive(file):  100 kB\nAnonPages: 7 kB\n",
+            "MemTotal: 4194304 kB\nMemFree: 400 kB\nBuffers: 40 kB\nCached: 500 kB\nSwapCached: 3 kB\nInactive(file): 100 kB\n\
+             AnonPages: 57 kB\nSReclaimable: 2097152 kB\n",
             "pgfault 5\npgfault_x 6\npgmajfault 2\n",
         );
         assert_eq!(usage.cpu, 165 * 10_000_000);
         assert_eq!((usage.memory, usage.working_set), (600 << 10, 500 << 10));
-        assert_eq!((usage.rss, usage.faults, usage.major_faults), (7 << 10, 5, 2));
+        assert_eq!((usage.rss, usage.faults, usage.major_faults), (57 << 10, 5, 2));
     }
 
     #[test]
