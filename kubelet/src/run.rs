@@ -117,12 +117,21 @@ pub async fn run_with(
     let agent = Arc::new(agent::build(config, client, (runtime, runtime_name), node_ips, voices).await?);
     let directory = Directory::default();
     register(&daemon.metrics, &agent, &directory);
+    let limited = machine::limit_pods(&agent).await;
     let stats = Arc::new(Stats::new(agent.clone(), directory.clone()));
     let images = Arc::new(ImageGc::new(&agent));
     let mut evictions = eviction::Manager::new(agent.clone(), directory.clone(), stats.clone(), images.clone(), told);
     evictions.look().await;
 
     let mut tasks = JoinSet::new();
+    if !limited {
+        let agent = agent.clone();
+        let limit = move || {
+            let agent = agent.clone();
+            async move { machine::limit_pods(&agent).await }
+        };
+        tasks.spawn(machine::each_minute(shutdown.clone(), limit));
+    }
     if agent.config.kubelet.enable_server {
         let listener = servers::listen(&agent.config).await?;
         let metrics = (&daemon.metrics, probe_metrics);

@@ -11,16 +11,20 @@ use crate::node::facts::{self, Facts};
 use crate::pod::{self, Qos};
 
 impl Cgroups {
-    /// Enforces what `enforceNodeAllocatable` names.
-    pub(crate) async fn reserve(&self, config: &KubeletConfiguration, facts: &Facts) -> Result<(), Error> {
+    /// Limits what all pods together may have: to what is not reserved or, where `enforceNodeAllocatable` does not name them, to all
+    /// there is, which takes an earlier limit back.
+    pub(crate) async fn limit_pods(&self, config: &KubeletConfiguration, facts: &Facts) -> Result<(), Error> {
+        let enforced = config.enforce_node_allocatable.iter().any(|what| what == "pods");
+        let reserved = [&config.kube_reserved, &config.system_reserved];
+        let pids = facts::pids().map(|(_, limit)| limit);
+        let limits = of_pods(if enforced { &reserved } else { &[] }, facts, pids);
+        self.create(&self.class_path(Qos::Guaranteed), limits).await
+    }
+
+    /// Enforces what `enforceNodeAllocatable` names of daemons.
+    pub(crate) async fn limit_daemons(&self, config: &KubeletConfiguration) -> Result<(), Error> {
         for what in &config.enforce_node_allocatable {
             let (name, reserved) = match what.as_str() {
-                "pods" => {
-                    let pids = facts::pids().map(|(_, limit)| limit);
-                    let limits = of_pods(config, facts, pids);
-                    self.create(&self.class_path(Qos::Guaranteed), limits).await?;
-                    continue;
-                }
                 "kube-reserved" | "kube-reserved-compressible" => (&config.kube_reserved_cgroup, &config.kube_reserved),
                 "system-reserved" | "system-reserved-compressible" => {
                     (&config.system_reserved_cgroup, &config.system_reserved)
@@ -105,12 +109,10 @@ fn value(reserved: &BTreeMap<String, String>, resource: &str) -> Option<Quantity
 
 /// What all pods together may have: the machine less what is reserved. (What eviction keeps free beyond that is not enforced by
 /// cgroups: the kernel would kill before eviction could choose.)
-fn of_pods(config: &KubeletConfiguration, facts: &Facts, pids: Option<i64>) -> Limits {
+fn of_pods(all_reserved: &[&BTreeMap<String, String>], facts: &Facts, pids: Option<i64>) -> Limits {
     let reserved = |resource: &str| -> Vec<Quantity> {
-        [&config.kube_reserved, &config.system_reserved]
-            .into_iter()
-            .filter_map(|reserved| value(reserved, resource))
-            .collect()
+        let reserved = all_reserved.iter();
+        reserved.filter_map(|reserved| value(reserved, resource)).collect()
     };
     let less = |capacity: i64, taken: i128| i64::try_from(i128::from(capacity) - taken).unwrap_or(0).max(1);
     let cpu: i128 = reserved("cpu").iter().map(Quantity::as_milli).sum();
@@ -119,7 +121,7 @@ fn of_pods(config: &KubeletConfiguration, facts: &Facts, pids: Option<i64>) -> L
     Limits {
         shares: Some(shares(less(facts.cpus * 1000, cpu))),
         memory: (facts.memory > 0).then(|| less(facts.memory, memory)),
-        pids: pids.filter(|_| processes > 0).map(|limit| less(limit, processes)),
+        pids: pids.map(|limit| less(limit, processes)),
         ..Limits::default()
     }
 }
@@ -170,15 +172,19 @@ mod tests {
     #[test]
     fn pods_get_what_is_not_reserved() {
         let config = config(&[("cpu", "500m"), ("memory", "1Gi"), ("pid", "1000")], &["pods"]);
-        let limits = of_pods(&config, &machine(), Some(32_768));
+        let limits = of_pods(
+            &[&config.kube_reserved, &config.system_reserved],
+            &machine(),
+            Some(32_768),
+        );
         assert_eq!(
             (limits.shares, limits.memory, limits.pids),
             (Some(1536), Some(3 << 30), Some(31_768))
         );
-        let nothing = of_pods(&KubeletConfiguration::default(), &machine(), Some(32_768));
+        let nothing = of_pods(&[], &machine(), Some(32_768));
         assert_eq!(
             (nothing.shares, nothing.memory, nothing.pids),
-            (Some(2048), Some(4 << 30), None)
+            (Some(2048), Some(4 << 30), Some(32_768))
         );
     }
 
@@ -196,13 +202,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cgroups = tree(dir.path()).await;
         let enforced = config(&[("memory", "1Gi")], &["pods", "kube-reserved"]);
-        let error = cgroups.reserve(&enforced, &machine()).await.unwrap_err();
+        let error = cgroups.limit_daemons(&enforced).await.unwrap_err();
         assert!(error.to_string().contains("/daemons"), "{error}");
         fs::create_dir(dir.path().join("memory/daemons")).unwrap();
-        cgroups.reserve(&enforced, &machine()).await.unwrap();
+        cgroups.limit_daemons(&enforced).await.unwrap();
         let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
         assert_eq!(read("memory/daemons/memory.limit_in_bytes"), (1_i64 << 30).to_string());
-        assert_eq!(read("memory/kubepods/memory.limit_in_bytes"), (3_i64 << 30).to_string());
+    }
+
+    #[tokio::test]
+    async fn pods_are_limited_and_the_limit_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroups = tree(dir.path()).await;
+        for (enforce, gibibytes) in [("pods", 3_i64), ("none", 4)] {
+            let config = config(&[("memory", "1Gi")], &[enforce]);
+            cgroups.limit_pods(&config, &machine()).await.unwrap();
+            let limit = fs::read_to_string(dir.path().join("memory/kubepods/memory.limit_in_bytes")).unwrap();
+            assert_eq!(limit, (gibibytes << 30).to_string(), "{enforce}");
+        }
     }
 
     #[tokio::test]

@@ -40,7 +40,7 @@ pub(super) async fn build(
     let node_name = config.node_name();
     let root = &config.flags.root_dir;
     let facts = facts::read(root);
-    let cgroups = machine::open_cgroups(&config, &facts, &runtime).await?;
+    let cgroups = machine::open_cgroups(&config, &runtime).await?;
     let objects = Objects::new(client.clone(), voices.wake);
     let tokens = Tokens::new(client.clone());
     let volumes = Volumes::new(root, client.clone(), &node_name, objects.clone(), tokens);

@@ -2,14 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use skiff_cri::{CgroupDriver, Runtime};
-use skiff_daemon::error_chain;
+use skiff_daemon::{Shutdown, error_chain};
 
 use super::Error;
+use crate::agent::Agent;
 use crate::cgroups::{self, Cgroups, Driver};
 use crate::config::Config;
-use crate::node::facts::Facts;
+use crate::events::Severity;
 
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 /// There where systemd is the first process.
@@ -39,8 +41,8 @@ pub(super) fn protect_from_oom(score: i32) {
     }
 }
 
-/// Finds out who makes cgroups, makes those above the pods', and gives them what the node does not keep for itself.
-pub(super) async fn open_cgroups(config: &Config, facts: &Facts, runtime: &Arc<dyn Runtime>) -> Result<Cgroups, Error> {
+/// Finds out who makes cgroups, makes those above the pods', and gives the daemons what is kept for them.
+pub(super) async fn open_cgroups(config: &Config, runtime: &Arc<dyn Runtime>) -> Result<Cgroups, Error> {
     let told = match runtime.settings().await {
         Ok(settings) => settings.cgroup_driver,
         Err(error) => {
@@ -59,8 +61,43 @@ pub(super) async fn open_cgroups(config: &Config, facts: &Facts, runtime: &Arc<d
     let cgroups = Cgroups::open(Path::new(CGROUP_MOUNT), &config.kubelet.cgroup_root, driver)
         .await
         .map_err(failed)?;
-    cgroups.reserve(&config.kubelet, facts).await.map_err(failed)?;
+    cgroups.limit_daemons(&config.kubelet).await.map_err(failed)?;
     Ok(cgroups)
+}
+
+/// Gives all pods together what the node does not keep for itself; false when that fails, which is told. With cgroups of version 1 a
+/// limit cannot go below what is used: pods go on, and by and by they may use less.
+pub(super) async fn limit_pods(agent: &Agent) -> bool {
+    match agent.cgroups.limit_pods(&agent.config.kubelet, &agent.machine).await {
+        Ok(()) => {
+            let text = "Updated Node Allocatable limit across pods".into();
+            agent.events.node(Severity::Normal, "NodeAllocatableEnforced", text);
+            true
+        }
+        Err(error) => {
+            let error = error_chain(&error);
+            tracing::warn!(error, "cannot limit what all pods together may have; it is tried again");
+            let text = format!("Failed to update Node Allocatable Limits: {error}");
+            agent
+                .events
+                .node(Severity::Warning, "FailedNodeAllocatableEnforcement", text);
+            false
+        }
+    }
+}
+
+/// Tries each minute until it succeeds.
+pub(super) async fn each_minute<F: Future<Output = bool>>(shutdown: Shutdown, mut attempt: impl FnMut() -> F) {
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        }
+        if attempt().await {
+            return;
+        }
+    }
 }
 
 /// The runtime's driver: pods' containers lie below the pods' cgroups only when both go by the same.
@@ -90,6 +127,17 @@ fn driver(configured: &str, told: Option<CgroupDriver>) -> Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_is_tried_each_minute_until_it_succeeds() {
+        let (mut attempts, begun) = (0, tokio::time::Instant::now());
+        each_minute(Shutdown::new(), || {
+            attempts += 1;
+            std::future::ready(attempts == 3)
+        })
+        .await;
+        assert_eq!((attempts, begun.elapsed().as_secs()), (3, 180));
+    }
 
     #[test]
     fn the_runtimes_driver_wins() {
