@@ -448,6 +448,10 @@ impl Runtime for Client {
         crate::images::pinned(self).await
     }
 
+    async fn free_removed(&self) -> Result<()> {
+        crate::images::free_removed(self).await
+    }
+
     async fn image_status(&self, image: &str) -> Result<Option<Image>> {
         let request = wire::ImageStatusRequest {
             image: Some(image_spec(image)),

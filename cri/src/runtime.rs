@@ -91,6 +91,11 @@ pub trait Runtime: Send + Sync + 'static {
     -> Result<String>;
     /// Removes an image with all its names.
     async fn remove_image(&self, image: &str) -> Result<()>;
+    /// Gives the disk back what removed containers and images have held: containerd leaves it where it is until enough has been removed,
+    /// or somebody waits for it.
+    async fn free_removed(&self) -> Result<()> {
+        Ok(())
+    }
     /// Usage of the file systems that hold images.
     async fn image_fs_info(&self) -> Result<Vec<FilesystemUsage>>;
 

@@ -27,7 +27,8 @@ use crate::node::facts;
 use crate::pod::{self, Qos};
 use crate::pods::{Directory, Entry};
 use crate::stats::{self, PodFigures, Stats, disk, machine};
-use rank::Candidate;
+use disk::Contents;
+use rank::{Candidate, Stored};
 use signal::{Observation, Observations, Threshold};
 use state::State;
 
@@ -104,11 +105,12 @@ impl Manager {
     async fn round(&mut self) -> bool {
         let observations = self.observe().await;
         let starved = self.take_in(&observations);
-        if let Some(threshold) = starved.first() {
+        // While not all pods are known, the wrong one would go.
+        if let Some(threshold) = starved.first().filter(|_| self.directory.is_complete()) {
             self.reclaim(threshold, &observations).await;
             return true;
         }
-        state::is_near(&self.thresholds, &observations)
+        !starved.is_empty() || state::is_near(&self.thresholds, &observations)
     }
 
     /// A first look, so that the node is registered with true conditions.
@@ -163,11 +165,6 @@ impl Manager {
         self.find_image_fs().await;
         if let Some(path) = &self.image_fs {
             observe_disk(&mut observations, path, (Signal::ImageFs, Signal::ImageFsInodes));
-            observe_disk(
-                &mut observations,
-                path,
-                (Signal::ContainerFs, Signal::ContainerFsInodes),
-            );
         }
         observations
     }
@@ -176,15 +173,11 @@ impl Manager {
         if self.image_fs.as_ref().is_some_and(|path| path.exists()) {
             return;
         }
-        let systems = self.agent.runtime.image_fs_info().await.unwrap_or_default();
-        self.image_fs = systems.first().map(|usage| PathBuf::from(&usage.mountpoint));
+        self.image_fs = image_fs(&self.agent).await;
     }
 
-    /// Whether images have a disk of their own.
     fn has_own_image_fs(&self) -> bool {
-        let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
-        let image_fs = self.image_fs.as_deref().and_then(device);
-        image_fs.is_some() && image_fs != device(&self.agent.config.flags.root_dir)
+        lies_apart(&self.agent, self.image_fs.as_deref())
     }
 
     /// Frees what nobody uses; when that is not enough, ends one pod and waits until it has ended.
@@ -194,14 +187,25 @@ impl Manager {
         self.agent.events.node(Severity::Warning, "EvictionThresholdMet", text);
         tracing::warn!(signal = threshold.signal.name(), "the node runs short: reclaiming");
         let images_lie_there = match threshold.signal {
-            Signal::ImageFs | Signal::ImageFsInodes | Signal::ContainerFs | Signal::ContainerFsInodes => true,
+            Signal::ImageFs | Signal::ImageFsInodes => true,
             Signal::NodeFs | Signal::NodeFsInodes => !self.has_own_image_fs(),
             _ => false,
         };
         if images_lie_there {
+            // An image is in use as long as there is a container of it.
+            if tokio::time::timeout(CLEANUP, self.directory.clear_ended())
+                .await
+                .is_err()
+            {
+                tracing::warn!("dead containers of pods that have ended are not gone yet; looking on without them");
+            }
             match self.images.remove_unused().await {
                 Ok(bytes) => tracing::info!(bytes, "removed all images that nobody uses"),
                 Err(error) => tracing::warn!(error, "cannot remove images that nobody uses"),
+            }
+            if let Err(error) = self.agent.runtime.free_removed().await {
+                let error = skiff_daemon::error_chain(&error);
+                tracing::debug!(error, "the runtime may free later what was removed");
             }
             let observations = self.observe().await;
             if self.take_in(&observations).is_empty() {
@@ -210,7 +214,7 @@ impl Manager {
         }
         let with_disk = matches!(resource, "ephemeral-storage" | "inodes");
         let mut candidates = self.candidates(with_disk).await;
-        rank::rank(&mut candidates, threshold.signal);
+        rank::rank(&mut candidates, threshold.signal, self.has_own_image_fs());
         let Some(chosen) = candidates.first() else {
             tracing::warn!(
                 signal = threshold.signal.name(),
@@ -237,7 +241,10 @@ impl Manager {
         let snapshot = self.stats.snapshot().await;
         let mut candidates = Vec::new();
         for figures in &snapshot.pods {
-            if rank::is_critical(&figures.pod) || !may_end(&entries, &figures.pod) {
+            let mut same = entries
+                .iter()
+                .filter(|entry| pod::uid(&entry.pod) == pod::uid(&figures.pod));
+            if rank::is_critical(&figures.pod) || !same.any(may_end) {
                 continue;
             }
             candidates.push(if with_disk {
@@ -272,6 +279,24 @@ impl Manager {
     }
 }
 
+/// Where the runtime keeps images and containers' layers.
+async fn image_fs(agent: &Agent) -> Option<PathBuf> {
+    let systems = agent.runtime.image_fs_info().await.unwrap_or_default();
+    systems.first().map(|usage| PathBuf::from(&usage.mountpoint))
+}
+
+/// Whether images have a disk of their own.
+fn lies_apart(agent: &Agent, image_fs: Option<&Path>) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let images = image_fs.and_then(device);
+    images.is_some() && images != device(&agent.config.flags.root_dir)
+}
+
+/// Whether images have a disk of their own, as the runtime says now.
+pub(crate) async fn has_own_image_fs(agent: &Agent) -> bool {
+    lies_apart(agent, image_fs(agent).await.as_deref())
+}
+
 fn observe_disk(observations: &mut Observations, path: &Path, (bytes, inodes): (Signal, Signal)) {
     let Some(system) = disk::file_system(path) else {
         return;
@@ -285,20 +310,19 @@ fn observe_disk(observations: &mut Observations, path: &Path, (bytes, inodes): (
     observations.insert(inodes, of(system.inodes_free, system.inodes));
 }
 
-/// Whether a pod runs and was not told to end already.
-fn may_end(entries: &[Entry], pod: &Pod) -> bool {
-    let entry = entries.iter().find(|entry| pod::uid(&entry.pod) == pod::uid(pod));
-    entry.is_some_and(|entry| {
-        pod::deletion_time(&entry.pod).is_none()
-            && !pod::is_terminal(&entry.pod)
-            && entry.observed.running().next().is_some()
-    })
+/// Whether a pod goes on and was not told to end already. None of its containers need run: what they have left on the disk between
+/// two runs is there.
+pub(crate) fn may_end(entry: &Entry) -> bool {
+    pod::deletion_time(&entry.pod).is_none() && !pod::is_terminal(&entry.pod) && !entry.ends
 }
 
 fn candidate(figures: &PodFigures, disk: Option<&stats::PodDisk>) -> Candidate {
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let usage = figures.measured.map(|measured| measured.usage).unwrap_or_default();
-    let all = disk.map(|disk| stats::ephemeral(figures, disk)).unwrap_or_default();
+    let stored = |contents: Contents| Stored {
+        bytes: number(contents.bytes),
+        inodes: number(contents.inodes),
+    };
     let containers = figures.containers.iter().map(|container| {
         let logs = disk
             .and_then(|disk| disk.logs.get(&container.name))
@@ -313,8 +337,8 @@ fn candidate(figures: &PodFigures, disk: Option<&stats::PodDisk>) -> Candidate {
     Candidate {
         pod: figures.pod.clone(),
         memory: number(usage.working_set),
-        disk: number(all.bytes),
-        inodes: number(all.inodes),
+        layers: stored(stats::layers(figures)),
+        kept: stored(disk.map(stats::kept).unwrap_or_default()),
         processes: number(usage.processes),
         containers: containers.collect(),
     }

@@ -28,8 +28,8 @@ const GRACE: i64 = 1;
 struct Used {
     /// EmptyDirs that are no memory, by volume.
     empty_dirs: BTreeMap<String, u64>,
-    /// Writable layers and logs, by container.
-    containers: BTreeMap<String, u64>,
+    /// Writable layer and logs, by container.
+    containers: BTreeMap<String, (u64, u64)>,
     /// What else counts: `/etc/hosts`, termination messages, volumes made from objects.
     other: u64,
 }
@@ -43,15 +43,15 @@ pub(crate) async fn watch(agent: Arc<Agent>, directory: Directory, shutdown: Shu
             () = tokio::time::sleep(PERIOD) => {}
         }
         let mut limited = directory.all();
-        limited.retain(|entry| may_be_evicted(&entry.pod) && entry.observed.running().next().is_some());
+        limited.retain(|entry| may_be_evicted(&entry.pod) && eviction::may_end(entry));
         if limited.is_empty() {
             continue;
         }
-        let layers = layers(&agent).await;
+        let (layers, apart) = (layers(&agent).await, eviction::has_own_image_fs(&agent).await);
         for entry in limited {
             let (by, layers, pod) = (agent.clone(), layers.clone(), entry.pod.clone());
             let measured = tokio::task::spawn_blocking(move || measure(&by, &entry, &layers)).await;
-            let Some((signal, message)) = measured.ok().and_then(|used| exceeded(&pod, &used)) else {
+            let Some((signal, message)) = measured.ok().and_then(|used| exceeded(&pod, &used, apart)) else {
                 continue;
             };
             if directory
@@ -93,7 +93,7 @@ fn measure(agent: &Agent, entry: &Entry, layers: &HashMap<String, u64>) -> Used 
             .copied()
             .unwrap_or(0);
         let logs = disk::contents(&logs.join(&container.name)).bytes;
-        used.containers.insert(container.name.clone(), layer + logs);
+        used.containers.insert(container.name.clone(), (layer, logs));
     }
     let dir = agent.volumes.pod_dir(pod::uid(pod));
     used.other +=
@@ -130,8 +130,9 @@ fn has_limit(pod: &Pod) -> bool {
         || pod::containers(pod).any(|(_, container)| pod::limit(&container, RESOURCE).is_some())
 }
 
-/// The limit that the pod exceeds: upstream's name of it in the figures, and its words.
-fn exceeded(pod: &Pod, used: &Used) -> Option<(&'static str, String)> {
+/// The limit that the pod exceeds: upstream's name of it in the figures, and its words. Where images have a disk of their own, a
+/// container's layer lies there, and its limit is for its logs.
+fn exceeded(pod: &Pod, used: &Used, own_image_fs: bool) -> Option<(&'static str, String)> {
     let above = |bytes: u64, limit: Quantity| i128::from(bytes) > limit.value();
     for volume in pod::spec(pod).volumes.iter().flatten() {
         if let (Some((limit, text)), Some(bytes)) = (size_limit(volume), used.empty_dirs.get(&volume.name))
@@ -142,7 +143,8 @@ fn exceeded(pod: &Pod, used: &Used) -> Option<(&'static str, String)> {
             return Some(("emptydirfs.limit", text));
         }
     }
-    let total = used.empty_dirs.values().chain(used.containers.values()).sum::<u64>() + used.other;
+    let containers = used.containers.values().map(|(layer, logs)| layer + logs);
+    let total = used.empty_dirs.values().copied().chain(containers).sum::<u64>() + used.other;
     if let Some(limit) = pods::limits(pod::spec(pod))
         .get(RESOURCE)
         .filter(|limit| !limit.is_zero())
@@ -153,7 +155,8 @@ fn exceeded(pod: &Pod, used: &Used) -> Option<(&'static str, String)> {
     }
     pod::containers(pod).find_map(|(_, container)| {
         let limit = pod::limit(&container, RESOURCE).filter(|limit| !limit.is_zero())?;
-        let bytes = used.containers.get(&container.name).copied().unwrap_or(0);
+        let (layer, logs) = used.containers.get(&container.name).copied().unwrap_or_default();
+        let bytes = if own_image_fs { logs } else { layer + logs };
         let name = &container.name;
         let text = || format!("Container {name} exceeded its local ephemeral storage limit \"{limit}\". ");
         above(bytes, limit).then(|| ("ephemeralcontainerfs.limit", text()))
@@ -176,7 +179,7 @@ mod tests {
         });
         let used = |v: u64, a: u64, b: u64, other: u64| Used {
             empty_dirs: BTreeMap::from([("v".into(), v << 10)]),
-            containers: BTreeMap::from([("a".into(), a << 10), ("b".into(), b << 10)]),
+            containers: BTreeMap::from([("a".into(), (a << 10, 0)), ("b".into(), (0, b << 10))]),
             other: other << 10,
         };
         let p = pod(&spec);
@@ -209,9 +212,16 @@ mod tests {
             ),
         ];
         for (used, message) in cases {
-            let found = exceeded(&p, &used);
+            let found = exceeded(&p, &used, false);
             let found = found.as_ref().map(|(signal, text)| (*signal, text.as_str()));
             assert_eq!(found, message, "{used:?}");
         }
+        assert_eq!(
+            exceeded(&p, &used(0, 4096, 0, 0), true),
+            None,
+            "a layer on the images' disk"
+        );
+        let log = exceeded(&p, &used(0, 0, 4097, 0), true).map(|(signal, _)| signal);
+        assert_eq!(log, Some("ephemeralcontainerfs.limit"));
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Memory {
     pub(crate) verdict: Option<Finish>,
     /// Whether a finished pod's volumes, network and cgroup are given back.
     pub(crate) released: bool,
+    /// Whether nothing of a finished pod is to stay, not even for its logs: the disk is full.
+    pub(crate) bare: bool,
     /// Whether nothing is left of a pod that had to go.
     pub(crate) cleaned: bool,
     /// Why the last attempt to take something away failed.

@@ -198,6 +198,9 @@ impl Worker {
             let mut next = None;
             if looked {
                 let plan = self.plan();
+                if plan.finish.is_some() {
+                    self.wake.ends.store(true, Ordering::Release);
+                }
                 self.probes.sync(
                     &self.agent,
                     &self.pod,
@@ -253,6 +256,7 @@ impl Worker {
             self.agent.events.pod(&self.pod, Severity::Warning, reason, message);
             self.memory.verdict = Some(finish);
         }
+        self.memory.bare |= self.wake.clear.swap(false, Ordering::AcqRel);
         let wish = self.wish.borrow_and_update().clone();
         let meta = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
         if meta(&self.pod) != meta(&wish.pod) {

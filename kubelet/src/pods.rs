@@ -4,6 +4,7 @@ mod statics;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -36,6 +37,8 @@ const ENDED: usize = 4096;
 pub(crate) struct Directory {
     /// When the dispatcher last began a round.
     beat: Arc<Mutex<Option<Instant>>>,
+    /// Whether all sources have told all their pods.
+    complete: Arc<AtomicBool>,
     handles: Arc<RwLock<HashMap<String, Handle>>>,
 }
 
@@ -46,12 +49,19 @@ pub(crate) struct Entry {
     pub(crate) observed: Arc<Observed>,
     /// What the runtime says from now on.
     pub(crate) view: watch::Receiver<Arc<Observed>>,
+    /// Whether it ends or has ended, which the API may not know yet.
+    pub(crate) ends: bool,
 }
 
 impl Directory {
     /// How long ago the dispatcher last began a round; none before its first.
     pub(crate) fn last_round(&self) -> Option<Duration> {
         self.beat.lock().map(|at| at.elapsed())
+    }
+
+    /// Whether all pods of this node are known: just after the start they are not.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
     }
 
     /// All pods.
@@ -73,12 +83,20 @@ impl Directory {
     }
 
     /// Ends a pod for good: it fails with this reason and message. What comes back ends when it has given back what it held; `None` when
-    /// there is no such pod.
+    /// there is no such pod, or it ends already.
     pub(crate) fn evict(&self, uid: &str, finish: Finish) -> Option<impl Future<Output = ()> + use<>> {
         let handles = self.handles.read();
         let handle = handles.get(uid)?;
-        handle.end(finish);
-        Some(handle.emptied())
+        handle.end(finish).then(|| handle.emptied())
+    }
+
+    /// Takes away the dead containers of all pods that have ended, as the API knows: nobody runs such a pod again. What comes back ends
+    /// when they are gone.
+    pub(crate) fn clear_ended(&self) -> impl Future<Output = ()> + use<> {
+        let gone: Vec<_> = self.handles.read().values().filter_map(Handle::clear).collect();
+        async move {
+            futures::future::join_all(gone).await;
+        }
     }
 }
 
@@ -93,6 +111,7 @@ fn entry(handle: &Handle) -> Entry {
         pod: handle.wish.borrow().pod.clone(),
         observed: handle.view.borrow().clone(),
         view: handle.view.clone(),
+        ends: handle.ends(),
     }
 }
 
@@ -176,6 +195,7 @@ pub(crate) async fn run(agent: Arc<Agent>, directory: Directory, mut inputs: Inp
                 let waited = !dispatcher.awaited.is_empty();
                 dispatcher.update(update);
                 if waited && dispatcher.awaited.is_empty() {
+                    dispatcher.directory.complete.store(true, Ordering::Release);
                     dispatcher.relist();
                 }
             }

@@ -32,7 +32,7 @@ use machine::Interface;
 
 pub(crate) use cadvisor::cadvisor;
 pub(crate) use resource::resource;
-pub(crate) use summary::{ephemeral, summary};
+pub(crate) use summary::{kept, layers, summary};
 pub(crate) use volumes::{VolumeDisk, VolumeStats};
 
 /// How old a look may be that is shown again.

@@ -62,9 +62,14 @@ impl<'a> Store<'a> {
     }
 
     pub(super) async fn release(self) -> Result<()> {
+        self.give_up(false).await
+    }
+
+    /// With `sync` it returns when what nobody holds any longer is gone.
+    async fn give_up(self, sync: bool) -> Result<()> {
         let request = leases::DeleteRequest {
             id: self.lease.clone(),
-            sync: false,
+            sync,
         };
         let mut leases = LeasesClient::new(self.client.channel());
         let call = leases.delete(self.request(request));
@@ -279,6 +284,11 @@ impl<'a> Store<'a> {
         }
         request
     }
+}
+
+/// A lease that holds nothing, given up: the one call that has the garbage collector run and waits for it.
+pub(super) async fn collect(client: &Client) -> Result<()> {
+    Store::lease(client).await?.give_up(true).await
 }
 
 /// Names of images that carry the mark of [`Store::name`], or that containerd itself gave it.

@@ -70,7 +70,6 @@ mod tests {
         Candidate {
             pod: Arc::new(crate::pod::tests::pod(spec)),
             memory,
-            disk,
             containers: vec![("c".into(), memory, disk)],
             ..Candidate::default()
         }

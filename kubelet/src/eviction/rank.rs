@@ -18,12 +18,20 @@ pub(crate) struct Candidate {
     pub(crate) pod: Arc<Pod>,
     /// Bytes of memory that cannot be given back at once.
     pub(crate) memory: i64,
-    /// Bytes on the disk.
-    pub(crate) disk: i64,
-    pub(crate) inodes: i64,
+    /// What its containers have written into their own file systems, which lie beside the images.
+    pub(crate) layers: Stored,
+    /// Its logs and volumes, which lie in the kubelet's directories.
+    pub(crate) kept: Stored,
     pub(crate) processes: i64,
     /// What each container uses, by name: bytes of memory and of disk.
     pub(crate) containers: Vec<(String, i64, i64)>,
+}
+
+/// What lies on a disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stored {
+    pub(crate) bytes: i64,
+    pub(crate) inodes: i64,
 }
 
 /// Whether a pod is never evicted: static pods, and those of the system's priority.
@@ -42,22 +50,39 @@ fn request(pod: &Pod, resource: &str) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Sorts the first to go to the front: those above their request, of low priority, far above their request.
-pub(crate) fn rank(candidates: &mut [Candidate], signal: Signal) {
+/// Sorts the first to go to the front: those above their request, of low priority, far above their request. Where images have a disk
+/// of their own, only what lies on the disk that runs short counts.
+pub(crate) fn rank(candidates: &mut [Candidate], signal: Signal, own_image_fs: bool) {
+    let stored = |candidate: &Candidate| candidate.stored(signal, own_image_fs);
     candidates.sort_by(|a, b| match signal.resource() {
         "pids" => by_priority(a, b).then_with(|| b.processes.cmp(&a.processes)),
         // Nobody requests inodes: all are above.
-        "inodes" => by_priority(a, b).then_with(|| b.inodes.cmp(&a.inodes)),
+        "inodes" => by_priority(a, b).then_with(|| stored(b).inodes.cmp(&stored(a).inodes)),
         "memory" => above(a, b, "memory", |candidate| candidate.memory),
-        resource => above(a, b, resource, |candidate| candidate.disk),
+        resource => above(a, b, resource, |candidate| stored(candidate).bytes),
     });
+}
+
+impl Candidate {
+    /// What it has on the disk of a signal.
+    fn stored(&self, signal: Signal, own_image_fs: bool) -> Stored {
+        let (layers, kept) = (self.layers, self.kept);
+        match signal {
+            _ if !own_image_fs => Stored {
+                bytes: layers.bytes.saturating_add(kept.bytes),
+                inodes: layers.inodes.saturating_add(kept.inodes),
+            },
+            Signal::NodeFs | Signal::NodeFsInodes => kept,
+            _ => layers,
+        }
+    }
 }
 
 fn by_priority(a: &Candidate, b: &Candidate) -> Ordering {
     priority(&a.pod).cmp(&priority(&b.pod))
 }
 
-fn above(a: &Candidate, b: &Candidate, resource: &str, used: fn(&Candidate) -> i64) -> Ordering {
+fn above(a: &Candidate, b: &Candidate, resource: &str, used: impl Fn(&Candidate) -> i64) -> Ordering {
     let excess = |candidate: &Candidate| used(candidate) - request(&candidate.pod, resource);
     let (of_a, of_b) = (excess(a), excess(b));
     Reverse(of_a > 0)
@@ -81,15 +106,21 @@ mod tests {
         Candidate {
             pod: Arc::new(pod),
             memory: used,
-            disk: used,
-            inodes: used,
+            layers: Stored {
+                bytes: used,
+                inodes: used,
+            },
             processes: used,
             ..Candidate::default()
         }
     }
 
     fn order(signal: Signal, mut candidates: Vec<Candidate>) -> Vec<String> {
-        rank(&mut candidates, signal);
+        rank(&mut candidates, signal, false);
+        names(&candidates)
+    }
+
+    fn names(candidates: &[Candidate]) -> Vec<String> {
         let name = |candidate: &Candidate| candidate.pod.metadata.name.clone().unwrap_or_default();
         candidates.iter().map(name).collect()
     }
@@ -117,6 +148,33 @@ mod tests {
             Signal::ImageFs,
         ] {
             assert_eq!(order(signal, candidates.clone()), wanted, "{signal:?}");
+        }
+    }
+
+    #[test]
+    fn with_two_disks_what_lies_on_the_other_one_does_not_count() {
+        let stored = |amount: i64| Stored {
+            bytes: amount,
+            inodes: amount,
+        };
+        let writes = |name: &str, layers: i64, kept: i64| Candidate {
+            layers: stored(layers),
+            kept: stored(kept),
+            ..candidate(name, 0, "10", 0)
+        };
+        let both = [writes("layer", 90, 5), writes("volume", 20, 60), writes("log", 0, 70)];
+        let cases = [
+            (Signal::NodeFs, false, ["layer", "volume", "log"]),
+            (Signal::ImageFs, false, ["layer", "volume", "log"]),
+            (Signal::NodeFs, true, ["log", "volume", "layer"]),
+            (Signal::NodeFsInodes, true, ["log", "volume", "layer"]),
+            (Signal::ImageFs, true, ["layer", "volume", "log"]),
+            (Signal::ImageFsInodes, true, ["layer", "volume", "log"]),
+        ];
+        for (signal, own_image_fs, wanted) in cases {
+            let mut candidates = both.to_vec();
+            rank(&mut candidates, signal, own_image_fs);
+            assert_eq!(names(&candidates), wanted, "{signal:?} {own_image_fs}");
         }
     }
 

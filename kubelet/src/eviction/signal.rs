@@ -22,7 +22,7 @@ pub(crate) enum Signal {
     ImageFs,
     /// Its inodes.
     ImageFsInodes,
-    /// Bytes of the file system with the containers' writable layers.
+    /// Bytes of the file system with the containers' writable layers: known by name, watched as that of the images.
     ContainerFs,
     /// Its inodes.
     ContainerFsInodes,
@@ -180,6 +180,13 @@ pub(crate) fn thresholds(config: &KubeletConfiguration) -> Vec<Threshold> {
             let (Some(signal), Some(amount)) = (Signal::parse(name), Amount::parse(text)) else {
                 continue;
             };
+            if matches!(signal, Signal::ContainerFs | Signal::ContainerFsInodes) {
+                tracing::warn!(
+                    threshold = name,
+                    "containers' layers lie where the images do: the thresholds of that disk hold, this one is not looked at"
+                );
+                continue;
+            }
             if matches!(amount, Amount::Percent(percent) if percent <= 0.0 || percent >= 100.0) {
                 // `0%` and `100%` switch a threshold off, as upstream documents.
                 continue;
@@ -238,6 +245,8 @@ mod tests {
                 ("nodefs.available", "10%"),
                 ("memory.available", "100Mi"),
                 ("pid.available", "0%"),
+                ("containerfs.available", "99%"),
+                ("containerfs.inodesFree", "99%"),
             ]
             .map(|(name, amount)| (name.to_owned(), amount.to_owned()))
             .into(),

@@ -147,6 +147,10 @@ impl Runtime for Measured {
         self.inner.pinned_images().await
     }
 
+    async fn free_removed(&self) -> Result<()> {
+        self.inner.free_removed().await
+    }
+
     async fn image_status(&self, image: &str) -> Result<Option<Image>> {
         self.time("image_status", self.inner.image_status(image)).await
     }

@@ -41,8 +41,28 @@ pub(super) fn finish(input: &Input<'_>, plan: &mut Plan, finish: Finish) {
     plan.finish = Some(finish);
     if let Some(sandbox) = input.observed.ready_sandbox() {
         plan.act(input, Action::StopSandbox { id: sandbox.id.clone() });
-    } else if !input.memory.released && !input.is_busy(&Task::Sandbox) && !input.is_busy(&Task::Volumes) {
+        return;
+    }
+    if !input.memory.released && !input.is_busy(&Task::Sandbox) && !input.is_busy(&Task::Volumes) {
         plan.act(input, Action::Release);
+    }
+    // Without its containers, only the API's word keeps a finished pod from running again.
+    if input.memory.bare && pod::is_terminal(input.pod) {
+        clear(input, plan);
+    }
+}
+
+/// Takes away what is kept of a finished pod for its logs.
+fn clear(input: &Input<'_>, plan: &mut Plan) {
+    let observed = input.observed;
+    let containers: Vec<_> = observed
+        .containers
+        .iter()
+        .map(|container| container.id.clone())
+        .collect();
+    let sandboxes: Vec<_> = observed.sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
+    if !(containers.is_empty() && sandboxes.is_empty()) {
+        plan.act(input, Action::Prune { containers, sandboxes });
     }
 }
 

@@ -523,6 +523,23 @@ fn an_end_is_told_once() {
     assert_eq!(message(&scene), None);
 }
 
+/// On a full disk. Only what the API knows to have ended: nothing else would keep it from running again.
+#[test]
+fn what_is_kept_of_a_finished_pod_goes_when_it_must() {
+    let spec = json!({"restartPolicy": "Never"});
+    let mut scene = Scene::new(&spec).with([exited("c", 0, 0, 10)]);
+    scene.observed.sandboxes = vec![sandbox(0, false)];
+    scene.memory.released = true;
+    assert!(scene.actions().is_empty());
+    scene.memory.bare = true;
+    assert!(scene.actions().is_empty(), "the API has not heard of its end");
+    scene.pod.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
+    assert_eq!(scene.actions(), ["prune c0 s0"]);
+    scene.observed = Observed::default();
+    assert!(scene.actions().is_empty());
+    assert_eq!(scene.plan().finish.unwrap().phase, "Succeeded");
+}
+
 #[test]
 fn a_finished_pod_is_released_once_and_never_runs_again() {
     let mut scene = Scene::new(&json!({})).with([exited("c", 0, 0, 50)]);

@@ -116,12 +116,23 @@ pub(super) struct Wake {
     pub(super) objects: AtomicBool,
     /// The pod is to fail, whatever its containers do.
     pub(super) end: Mutex<Option<Finish>>,
+    /// Whether it ends or has ended, by itself or by that: then nobody ends it in another way.
+    pub(super) ends: AtomicBool,
+    /// Whether the runtime was asked of the pod.
+    pub(super) looked: AtomicBool,
+    /// What is kept of a pod that has ended is to go: the disk is full.
+    pub(super) clear: AtomicBool,
 }
 
 impl Wake {
-    fn end(&self, finish: Finish) {
+    /// False when the pod ends already.
+    fn end(&self, finish: Finish) -> bool {
+        if self.ends.swap(true, Ordering::AcqRel) {
+            return false;
+        }
         *self.end.lock() = Some(finish);
         self.notify.notify_one();
+        true
     }
 }
 
@@ -136,9 +147,14 @@ impl Handle {
         self.wish.borrow().mirror.is_some()
     }
 
-    /// Ends the pod for good.
-    pub(crate) fn end(&self, finish: Finish) {
-        self.wake.end(finish);
+    /// Ends the pod for good; false when it ends already.
+    pub(crate) fn end(&self, finish: Finish) -> bool {
+        self.wake.end(finish)
+    }
+
+    /// Whether the pod ends or has ended, which the API may not know yet.
+    pub(crate) fn ends(&self) -> bool {
+        self.wake.ends.load(Ordering::Acquire)
     }
 
     /// To be ended with this when another one is taken that needs its room.
@@ -158,6 +174,22 @@ impl Handle {
         async move {
             holds.wait_for(|holds| !holds).await.ok();
         }
+    }
+
+    /// Takes away what is kept of a pod that has ended, if anything is. What comes back ends when it is gone.
+    pub(crate) fn clear(&self) -> Option<impl Future<Output = ()> + use<>> {
+        let ended = pod::is_terminal(&self.wish.borrow().pod);
+        let (mut view, wake) = (self.view.clone(), self.wake.clone());
+        let nothing_left =
+            move |seen: &Arc<Observed>| wake.looked.load(Ordering::Acquire) && seen.containers.is_empty();
+        if !ended || nothing_left(&view.borrow()) {
+            return None;
+        }
+        self.wake.clear.store(true, Ordering::Release);
+        self.wake.notify.notify_one();
+        Some(async move {
+            view.wait_for(nothing_left).await.ok();
+        })
     }
 
     /// A container or sandbox of the pod has ended.

@@ -1,6 +1,7 @@
 //! What a worker learns when it asks the runtime of its pod.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -22,7 +23,8 @@ impl Worker {
         match observed::observe(&self.agent.runtime, &uid, &self.observed).await {
             Ok(mut observed) => {
                 self.explain_kills(&mut observed);
-                if *self.observed != observed {
+                let first = !self.wake.looked.swap(true, Ordering::AcqRel);
+                if first || *self.observed != observed {
                     self.observed = Arc::new(observed);
                     self.view.send_replace(self.observed.clone());
                     self.index(&uid);

@@ -101,18 +101,26 @@ fn volume_summary(volume: &VolumeDisk, namespace: &str, at: Timestamp) -> Value 
 }
 
 /// What counts as a pod's ephemeral storage: writable layers, logs, and volumes on the node's disk.
-pub(crate) fn ephemeral(figures: &PodFigures, disk: &PodDisk) -> Contents {
-    let layers = figures.containers.iter().map(|container| container.root);
-    let logs = disk.logs.values().copied();
+fn ephemeral(figures: &PodFigures, disk: &PodDisk) -> Contents {
+    sum([layers(figures), kept(disk)].into_iter())
+}
+
+/// What a pod's containers have written into their own file systems.
+pub(crate) fn layers(figures: &PodFigures) -> Contents {
+    sum(figures.containers.iter().map(|container| container.root))
+}
+
+/// A pod's logs, and its volumes on the node's disk.
+pub(crate) fn kept(disk: &PodDisk) -> Contents {
     let volumes = disk.volumes.iter().filter(|volume| volume.ephemeral);
-    let volumes = volumes.map(|volume| volume.used);
-    layers
-        .chain(logs)
-        .chain(volumes)
-        .fold(Contents::default(), |sum, part| Contents {
-            bytes: sum.bytes + part.bytes,
-            inodes: sum.inodes + part.inodes,
-        })
+    sum(disk.logs.values().copied().chain(volumes.map(|volume| volume.used)))
+}
+
+fn sum(parts: impl Iterator<Item = Contents>) -> Contents {
+    parts.fold(Contents::default(), |sum, part| Contents {
+        bytes: sum.bytes + part.bytes,
+        inodes: sum.inodes + part.inodes,
+    })
 }
 
 fn container_summary(

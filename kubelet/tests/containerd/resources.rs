@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skiff_cri::Runtime as _;
+use skiff_cri::{ContainerFilter, Runtime as _};
 use skiff_kubelet::config::GoDuration;
 use tokio::time::Instant;
 
@@ -188,6 +188,45 @@ async fn pods_are_evicted_when_memory_runs_short_but_not_critical_ones() {
         .await;
 }
 
+/// Pages of a tmpfs hold the memory: there is no swap that they could go to. With version 1 of cgroups no limit can go below that.
+#[tokio::test]
+async fn a_limit_that_pods_are_above_already_stops_no_kubelet() {
+    let mut node = Node::without_kubelet().await;
+    let pods = node.cgroup("memory").join("kubepods");
+    if !Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists() {
+        return;
+    }
+    std::fs::create_dir_all(&pods).expect("a cgroup");
+    let disk = node.path_of("held");
+    std::fs::create_dir(&disk).expect("a directory");
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &disk, Some("tmpfs"), flags, Some("size=64m")).expect("a tmpfs");
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && exec dd if=/dev/zero of={}/file bs=1M count=48",
+        pods.display(),
+        disk.display()
+    );
+    let written = std::process::Command::new("sh").args(["-c", &script]).output();
+    assert!(written.expect("a shell").status.success());
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the machine's memory");
+    let total = meminfo
+        .split_whitespace()
+        .nth(1)
+        .and_then(|total| total.parse::<u64>().ok());
+    let reserved = format!("{}Ki", total.expect("a number") - (16 << 10));
+    node.config.kubelet.kube_reserved = [("memory".to_owned(), reserved)].into();
+    node.start_kubelet();
+    let told = |api: &crate::api::Api| {
+        let events = api.events();
+        events.into_iter().find(|event| {
+            event.starts_with("FailedNodeAllocatableEnforcement: Failed to update Node Allocatable Limits")
+        })
+    };
+    node.api.until("an event", told).await;
+    node.create("p", &json!({"containers": [sleeper(&json!({}))]}));
+    node.until_ready("p").await;
+}
+
 /// The kubelet's disk is a small one of the test's own, which one pod fills.
 #[tokio::test]
 async fn who_fills_the_nodes_disk_is_evicted() {
@@ -230,10 +269,96 @@ async fn who_fills_the_nodes_disk_is_evicted() {
     );
 }
 
+/// What a container of this pod has in its writable layer, in megabytes.
+fn layer(megabytes: u32, then: &str) -> Value {
+    container(&format!(
+        "/bin/busybox dd if=/dev/zero of=/tmp/file bs=1M count={megabytes}; {then}"
+    ))
+}
+
+/// How many containers of a pod the runtime has.
+async fn containers_of(node: &Node, pod: &str) -> usize {
+    let labels = [("io.kubernetes.pod.name".to_owned(), pod.to_owned())].into();
+    let filter = ContainerFilter {
+        labels,
+        ..ContainerFilter::default()
+    };
+    node.runtime().list_containers(&filter).await.expect("a list").len()
+}
+
 #[tokio::test]
-async fn a_pod_that_fills_its_volume_beyond_the_limit_is_evicted() {
+async fn before_a_pod_is_evicted_what_ended_pods_left_goes() {
+    let mut node = Node::with_image_disk("128m").await;
+    node.start_kubelet();
+    node.create(
+        "job",
+        &json!({"restartPolicy": "Never", "containers": [layer(80, "exit 0")]}),
+    );
+    let succeeded = |status: &Value| status["phase"] == "Succeeded";
+    node.until_status("job", "end", succeeded).await;
+    node.create("modest", &json!({"containers": [layer(1, "/bin/busybox sleep 1000")]}));
+    node.until_ready("modest").await;
+    node.kill().await;
+    node.config.kubelet.eviction_hard = [("imagefs.available".to_owned(), "50%".to_owned())].into();
+    node.start_kubelet();
+    let disk = node.path_of("root");
+    let has_room = || nix::sys::statvfs::statvfs(&disk).is_ok_and(|disk| disk.blocks_available() * 2 > disk.blocks());
+    until("room on the disk", async || has_room()).await;
+    assert_eq!(containers_of(&node, "job").await, 0);
+    // What starts under another kubelet shows that the pressure is gone, and that nobody runs the job again.
+    node.kill().await;
+    node.start_kubelet();
+    node.create("late", &json!({"containers": [layer(1, "/bin/busybox sleep 1000")]}));
+    node.until_ready("late").await;
+    assert_eq!(containers_of(&node, "job").await, 0);
+    let job = node.api.get(&Kubelet::path("job")).expect("the pod")["status"].clone();
+    assert!(succeeded(&job), "{job}");
+    assert_eq!(
+        job["containerStatuses"][0]["state"]["terminated"]["reason"], "Completed",
+        "{job}"
+    );
+    let modest = node.api.get(&Kubelet::path("modest")).expect("the pod");
+    assert!(is_ready(&modest["status"]), "{modest}");
+}
+
+/// The pod with the larger sum has it on the images' disk, which has room.
+#[tokio::test]
+async fn with_two_disks_who_fills_the_short_one_is_evicted() {
+    let mut node = Node::with_image_disk("128m").await;
+    let root = node.path_of("kubelet");
+    std::fs::create_dir(&root).expect("a directory");
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some("size=16m")).expect("a tmpfs");
+    node.start_kubelet();
+    node.create("layer", &json!({"containers": [layer(40, "/bin/busybox sleep 1000")]}));
+    let mut writer = container("/bin/busybox dd if=/dev/zero of=/v/file bs=1M count=10; /bin/busybox sleep 1000");
+    writer["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    node.create(
+        "volume",
+        &json!({"containers": [writer], "volumes": [{"name": "v", "emptyDir": {}}]}),
+    );
+    for name in ["layer", "volume"] {
+        node.until_ready(name).await;
+    }
+    let file = root.join("pods/uid-volume/volumes/kubernetes.io~empty-dir/v/file");
+    until("the written file", async || {
+        std::fs::metadata(&file).is_ok_and(|file| file.len() == 10 << 20)
+    })
+    .await;
+    node.kill().await;
+    node.config.kubelet.eviction_hard = [("nodefs.available".to_owned(), "50%".to_owned())].into();
+    node.start_kubelet();
+    let evicted = |status: &Value| status["reason"] == "Evicted";
+    node.until_status("volume", "eviction", evicted).await;
+    let layer = node.api.get(&Kubelet::path("layer")).expect("the pod");
+    assert!(is_ready(&layer["status"]), "{layer}");
+}
+
+/// Its container has died by the time that anybody looks, and waits to be started again.
+#[tokio::test]
+async fn a_pod_that_fills_its_volume_beyond_the_limit_is_evicted_while_it_backs_off() {
     let node = Node::start().await;
-    let mut spec = container("/bin/busybox dd if=/dev/zero of=/v/file bs=1M count=3; /bin/busybox sleep 1000");
+    let mut spec = container("/bin/busybox dd if=/dev/zero of=/v/file bs=1M count=3; exit 1");
     spec["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
     let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]);
     node.create("p", &json!({"containers": [spec], "volumes": volumes}));
