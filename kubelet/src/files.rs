@@ -1,7 +1,7 @@
 //! Files that a container holds open, writes, or in whose place it may have put something else: never waits, never reads without end.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use rustix::fd::{AsRawFd as _, OwnedFd};
@@ -45,6 +45,16 @@ pub(crate) fn read_head(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The last bytes of a regular file, `limit` at most: it may grow meanwhile, as fast as it is read.
+pub(crate) fn read_tail(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let mut file = open_regular(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(limit as u64)))?;
+    let mut bytes = Vec::new();
+    file.take(limit as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Gives a regular file another content; whoever has it open sees that.
 pub(crate) fn write_in_place(path: &Path, content: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -68,6 +78,8 @@ mod tests {
         std::fs::create_dir(at("directory")).unwrap();
         assert_eq!(read_head(&at("file"), 4).unwrap(), b"0123");
         assert_eq!(read_head(&at("file"), 40).unwrap(), b"0123456789");
+        assert_eq!(read_tail(&at("file"), 4).unwrap(), b"6789");
+        assert_eq!(read_tail(&at("file"), 40).unwrap(), b"0123456789");
         for name in ["pipe", "link", "directory"] {
             let error = read_head(&at(name), 4).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}");

@@ -287,45 +287,35 @@ fn from_status(sandbox: String, status: cri::ContainerStatus) -> Container {
 /// Of a termination message, in bytes.
 const MESSAGE_LIMIT: usize = 4096;
 
-/// What the container left in its termination message file (4 KiB at most), or the end of its log where the pod asks for
-/// that and the container failed, or what the runtime says.
+/// What the runtime says, and what the container left in its termination message file (the last 4 KiB of it), or at the end of its
+/// log where the pod asks for that and the container failed.
 fn termination_message(status: &cri::ContainerStatus, file: Option<&str>) -> String {
-    let written = file.map(read_message).unwrap_or_default();
-    if !written.is_empty() {
-        return if status.message.is_empty() {
-            written
-        } else {
-            format!("{}: {written}", status.message)
-        };
+    let policy = status.annotations.get(labels::TERMINATION_MESSAGE_POLICY);
+    let failed = status.exit_code != 0 || status.reason == "OOMKilled";
+    let falls_back = failed && policy.is_some_and(|policy| policy == "FallbackToLogsOnError");
+    let mut left = file.map(read_message).unwrap_or_default();
+    if left.is_empty() && falls_back {
+        left = log_tail(&status.log_path).unwrap_or_default();
     }
-    let policy = status
-        .annotations
-        .get(labels::TERMINATION_MESSAGE_POLICY)
-        .map(String::as_str);
-    if policy == Some("FallbackToLogsOnError") && (status.exit_code != 0 || status.reason == "OOMKilled") {
-        return log_tail(&status.log_path).unwrap_or_default();
-    }
-    status.message.clone()
+    let told = [status.message.as_str(), &left];
+    told.into_iter()
+        .filter(|text| !text.is_empty())
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 /// Where a volume is mounted at the message's path, the pod chooses what lies there.
 fn read_message(path: &str) -> String {
-    let bytes = files::read_head(Path::new(path), MESSAGE_LIMIT).unwrap_or_default();
+    let bytes = files::read_tail(Path::new(path), MESSAGE_LIMIT).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The last 80 lines, 2 KiB at most, of a CRI log file, without its time stamps.
 fn log_tail(path: &str) -> Option<String> {
-    use std::io::{Read as _, Seek as _, SeekFrom};
     const LIMIT: usize = 2048;
     /// Room for all lines, with what the runtime writes before each.
-    const READ: u64 = 64 * 1024;
-    let mut file = files::open_regular(Path::new(path)).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(READ))).ok()?;
-    let mut bytes = Vec::new();
-    // It may grow meanwhile, as fast as it is read.
-    file.take(READ).read_to_end(&mut bytes).ok()?;
+    const READ: usize = 64 * 1024;
+    let bytes = files::read_tail(Path::new(path), READ).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
     let joined = lines[lines.len().saturating_sub(80)..]
@@ -432,8 +422,9 @@ mod tests {
             ..cri::ContainerStatus::default()
         };
         assert_eq!(termination_message(&status, file.to_str()), "why");
-        std::fs::write(&file, "x".repeat(MESSAGE_LIMIT + 1)).unwrap();
-        assert_eq!(termination_message(&status, file.to_str()).len(), MESSAGE_LIMIT);
+        std::fs::write(&file, format!("{}end", "x".repeat(MESSAGE_LIMIT))).unwrap();
+        let long = termination_message(&status, file.to_str());
+        assert_eq!((long.len(), &long[long.len() - 4..]), (MESSAGE_LIMIT, "xend"));
         // Nobody ever writes into it.
         let pipe = dir.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -444,7 +435,13 @@ mod tests {
             "FallbackToLogsOnError".into(),
         );
         assert_eq!(termination_message(&status, None), "one\ntwo\n");
-        status.exit_code = 0;
+        status.message = "m".into();
+        assert_eq!(termination_message(&status, None), "m: one\ntwo\n");
+        std::fs::write(&log, "").unwrap();
+        assert_eq!(termination_message(&status, None), "m", "it never ran");
+        status.log_path = "/absent".into();
+        assert_eq!(termination_message(&status, None), "m");
+        (status.exit_code, status.message) = (0, String::new());
         assert_eq!(termination_message(&status, None), "");
     }
 }

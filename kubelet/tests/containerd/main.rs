@@ -87,6 +87,7 @@ async fn memory_limits_exits_and_messages() {
     node.create("log", &json!({"restartPolicy": "Never", "containers": [log]}));
     let mut absent = container("");
     absent["command"] = json!(["/absent"]);
+    absent["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
     node.create("absent", &json!({"containers": [absent]}));
     let failed = |status: &Value| status["phase"] == "Failed";
     let ended = |status: &Value| status["containerStatuses"][0]["state"]["terminated"].clone();
@@ -106,10 +107,10 @@ async fn memory_limits_exits_and_messages() {
     assert_eq!(log["message"], "last words\n", "{log}");
     let waits = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff";
     let status = node.until_status("absent", "back-off", waits).await;
-    assert_eq!(
-        status["containerStatuses"][0]["lastState"]["terminated"]["reason"],
-        "StartError"
-    );
+    let absent = &status["containerStatuses"][0]["lastState"]["terminated"];
+    assert_eq!(absent["reason"], "StartError");
+    let told = absent["message"].as_str().unwrap_or_default();
+    assert!(told.contains("/absent"), "{absent}");
 }
 
 /// Prints how long it takes from the end of a container's process until the API is told, and until the next one runs.
