@@ -7,6 +7,7 @@ mod atomic;
 mod claim;
 mod empty_dir;
 mod host_path;
+mod local;
 mod mounts;
 mod ownership;
 mod projection;
@@ -21,13 +22,17 @@ use std::sync::Arc;
 use skiff_api::k8s_openapi::api::core::v1::{Pod, Volume};
 
 use crate::env::Facts;
+use crate::events::Recorder;
 use crate::objects::Objects;
 use crate::{pod, tree};
 
 use mounts::{is_mounted, mount_tmpfs, unmount_below};
 pub(crate) use token::Tokens;
 
-/// Why a volume is not ready; shown as the event FailedMount.
+/// Where the paths inside of volumes that containers mount are held, in the pod's directory.
+const SUB_PATHS: &str = "volume-subpaths";
+
+/// Why a volume is not ready; shown as an event.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// One volume is not ready.
@@ -111,6 +116,21 @@ pub(crate) enum Error {
         /// Why.
         why: String,
     },
+    /// Mount options of a kind of volume that takes none.
+    #[error(
+        "MountVolume.MountOptionSupport check failed for volume {name:?} : mount options are not supported for this volume \
+         type"
+    )]
+    NoMountOptions {
+        /// The PersistentVolume.
+        name: String,
+    },
+    /// A mount option of another kind of file system.
+    #[error(
+        "the PersistentVolume's mount option {0:?} is none of a local volume: these are ro, noexec, nosuid, nodev, noatime, \
+         nodiratime, relatime, strictatime and their opposites"
+    )]
+    MountOption(String),
     /// An emptyDir's medium that cannot be.
     #[error("{0}")]
     Medium(String),
@@ -128,6 +148,14 @@ impl Error {
             step,
             path: path.into(),
             source,
+        }
+    }
+
+    /// The reason of its event.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::NoMountOptions { .. } => "UnsupportedMountOption",
+            _ => "FailedMount",
         }
     }
 }
@@ -153,10 +181,16 @@ pub(crate) struct Claimed {
 // === impl Volumes ===
 
 impl Volumes {
-    pub(crate) fn new(root: &Path, client: kube::Client, node: &str, objects: Arc<Objects>, tokens: Tokens) -> Self {
+    pub(crate) fn new(
+        root: &Path,
+        (client, node): (kube::Client, &str),
+        events: Recorder,
+        objects: Arc<Objects>,
+        tokens: Tokens,
+    ) -> Self {
         Self {
             root: root.join("pods"),
-            claims: claim::Claims::new(client, node),
+            claims: claim::Claims::new(client, node, events),
             objects,
             tokens,
         }
@@ -170,6 +204,11 @@ impl Volumes {
     /// Where the containers of a pod leave their termination messages.
     pub(crate) fn messages_dir(&self, uid: &str) -> PathBuf {
         self.pod_dir(uid).join("containers")
+    }
+
+    /// Where the paths inside of one volume are held.
+    pub(crate) fn sub_paths_dir(&self, uid: &str, volume: &str) -> PathBuf {
+        self.pod_dir(uid).join(SUB_PATHS).join(volume)
     }
 
     /// Makes every volume of the pod ready, all at once; also brings changed objects up to date. One that fails holds up no other.
@@ -207,7 +246,7 @@ impl Volumes {
             .ok_or_else(|| Error::Unsupported(plugin(volume)))?;
         make_dir(path.parent().unwrap_or(&path), 0o750)?;
         if let Some(source) = &volume.empty_dir {
-            return empty_dir::prepare(pod, &path, source);
+            return empty_dir::prepare(pod, &path, source, facts);
         }
         let files = projection::files(&self.objects, &self.tokens, pod, volume, facts).await?;
         mount_memory_for_secrets(&path, volume)?;
@@ -256,9 +295,11 @@ impl Volumes {
     pub(crate) fn remove(&self, uid: &str) -> Result<(), Error> {
         self.tokens.forget(uid);
         let dir = self.pod_dir(uid);
-        let volumes = dir.join("volumes");
-        unmount_below(&volumes)?;
-        remove_dir(&volumes)?;
+        // The first hold what is mounted in the second.
+        for mounted in [dir.join(SUB_PATHS), dir.join("volumes")] {
+            unmount_below(&mounted)?;
+            remove_dir(&mounted)?;
+        }
         remove_dir(&dir.join("claims"))
     }
 
@@ -282,7 +323,9 @@ impl Volumes {
 fn named(volume: &Volume, source: Error) -> Error {
     match source {
         // These name the volume themselves.
-        Error::Claim { .. } | Error::NoLocalPath { .. } | Error::NodeAffinity { .. } => source,
+        Error::Claim { .. } | Error::NoLocalPath { .. } | Error::NodeAffinity { .. } | Error::NoMountOptions { .. } => {
+            source
+        }
         source => Error::Volume {
             name: volume.name.clone(),
             source: Box::new(source),

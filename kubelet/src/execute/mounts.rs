@@ -108,12 +108,7 @@ impl Subject<'_> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             format!("failed to prepare subPath {sub:?} of volume {volume:?}: cannot {what}: {error}")
         };
-        let dir = self
-            .agent
-            .volumes
-            .pod_dir(pod::uid(self.pod))
-            .join("volume-subpaths")
-            .join(volume);
+        let dir = self.agent.volumes.sub_paths_dir(pod::uid(self.pod), volume);
         let target = dir.join(&self.container.name).join(index.to_string());
         nix::mount::umount2(&target, MntFlags::UMOUNT_NOFOLLOW).ok();
         let parent = target.parent().unwrap_or(&dir);
@@ -261,7 +256,8 @@ fn open_below(base: &Path, sub: &Path) -> Result<OwnedFd, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -297,6 +293,45 @@ mod tests {
             of("$(B)/$(EMPTY)/$(A)/$(B)"),
             Err("missing value for B, EMPTY".to_owned())
         );
+    }
+
+    /// A pod that writes the volume puts a link to a directory of the node in a directory's place while another container starts.
+    #[test]
+    fn a_sub_path_that_is_swapped_meanwhile_leads_nowhere() {
+        let place = tempfile::tempdir().unwrap();
+        let (volume, outside) = (place.path().join("volume"), place.path().join("outside"));
+        for dir in [&outside, &volume.join("directory")] {
+            std::fs::create_dir_all(dir).unwrap();
+            std::fs::write(dir.join("file"), "").unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, volume.join("link")).unwrap();
+        let own = std::fs::metadata(volume.join("directory/file")).unwrap().ino();
+        let done = AtomicBool::new(false);
+        let found = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (real, link) = (volume.join("directory"), volume.join("link"));
+                while !done.load(Ordering::Relaxed) {
+                    let cwd = rustix::fs::CWD;
+                    rustix::fs::renameat_with(cwd, &real, cwd, &link, rustix::fs::RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            let mut found = 0;
+            for attempt in 0..5000 {
+                if let Ok(file) = open_below(&volume, Path::new("directory/file")) {
+                    found += 1;
+                    assert_eq!(rustix::fs::fstat(&file).unwrap().st_ino, own);
+                }
+                open_below(&volume, &Path::new("directory").join(format!("new/{attempt}"))).ok();
+            }
+            done.store(true, Ordering::Relaxed);
+            found
+        });
+        assert!(found > 0 && found < 5000, "it was never swapped: {found}");
+        let names: Vec<_> = std::fs::read_dir(&outside)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["file"], "nothing is made outside");
     }
 
     #[test]

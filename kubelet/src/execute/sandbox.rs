@@ -38,9 +38,9 @@ pub(super) async fn prepare_volumes(context: &Context) -> Outcome {
 fn not_mounted(context: &Context, errors: &[volumes::Error]) -> Outcome {
     let reason = "FailedMount";
     let messages: Vec<String> = errors.iter().map(|error| error_chain(error)).collect();
-    for message in &messages {
+    for (error, message) in errors.iter().zip(&messages) {
         let events = &context.agent.events;
-        events.pod(&context.pod, Severity::Warning, reason, message.clone());
+        events.pod(&context.pod, Severity::Warning, error.reason(), message.clone());
     }
     let message = messages.join("; ");
     if errors.iter().any(|error| matches!(error, volumes::Error::Claim { .. })) {

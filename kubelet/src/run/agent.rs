@@ -43,7 +43,13 @@ pub(super) async fn build(
     let cgroups = machine::open_cgroups(&config, &runtime).await?;
     let objects = Objects::new(client.clone(), voices.wake);
     let tokens = Tokens::new(client.clone());
-    let volumes = Volumes::new(root, client.clone(), &node_name, objects.clone(), tokens);
+    let volumes = Volumes::new(
+        root,
+        (client.clone(), &node_name),
+        voices.events.clone(),
+        objects.clone(),
+        tokens,
+    );
     let kubelet = &config.kubelet;
     let sysctls = kubelet.allowed_unsafe_sysctls.clone();
     Ok(Agent {

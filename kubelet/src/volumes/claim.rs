@@ -6,13 +6,14 @@
 use std::path::{Path, PathBuf};
 
 use kube::api::Api;
-use nix::mount::MsFlags;
 use skiff_api::k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use skiff_api::owners;
 
+use super::local::{self, Local};
 use super::mounts::is_mounted;
-use super::{Error, host_path, make_dir, ownership};
+use super::{Error, host_path, make_dir};
 use crate::admission;
+use crate::events::{Recorder, Severity};
 use crate::pod;
 
 /// Why a claim's volume cannot be mounted yet; the texts are upstream's.
@@ -63,6 +64,8 @@ pub(super) struct Claims {
     client: kube::Client,
     /// This node's name.
     node: String,
+    events: Recorder,
+    turns: local::Turns,
 }
 
 impl std::fmt::Debug for Claims {
@@ -74,10 +77,12 @@ impl std::fmt::Debug for Claims {
 }
 
 impl Claims {
-    pub(super) fn new(client: kube::Client, node: &str) -> Self {
+    pub(super) fn new(client: kube::Client, node: &str, events: Recorder) -> Self {
         Self {
             client,
             node: node.to_owned(),
+            events,
+            turns: local::Turns::default(),
         }
     }
 
@@ -97,14 +102,56 @@ impl Claims {
             source,
         })?;
         self.check_node(&bound).await?;
-        // Giving all of a volume to a group takes its time: not on a thread that others wait for.
-        let (owned, dir) = (pod.clone(), pod_dir.to_owned());
-        let path = tokio::task::spawn_blocking(move || mount(&owned, &dir, &bound)).await??;
+        let read_only = volume
+            .persistent_volume_claim
+            .as_ref()
+            .and_then(|claim| claim.read_only);
+        let path = self.mount(pod, pod_dir, &bound, read_only.unwrap_or(false)).await?;
         if let Some(dir) = link.parent() {
             make_dir(dir, 0o750)?;
         }
         std::fs::remove_file(&link).ok();
         std::os::unix::fs::symlink(&path, &link).map_err(|source| Error::file("link", &link, source))
+    }
+
+    /// Mounts the volume; where it can be found then.
+    async fn mount(
+        &self,
+        pod: &Pod,
+        pod_dir: &Path,
+        volume: &PersistentVolume,
+        read_only: bool,
+    ) -> Result<PathBuf, Error> {
+        let name = volume.metadata.name.clone().unwrap_or_default();
+        let spec = volume.spec.clone().unwrap_or_default();
+        let options = mount_options(volume);
+        if let Some(source) = &spec.host_path {
+            if !options.is_empty() {
+                return Err(Error::NoMountOptions { name });
+            }
+            host_path::prepare(source)?;
+            return Ok(PathBuf::from(&source.path));
+        }
+        let source = spec.local.ok_or_else(|| Error::Unsupported(kind(volume)))?;
+        let path = PathBuf::from(source.path);
+        let turn = self.turns.take(&path).await;
+        let local = Local {
+            name,
+            path,
+            options,
+            read_only,
+        };
+        // Giving all of a volume to a group takes its time: not on a thread that others wait for.
+        let (owned, dir) = (pod.clone(), pod_dir.to_owned());
+        let mount = move || {
+            let _turn = turn;
+            local::mount(&owned, &dir, &local)
+        };
+        let (path, told) = tokio::task::spawn_blocking(mount).await??;
+        if let Some(told) = told {
+            self.events.pod(pod, Severity::Warning, "AlreadyMountedVolume", told);
+        }
+        Ok(path)
     }
 
     /// The volume that the claim is bound to.
@@ -181,30 +228,14 @@ fn check(volume: &PersistentVolume, name: &str, claim: &str) -> Result<(), Claim
     Ok(())
 }
 
-/// Mounts the volume; where it can be found then.
-fn mount(pod: &Pod, pod_dir: &Path, volume: &PersistentVolume) -> Result<PathBuf, Error> {
-    let name = volume.metadata.name.clone().unwrap_or_default();
-    let spec = volume.spec.clone().unwrap_or_default();
-    if let Some(source) = &spec.host_path {
-        host_path::prepare(source)?;
-        return Ok(PathBuf::from(&source.path));
-    }
-    let Some(source) = &spec.local else {
-        return Err(Error::Unsupported(kind(volume)));
-    };
-    let from = Path::new(&source.path);
-    if !from.is_dir() {
-        let path = source.path.clone();
-        return Err(Error::NoLocalPath { name, path });
-    }
-    let target = pod_dir.join("volumes/kubernetes.io~local-volume").join(&name);
-    make_dir(&target, 0o750)?;
-    if !is_mounted(&target)? {
-        nix::mount::mount(Some(from), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .map_err(|errno| Error::file("mount", &target, errno.into()))?;
-    }
-    ownership::apply(pod, &target)?;
-    Ok(target)
+/// How the volume is to be mounted: as the annotation of old says, or the spec.
+fn mount_options(volume: &PersistentVolume) -> Vec<String> {
+    let annotations = volume.metadata.annotations.as_ref();
+    let annotated = annotations.and_then(|annotations| annotations.get("volume.beta.kubernetes.io/mount-options"));
+    let spec = volume.spec.as_ref().and_then(|spec| spec.mount_options.clone());
+    let lists = annotated.map_or_else(|| spec.unwrap_or_default(), |text| vec![text.clone()]);
+    let options = lists.iter().flat_map(|list| list.split(','));
+    options.filter(|option| !option.is_empty()).map(str::to_owned).collect()
 }
 
 fn kind(volume: &PersistentVolume) -> &'static str {
@@ -251,6 +282,18 @@ mod tests {
             let found = volume_of(&claim).map_err(|error| error.to_string());
             assert_eq!(found.as_deref().map_err(String::as_str), expected);
         }
+    }
+
+    #[test]
+    fn options_of_a_mount() {
+        let of = |annotations: Value, options: Value| {
+            let volume = json!({"metadata": {"annotations": annotations}, "spec": {"mountOptions": options}});
+            mount_options(&serde_json::from_value(volume).unwrap())
+        };
+        assert_eq!(of(json!({}), json!([])), [""; 0]);
+        assert_eq!(of(json!({}), json!(["ro", "noexec,nodev"])), ["ro", "noexec", "nodev"]);
+        let annotated = json!({"volume.beta.kubernetes.io/mount-options": "rw,nosuid"});
+        assert_eq!(of(annotated, json!(["ro"])), ["rw", "nosuid"]);
     }
 
     #[test]

@@ -8,18 +8,19 @@ use skiff_api::quantity::Quantity;
 
 use super::mounts::{is_mounted, mount_huge_pages, mount_tmpfs};
 use super::{Error, make_dir, set_group, set_mode};
+use crate::env::Facts;
 use crate::pod;
 
 /// Makes the directory, and mounts what it is to lie on. Whose it is, is said as it is made, by whichever kubelet and after whatever
 /// reboot: later that is the pod's own affair.
-pub(super) fn prepare(pod: &Pod, path: &Path, source: &EmptyDirVolumeSource) -> Result<(), Error> {
+pub(super) fn prepare(pod: &Pod, path: &Path, source: &EmptyDirVolumeSource, facts: &Facts) -> Result<(), Error> {
     let group = super::fs_group(pod);
     make(path, group)?;
     match source.medium.as_deref().unwrap_or_default() {
         "" => Ok(()),
         _ if is_mounted(path)? => Ok(()),
         "Memory" => {
-            let size = size(pod, source).map_or(String::new(), |size| format!(",size={}", size.value()));
+            let size = size(pod, source, facts).map_or(String::new(), |size| format!(",size={}", size.value()));
             mount_tmpfs(path, &format!("{}{size}", ownership(group)))
         }
         medium => {
@@ -54,8 +55,8 @@ fn ownership(group: Option<u32>) -> String {
     format!("mode={:o}{group_option}", mode(group))
 }
 
-/// How much memory it may take: what it says itself, and never more than the pod may use.
-fn size(pod: &Pod, source: &EmptyDirVolumeSource) -> Option<Quantity> {
+/// How much memory it may take: what it says itself, and never more than the pod, or all pods, may use.
+fn size(pod: &Pod, source: &EmptyDirVolumeSource, facts: &Facts) -> Option<Quantity> {
     let own = source
         .size_limit
         .as_ref()
@@ -63,7 +64,8 @@ fn size(pod: &Pod, source: &EmptyDirVolumeSource) -> Option<Quantity> {
     let mains = pod::main_containers(pod).iter();
     let limited = mains.clone().all(|container| pod::limit(container, "memory").is_some());
     let of_pod = pods::limits(pod::spec(pod)).get("memory").copied().filter(|_| limited);
-    let known = own.into_iter().chain(of_pod);
+    let of_node = facts.allocatable.get("memory").copied();
+    let known = own.into_iter().chain(of_pod).chain(of_node);
     known.filter(|limit| !limit.is_zero()).min()
 }
 
@@ -100,19 +102,27 @@ mod tests {
     use crate::pod::tests::pod;
 
     #[test]
-    fn memory_is_bounded_by_the_volume_and_by_the_pod() {
+    fn memory_is_bounded_by_the_volume_the_pod_and_the_node() {
         let source = |size: Value| serde_json::from_value(json!({"medium": "Memory", "sizeLimit": size})).unwrap();
         let limited = pod(&json!({"containers": [{"name": "c", "resources": {"limits": {"memory": "64Mi"}}}]}));
+        let node = |memory: &str| Facts {
+            allocatable: [("memory".to_owned(), memory.parse().unwrap())].into(),
+            ..Facts::default()
+        };
+        let free = pod(&json!({}));
         let cases = [
-            (pod(&json!({})), Value::Null, None),
-            (pod(&json!({})), "1Gi".into(), Some(1 << 30)),
-            (limited.clone(), "1Gi".into(), Some(64 << 20)),
-            (limited.clone(), "1Mi".into(), Some(1 << 20)),
-            (limited, Value::Null, Some(64 << 20)),
+            (&free, "2Gi", Value::Null, Some(2 << 30)),
+            (&free, "2Gi", "1Gi".into(), Some(1 << 30)),
+            (&free, "2Gi", "3Gi".into(), Some(2 << 30)),
+            (&free, "0", Value::Null, None),
+            (&limited, "2Gi", "1Gi".into(), Some(64 << 20)),
+            (&limited, "2Gi", "1Mi".into(), Some(1 << 20)),
+            (&limited, "2Gi", Value::Null, Some(64 << 20)),
+            (&limited, "32Mi", Value::Null, Some(32 << 20)),
         ];
-        for (p, text, bytes) in cases {
-            let size = size(&p, &source(text.clone())).map(|size| size.value());
-            assert_eq!(size, bytes, "{text}");
+        for (p, memory, text, bytes) in cases {
+            let size = size(p, &source(text.clone()), &node(memory)).map(|size| size.value());
+            assert_eq!(size, bytes, "{memory} {text}");
         }
     }
 
@@ -127,14 +137,26 @@ mod tests {
         let path = dir.path().join("v");
         let disk = EmptyDirVolumeSource::default();
         std::fs::create_dir(dir.path().join("v.new~")).unwrap();
-        prepare(&pod(&json!({"securityContext": {"fsGroup": 4321}})), &path, &disk).unwrap();
+        prepare(
+            &pod(&json!({"securityContext": {"fsGroup": 4321}})),
+            &path,
+            &disk,
+            &Facts::default(),
+        )
+        .unwrap();
         assert_eq!(found(&path), (4321, 0o2777));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         // What the pod makes of it stays so.
         set_mode(&path, 0o700).unwrap();
-        prepare(&pod(&json!({"securityContext": {"fsGroup": 4321}})), &path, &disk).unwrap();
+        prepare(
+            &pod(&json!({"securityContext": {"fsGroup": 4321}})),
+            &path,
+            &disk,
+            &Facts::default(),
+        )
+        .unwrap();
         assert_eq!(found(&path), (4321, 0o700));
-        prepare(&pod(&json!({})), &dir.path().join("w"), &disk).unwrap();
+        prepare(&pod(&json!({})), &dir.path().join("w"), &disk, &Facts::default()).unwrap();
         assert_eq!(found(&dir.path().join("w")), (0, 0o777));
     }
 
@@ -146,12 +168,12 @@ mod tests {
         let memory = serde_json::from_value(json!({"medium": "Memory", "sizeLimit": "1Mi"})).unwrap();
         let p = pod(&json!({"securityContext": {"fsGroup": 4321}}));
         for _ in 0..2 {
-            prepare(&p, &path, &memory).unwrap();
+            prepare(&p, &path, &memory, &Facts::default()).unwrap();
             assert!(is_mounted(&path).unwrap());
             assert_eq!(found(&path), (4321, 0o2777));
             nix::mount::umount(&path).unwrap();
         }
-        prepare(&pod(&json!({})), &path, &memory).unwrap();
+        prepare(&pod(&json!({})), &path, &memory, &Facts::default()).unwrap();
         let mounted = found(&path);
         nix::mount::umount(&path).unwrap();
         assert_eq!(mounted, (0, 0o777));

@@ -37,12 +37,17 @@ pub(super) fn prepare(source: &HostPathVolumeSource) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::stat::{Mode, SFlag};
+
     use super::*;
 
     #[test]
     fn types() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        let (kind, any) = (SFlag::S_IFBLK, Mode::S_IRWXU);
+        nix::sys::stat::mknod(&dir.path().join("device"), kind, any, nix::sys::stat::makedev(7, 0)).unwrap();
         let cases = [
             ("", "absent", true),
             ("Directory", "", true),
@@ -51,6 +56,11 @@ mod tests {
             ("File", "file", true),
             ("File", "", false),
             ("Socket", "file", false),
+            ("Socket", "socket", true),
+            ("Socket", "absent", false),
+            ("BlockDevice", "device", true),
+            ("BlockDevice", "socket", false),
+            ("CharDevice", "device", false),
             ("DirectoryOrCreate", "new/dir", true),
             ("FileOrCreate", "newfile", true),
             ("CharDevice", "file", false),
