@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use skiff_api::k8s_openapi::api::core::v1::Container as Spec;
 
 use super::stop::{self, Ending};
@@ -111,15 +112,20 @@ pub(super) fn plan(input: &Input<'_>, plan: &mut Plan) {
     starter.ephemeral_containers();
 }
 
+/// Keeps volumes up to date that are ready.
+pub(super) fn keep(input: &Input<'_>, plan: &mut Plan, refresh: Option<Timestamp>) {
+    match refresh {
+        Some(at) if at > input.now => plan.wake_at(at),
+        Some(_) => plan.act(input, Action::PrepareVolumes),
+        None => {}
+    }
+}
+
 /// Whether the volumes are ready; asks for them when they are not.
 fn volumes(input: &Input<'_>, plan: &mut Plan) -> bool {
     match &input.memory.volumes {
         Volumes::Ready { refresh } => {
-            match refresh {
-                Some(at) if *at > input.now => plan.wake_at(*at),
-                Some(_) => plan.act(input, Action::PrepareVolumes),
-                None => {}
-            }
+            keep(input, plan, *refresh);
             return true;
         }
         Volumes::Failed(failure) if failure.retry_at() > input.now => plan.wake_at(failure.retry_at()),

@@ -1,7 +1,7 @@
 //! Planning for a pod that ends: told to go, or finished by itself.
 
-use super::{Action, Input, Plan, Task};
-use crate::memory::Finish;
+use super::{Action, Input, Plan, Task, run};
+use crate::memory::{Finish, Volumes};
 use crate::observed::Container;
 use crate::pod;
 
@@ -89,7 +89,12 @@ fn containers(input: &Input<'_>, plan: &mut Plan, grace: i64) -> bool {
         };
         end(input, plan, container, ending);
     }
-    input.observed.running().next().is_none() && !input.any_container_busy()
+    let ended = input.observed.running().next().is_none() && !input.any_container_busy();
+    // Until then it may need its token: a grace period may be longer than one lives.
+    if let (false, Volumes::Ready { refresh }) = (ended, &input.memory.volumes) {
+        run::keep(input, plan, *refresh);
+    }
+    ended
 }
 
 /// Whether a container of a pod that ends is to be stopped now: sidecars end after all others, the last one first.

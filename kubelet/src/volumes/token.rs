@@ -118,7 +118,7 @@ impl Tokens {
         let life = granted.unwrap_or(key.seconds).clamp(0, MAX_AGE);
         Ok(Token {
             text: status.token.unwrap_or_default(),
-            renew: Instant::now() + Duration::from_secs(life.unsigned_abs() * 4 / 5),
+            renew: Instant::now() + Duration::from_secs(life.unsigned_abs()) * 4 / 5,
         })
     }
 

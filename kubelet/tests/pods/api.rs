@@ -36,6 +36,8 @@ struct State {
     log: Vec<(u64, &'static str, String, Value)>,
     away: bool,
     tokens: u32,
+    /// How long they live, in seconds, whatever is asked for.
+    token_life: Option<u32>,
     old: bool,
     steps: usize,
     freeze_at: Option<usize>,
@@ -69,6 +71,11 @@ impl Api {
     /// While away, every request fails.
     pub(crate) fn set_away(&self, away: bool) {
         self.state.lock().away = away;
+    }
+
+    /// From now on tokens live so many seconds, whatever is asked for.
+    pub(crate) fn set_token_life(&self, seconds: u32) {
+        self.state.lock().token_life = Some(seconds);
     }
 
     /// From now on drops what an API server of years ago did not know.
@@ -219,9 +226,13 @@ impl Api {
                 state.tokens += 1;
                 let token = format!("token-{}", state.tokens);
                 let status = json!({"token": token, "expirationTimestamp": "2999-01-01T00:00:00Z"});
+                let mut spec = json!({"audiences": []});
+                if let Some(life) = state.token_life {
+                    spec["expirationSeconds"] = life.into();
+                }
                 answer(
                     StatusCode::CREATED,
-                    &json!({"metadata": {}, "spec": {"audiences": []}, "status": status}),
+                    &json!({"metadata": {}, "spec": spec, "status": status}),
                 )
             }
             Method::POST if segments.last() == Some(&"subjectaccessreviews") => {

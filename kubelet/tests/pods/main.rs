@@ -7,6 +7,7 @@ mod kills;
 mod kubelet;
 mod lives;
 mod node;
+mod objects;
 mod outage;
 mod scene;
 mod server;
