@@ -163,6 +163,9 @@ impl From<&Mount> for wire::Mount {
             readonly: from.readonly,
             selinux_relabel: from.selinux_relabel,
             propagation: propagation.into(),
+            recursive_read_only: from.recursive_read_only,
+            image: (!from.image.is_empty()).then(|| image_spec(&from.image)),
+            image_sub_path: from.image_sub_path.clone(),
         }
     }
 }
@@ -524,6 +527,9 @@ impl From<wire::Mount> for Mount {
             readonly: from.readonly,
             selinux_relabel: from.selinux_relabel,
             propagation,
+            recursive_read_only: from.recursive_read_only,
+            image: from.image.unwrap_or_default().image,
+            image_sub_path: from.image_sub_path,
         }
     }
 }
@@ -670,6 +676,28 @@ mod tests {
                 wire::LinuxSandboxSecurityContext::from(&sandbox).supplemental_groups_policy,
                 i32::from(strict)
             );
+        }
+    }
+
+    #[test]
+    fn mounts_there_and_back() {
+        let path = Mount {
+            container_path: "/c".into(),
+            host_path: "/h".into(),
+            readonly: true,
+            recursive_read_only: true,
+            ..Mount::default()
+        };
+        let image = Mount {
+            container_path: "/c".into(),
+            readonly: true,
+            image: "sha256:1".into(),
+            image_sub_path: "a/b".into(),
+            ..Mount::default()
+        };
+        assert_eq!(wire::Mount::from(&path).image, None);
+        for mount in [path, image] {
+            assert_eq!(Mount::from(wire::Mount::from(&mount)), mount);
         }
     }
 

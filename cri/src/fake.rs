@@ -19,8 +19,8 @@ use crate::events::{Event, EventKind, Notice};
 use crate::runtime::Runtime;
 use crate::types::{
     AttachRequest, Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStats, ContainerStatus,
-    ExecOutput, ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, RuntimeCondition, RuntimeStatus,
-    RuntimeVersion, Sandbox, SandboxConfig, SandboxFilter, SandboxState, SandboxStatus,
+    ExecOutput, ExecRequest, FilesystemUsage, Image, LinuxResources, PullAuth, RuntimeCondition, RuntimeHandler,
+    RuntimeStatus, RuntimeVersion, Sandbox, SandboxConfig, SandboxFilter, SandboxState, SandboxStatus,
 };
 
 /// The runtime. Clones share their state, so a test keeps one and gives one away.
@@ -46,6 +46,7 @@ struct State {
     execs: VecDeque<ExecOutput>,
     stats: BTreeMap<String, ContainerStats>,
     calls: Vec<String>,
+    handlers: Vec<RuntimeHandler>,
     network_down: bool,
     ignores_term: bool,
     next_id: u32,
@@ -118,6 +119,11 @@ impl FakeRuntime {
     /// Whether the network condition holds.
     pub fn set_network_ready(&self, ready: bool) {
         self.state.lock().network_down = !ready;
+    }
+
+    /// What the runtime says of its handlers.
+    pub fn set_handlers(&self, handlers: Vec<RuntimeHandler>) {
+        self.state.lock().handlers = handlers;
     }
 
     /// Whether containers end only by SIGKILL, after their grace period.
@@ -334,7 +340,7 @@ impl Runtime for FakeRuntime {
         };
         Ok(RuntimeStatus {
             conditions: vec![condition("RuntimeReady", true), condition("NetworkReady", network)],
-            handlers: vec![],
+            handlers: self.state.lock().handlers.clone(),
             supplemental_groups_policy: None,
         })
     }

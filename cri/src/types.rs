@@ -328,19 +328,25 @@ pub enum MountPropagation {
     Bidirectional,
 }
 
-/// A bind mount into a container.
+/// A mount into a container: of a path on the node, or of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mount {
     /// Path inside.
     pub container_path: String,
-    /// Path on the node.
+    /// Path on the node; empty for an image.
     pub host_path: String,
     /// Read-only.
     pub readonly: bool,
+    /// Whether the mounts below it are read-only, too.
+    pub recursive_read_only: bool,
     /// Relabel for SELinux.
     pub selinux_relabel: bool,
     /// Propagation.
     pub propagation: MountPropagation,
+    /// The image whose files are mounted, as the runtime knows it; empty for a path.
+    pub image: String,
+    /// A path inside the image.
+    pub image_sub_path: String,
 }
 
 /// A device node in a container.

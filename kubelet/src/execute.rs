@@ -3,6 +3,7 @@
 mod container;
 mod end;
 mod hooks;
+mod image_volumes;
 mod mounts;
 mod sandbox;
 mod security;

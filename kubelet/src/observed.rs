@@ -58,6 +58,8 @@ pub(crate) struct Container {
     pub(crate) log_path: String,
     /// File on the node that is mounted at the termination message path.
     pub(crate) message_file: Option<String>,
+    /// Where in the container mounts lie that are read-only all the way down.
+    pub(crate) read_only_below: Vec<String>,
     /// Who it runs as, where the runtime tells (containerd 2.0 and later).
     pub(crate) user: Option<cri::ContainerUser>,
 }
@@ -280,6 +282,12 @@ fn from_status(sandbox: String, status: cri::ContainerStatus) -> Container {
         image_ref: status.image_ref,
         log_path: status.log_path,
         message_file,
+        read_only_below: status
+            .mounts
+            .into_iter()
+            .filter(|mount| mount.recursive_read_only)
+            .map(|mount| mount.container_path)
+            .collect(),
         user: status.user,
     }
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use jiff::Timestamp;
-use skiff_api::k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, Pod, PodSpec, PodStatus};
+use skiff_api::k8s_openapi::api::core::v1::{
+    Container, ContainerStatus, EphemeralContainer, Pod, PodSpec, PodStatus, VolumeMount,
+};
 use skiff_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use skiff_api::pods;
 pub(crate) use skiff_api::pods::{MIRROR, QosClass as Qos, is_sidecar, is_terminal};
@@ -191,6 +193,16 @@ pub(crate) fn qos(pod: &Pod) -> Qos {
         _ => {}
     }
     pods::qos_class(spec(pod))
+}
+
+/// Where in its container a volume is mounted.
+pub(crate) fn mount_path(mount: &VolumeMount) -> String {
+    let path = &mount.mount_path;
+    if path.starts_with('/') {
+        path.clone()
+    } else {
+        format!("/{path}")
+    }
 }
 
 /// What a container requests; a limit without a request is the request, as the API's defaulting says.

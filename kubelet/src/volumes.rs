@@ -237,6 +237,10 @@ impl Volumes {
         if let Some(host_path) = &volume.host_path {
             return host_path::prepare(host_path);
         }
+        // The runtime mounts it; it is pulled when a container that wants it starts.
+        if volume.image.is_some() {
+            return Ok(());
+        }
         if claim::name(pod, volume).is_some() {
             let dir = self.pod_dir(pod::uid(pod));
             return self.claims.prepare(pod, &dir, volume).await;
@@ -351,7 +355,6 @@ fn plugin(volume: &Volume) -> &'static str {
         v if v.csi.is_some() => "csi",
         v if v.nfs.is_some() => "nfs",
         v if v.ephemeral.is_some() => "ephemeral",
-        v if v.image.is_some() => "image",
         _ => "unknown",
     }
 }

@@ -3,6 +3,7 @@
 use skiff_api::k8s_openapi::api::core::v1::{Container, Pod};
 use skiff_cri::{ContainerConfig, ContainerMetadata, Image};
 
+use super::image_volumes::{self, ImageVolumes};
 use super::{Context, Outcome, StartError, hooks, mounts, sandbox, security};
 use crate::agent::Agent;
 use crate::events::Severity;
@@ -68,17 +69,16 @@ struct Starter<'a> {
 impl Starter<'_> {
     async fn start(&self) -> Result<Outcome, StartError> {
         let (agent, pod) = (self.agent, self.pod);
-        let ensure = agent.images.ensure(pod, (self.role, self.container), &agent.objects);
-        let image = tokio::select! {
+        let (image, volumes) = tokio::select! {
             biased;
             () = self.context.cancel.cancelled() => return Ok(Outcome::Cancelled),
-            image = ensure => image?,
+            images = self.images() => images?,
         };
         hop::container(pod, &self.container.name, "image there");
         let config = tokio::select! {
             biased;
             () = self.context.cancel.cancelled() => return Ok(Outcome::Cancelled),
-            config = self.config(&image) => config?,
+            config = self.config(&image, &volumes) => config?,
         };
         let sandbox_config = sandbox::config(agent, pod, self.sandbox.attempt);
         let id = agent
@@ -128,7 +128,26 @@ impl Starter<'_> {
             .container(self.pod, (self.role, &self.container.name), severity, reason, message);
     }
 
-    async fn config(&self, image: &Image) -> Result<ContainerConfig, StartError> {
+    /// Its image, and those of the image volumes that it mounts.
+    async fn images(&self) -> Result<(Image, ImageVolumes), StartError> {
+        let (agent, who) = (self.agent, (self.role, self.container));
+        let image = agent.images.ensure(self.pod, who, &agent.objects).await?;
+        let volumes = image_volumes::ensure(agent, self.pod, who).await?;
+        Ok((image, volumes))
+    }
+
+    /// Whether the sandbox's runtime can make mounts read-only all the way down.
+    async fn has_recursive_mounts(&self) -> Result<bool, StartError> {
+        let runtime = &self.agent.runtime;
+        let answers = tokio::try_join!(runtime.status(), runtime.sandbox_status(&self.sandbox.id));
+        let (status, sandbox) =
+            answers.map_err(|error| StartError::new("CreateContainerConfigError", error.rpc_text()))?;
+        let mut handlers = status.handlers.iter();
+        let own = handlers.find(|handler| handler.name == sandbox.runtime_handler);
+        Ok(own.is_some_and(|handler| handler.recursive_read_only_mounts))
+    }
+
+    async fn config(&self, image: &Image, volumes: &ImageVolumes) -> Result<ContainerConfig, StartError> {
         let (agent, pod, container) = (self.agent, self.pod, self.container);
         let refuse = |message: String| StartError::new("CreateContainerConfigError", message);
         let facts = agent.facts(&self.sandbox.ips, pod::host_network(pod));
@@ -148,6 +167,7 @@ impl Starter<'_> {
         };
         let command = container.command.iter().flatten().map(expand).collect();
         let args = container.args.iter().flatten().map(expand).collect();
+        let recursive = mounts::wants_recursive(container) && self.has_recursive_mounts().await?;
         let mounts = mounts::Subject {
             agent,
             pod,
@@ -155,6 +175,8 @@ impl Starter<'_> {
             sandbox: self.sandbox,
             attempt: self.attempt,
             envs: &envs,
+            recursive,
+            images: volumes,
         };
         let mounts = mounts.mounts().map_err(refuse)?;
         let security = security::Subject {

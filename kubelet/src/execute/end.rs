@@ -240,6 +240,7 @@ mod tests {
                 image_ref: String::new(),
                 log_path: at("1.log").to_string_lossy().into_owned(),
                 message_file: Some(message.to_string_lossy().into_owned()),
+                read_only_below: Vec::new(),
                 user: None,
             };
             leavings(&container, &messages)

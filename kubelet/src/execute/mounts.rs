@@ -6,10 +6,12 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags};
+use nix::sys::statvfs::FsFlags;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use skiff_cri::{Mount, MountPropagation};
 
+use super::image_volumes::ImageVolumes;
 use crate::agent::Agent;
 use crate::observed::Sandbox;
 use crate::{env, files, hosts, pod};
@@ -22,6 +24,15 @@ pub(super) struct Subject<'a> {
     pub(super) sandbox: &'a Sandbox,
     pub(super) attempt: u32,
     pub(super) envs: &'a [(String, String)],
+    /// Whether the sandbox's runtime can make mounts read-only all the way down.
+    pub(super) recursive: bool,
+    pub(super) images: &'a ImageVolumes,
+}
+
+/// Whether a container wants mounts that are read-only all the way down, if only where that is possible.
+pub(super) fn wants_recursive(container: &Container) -> bool {
+    let mut mounts = container.volume_mounts.iter().flatten();
+    mounts.any(|mount| matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")))
 }
 
 impl Subject<'_> {
@@ -63,6 +74,22 @@ impl Subject<'_> {
     fn volume_mount(&self, index: usize, mount: &VolumeMount) -> Result<Mount, String> {
         let volumes = pod::spec(self.pod).volumes.as_deref().unwrap_or_default();
         let volume = volumes.iter().find(|volume| volume.name == mount.name);
+        let sub_path = match &mount.sub_path_expr {
+            Some(expression) if !expression.is_empty() => expanded(expression, self.envs)?,
+            _ => mount.sub_path.clone().unwrap_or_default(),
+        };
+        let inside = clean(&sub_path)?;
+        let recursive_read_only = is_recursive(mount, self.recursive)?;
+        if let Some(image) = self.images.get(&mount.name) {
+            return Ok(Mount {
+                container_path: pod::mount_path(mount),
+                readonly: true,
+                recursive_read_only,
+                image: image.clone(),
+                image_sub_path: inside.to_string_lossy().into_owned(),
+                ..Mount::default()
+            });
+        }
         let path = volume.and_then(|volume| self.agent.volumes.path(self.pod, volume));
         let (Some(volume), Some(base)) = (volume, path) else {
             let name = &self.container.name;
@@ -71,33 +98,22 @@ impl Subject<'_> {
                 mount.name
             ));
         };
-        let sub_path = match &mount.sub_path_expr {
-            Some(expression) if !expression.is_empty() => expanded(expression, self.envs)?,
-            _ => mount.sub_path.clone().unwrap_or_default(),
-        };
-        let inside = clean(&sub_path)?;
         let host_path = if inside.as_os_str().is_empty() {
             base
         } else {
             self.sub_path(index, &mount.name, &base, &inside)?
         };
-        // Less than what was asked for must not run.
-        if mount.recursive_read_only.as_deref() == Some("Enabled") {
-            return Err(format!(
-                "volume mount {:?}: recursiveReadOnly is not supported by the runtime",
-                mount.name
-            ));
-        }
         Ok(Mount {
-            container_path: absolute(&mount.mount_path),
+            container_path: pod::mount_path(mount),
+            readonly: mount.read_only.unwrap_or(false) || is_read_only(volume) || is_mounted_so(volume, &host_path),
             host_path: host_path.to_string_lossy().into_owned(),
-            readonly: mount.read_only.unwrap_or(false) || is_read_only(volume),
-            selinux_relabel: false,
+            recursive_read_only,
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
                 Some("Bidirectional") => MountPropagation::Bidirectional,
                 _ => MountPropagation::Private,
             },
+            ..Mount::default()
         })
     }
 
@@ -177,6 +193,13 @@ fn is_read_only(volume: &Volume) -> bool {
         || volume.downward_api.is_some()
 }
 
+/// Whether a claim's volume is mounted read-only on the node, as its mount options say: runc from 1.2 on would make it writable for a
+/// container that does not ask for the same.
+fn is_mounted_so(volume: &Volume, path: &Path) -> bool {
+    let is_claim = volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
+    is_claim && nix::sys::statvfs::statvfs(path).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
+}
+
 fn bind(container_path: &str, host_path: &Path) -> Mount {
     Mount {
         container_path: container_path.into(),
@@ -185,11 +208,25 @@ fn bind(container_path: &str, host_path: &Path) -> Mount {
     }
 }
 
-fn absolute(path: &str) -> String {
-    if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("/{path}")
+/// Whether the mounts below a mount are to be read-only, too; less than what was asked for must not run. The texts are upstream's.
+fn is_recursive(mount: &VolumeMount, supported: bool) -> Result<bool, String> {
+    let mode = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
+    let refuse = |why: &str| {
+        let name = &mount.name;
+        Err(format!(
+            "volume {name:?} requested recursive read-only mode, but it is {why}"
+        ))
+    };
+    match (mode, mount.mount_propagation.as_deref()) {
+        ("Disabled", _) => Ok(false),
+        _ if mount.read_only != Some(true) => refuse("not read-only"),
+        (_, Some(propagation)) if propagation != "None" => {
+            refuse(&format!("not compatible with propagation {propagation:?}"))
+        }
+        ("IfPossible", _) => Ok(supported),
+        ("Enabled", _) if supported => Ok(true),
+        ("Enabled", _) => refuse("not supported by the runtime"),
+        (unknown, _) => Err(format!("unknown recursive read-only mode {unknown:?}")),
     }
 }
 
@@ -284,17 +321,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn expressions_need_their_variables() {
-        let envs = [("A".to_owned(), "x".to_owned()), ("EMPTY".to_owned(), String::new())];
-        let of = |expression: &str| expanded(expression, &envs);
-        assert_eq!(of("a/$(A)/$$(A)").as_deref(), Ok("a/x/$(A)"));
-        assert_eq!(
-            of("$(B)/$(EMPTY)/$(A)/$(B)"),
-            Err("missing value for B, EMPTY".to_owned())
-        );
-    }
-
     /// A pod that writes the volume puts a link to a directory of the node in a directory's place while another container starts.
     #[test]
     fn a_sub_path_that_is_swapped_meanwhile_leads_nowhere() {
@@ -332,6 +358,56 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(names, ["file"], "nothing is made outside");
+    }
+
+    #[test]
+    fn expressions_need_their_variables() {
+        let envs = [("A".to_owned(), "x".to_owned()), ("EMPTY".to_owned(), String::new())];
+        let of = |expression: &str| expanded(expression, &envs);
+        assert_eq!(of("a/$(A)/$$(A)").as_deref(), Ok("a/x/$(A)"));
+        assert_eq!(
+            of("$(B)/$(EMPTY)/$(A)/$(B)"),
+            Err("missing value for B, EMPTY".to_owned())
+        );
+    }
+
+    #[test]
+    fn read_only_all_the_way_down() {
+        let mount = |mode: Option<&str>, read_only: bool, propagation: Option<&str>| VolumeMount {
+            name: "v".into(),
+            read_only: Some(read_only),
+            recursive_read_only: mode.map(Into::into),
+            mount_propagation: propagation.map(Into::into),
+            ..VolumeMount::default()
+        };
+        let cases = [
+            (mount(None, true, None), Ok(false), Ok(false)),
+            (mount(Some("Disabled"), false, None), Ok(false), Ok(false)),
+            (mount(Some("IfPossible"), true, None), Ok(false), Ok(true)),
+            (
+                mount(Some("Enabled"), true, Some("None")),
+                Err("not supported by the runtime"),
+                Ok(true),
+            ),
+            (
+                mount(Some("Enabled"), false, None),
+                Err("not read-only"),
+                Err("not read-only"),
+            ),
+            (
+                mount(Some("IfPossible"), true, Some("Bidirectional")),
+                Err("not compatible with propagation \"Bidirectional\""),
+                Err("not compatible with propagation \"Bidirectional\""),
+            ),
+        ];
+        for (mount, without, with) in cases {
+            for (supported, wanted) in [(false, without), (true, with)] {
+                let found = is_recursive(&mount, supported);
+                let begins = "volume \"v\" requested recursive read-only mode, but it is ";
+                let wanted = wanted.map_err(|why| format!("{begins}{why}"));
+                assert_eq!(found, wanted, "{mount:?} {supported}");
+            }
+        }
     }
 
     #[test]

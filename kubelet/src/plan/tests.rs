@@ -41,6 +41,7 @@ fn container(name: &str, attempt: u32, sandbox: &str, state: State) -> Container
         image_ref: String::new(),
         log_path: String::new(),
         message_file: None,
+        read_only_below: Vec::new(),
         user: None,
     }
 }

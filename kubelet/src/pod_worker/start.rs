@@ -128,6 +128,7 @@ mod tests {
             image_ref: String::new(),
             log_path: String::new(),
             message_file: None,
+            read_only_below: Vec::new(),
             user: None,
         }
     }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use skiff_api::k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
+    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMount, VolumeMountStatus,
 };
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -92,7 +92,7 @@ fn of_container(
             terminated: last,
             ..ContainerState::default()
         }),
-        volume_mounts: volume_mounts(spec),
+        volume_mounts: volume_mounts(spec, container),
         user: container.user.as_ref().map(user),
         ..ContainerStatus::default()
     }
@@ -109,18 +109,22 @@ fn user(user: &skiff_cri::ContainerUser) -> ContainerUser {
     }
 }
 
-/// Which volumes are mounted; of read-only ones the mounts below them may be written to, as runc leaves them.
-fn volume_mounts(spec: &Spec) -> Option<Vec<VolumeMountStatus>> {
+/// Which volumes are mounted, and whether the mounts below those that are read-only are so, too.
+fn volume_mounts(spec: &Spec, container: &Container) -> Option<Vec<VolumeMountStatus>> {
     let mounts = spec.volume_mounts.as_ref().filter(|mounts| !mounts.is_empty())?;
-    let shown = mounts.iter().map(|mount| VolumeMountStatus {
-        name: mount.name.clone(),
-        mount_path: mount.mount_path.clone(),
-        read_only: mount.read_only.filter(|read_only| *read_only),
-        recursive_read_only: mount
-            .read_only
-            .filter(|read_only| *read_only)
-            .map(|_| "Disabled".into()),
-        volume_status: None,
+    let recursive = |mount: &VolumeMount| match container.read_only_below.contains(&pod::mount_path(mount)) {
+        true => "Enabled".to_owned(),
+        false => "Disabled".to_owned(),
+    };
+    let shown = mounts.iter().map(|mount| {
+        let read_only = mount.read_only.filter(|read_only| *read_only);
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only,
+            recursive_read_only: read_only.map(|_| recursive(mount)),
+            volume_status: None,
+        }
     });
     Some(shown.collect())
 }

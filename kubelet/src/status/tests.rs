@@ -24,6 +24,7 @@ fn container(name: &str, attempt: u32, state: State) -> Container {
         image_ref: "i@sha256:1".into(),
         log_path: String::new(),
         message_file: None,
+        read_only_below: Vec::new(),
         user: None,
     }
 }
@@ -185,13 +186,17 @@ fn a_user_is_shown_where_the_runtime_tells_it() {
 #[test]
 fn mounts_are_shown_as_they_are() {
     let spec = json!({"containers": [{"name": "c", "volumeMounts": [
-        {"name": "v", "mountPath": "/v"}, {"name": "r", "mountPath": "/r", "readOnly": true}]}]});
-    let scene = Scene::new(&spec, vec![container("c", 0, State::Running(at(11)))]);
+        {"name": "v", "mountPath": "/v"}, {"name": "r", "mountPath": "/r", "readOnly": true},
+        {"name": "d", "mountPath": "d", "readOnly": true, "recursiveReadOnly": "IfPossible"}]}]});
+    let mut c = container("c", 0, State::Running(at(11)));
+    c.read_only_below = vec!["/d".into()];
+    let scene = Scene::new(&spec, vec![c]);
     assert_eq!(
         scene.status()["containerStatuses"][0]["volumeMounts"],
         json!([
             {"name": "v", "mountPath": "/v"},
             {"name": "r", "mountPath": "/r", "readOnly": true, "recursiveReadOnly": "Disabled"},
+            {"name": "d", "mountPath": "d", "readOnly": true, "recursiveReadOnly": "Enabled"},
         ])
     );
 }

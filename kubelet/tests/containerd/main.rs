@@ -13,6 +13,7 @@ mod pods;
 mod pulls;
 mod resources;
 mod runtime_away;
+mod volumes;
 
 use std::time::Duration;
 

@@ -117,6 +117,129 @@ async fn volumes_of_others_and_of_other_nodes_are_not_mounted() {
     scene.until_ready("p").await;
 }
 
+fn gid(path: &Path) -> u32 {
+    std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(path).expect("a file"))
+}
+
+#[tokio::test]
+async fn a_volume_belongs_to_the_group_of_its_first_pod() {
+    let scene = Scene::new();
+    claim(&scene, "Bound");
+    volume(&scene, &mounted(&scene));
+    let file = scene.dir.path().join("data/file");
+    std::fs::write(&file, "").expect("a file");
+    let with = |group: u32, read_only: bool| {
+        let mut pod = pod();
+        pod["securityContext"] = json!({"fsGroup": group});
+        pod["volumes"][0]["persistentVolumeClaim"]["readOnly"] = read_only.into();
+        pod
+    };
+    scene.create("reader", &with(3, true));
+    scene.until_ready("reader").await;
+    assert_eq!(gid(&file), 0, "who only reads changes nothing");
+    scene.delete("reader", 1);
+    scene.until_gone("reader").await;
+    scene.create("a", &with(1, false));
+    scene.until_ready("a").await;
+    assert_eq!(gid(&file), 1);
+    scene.create("b", &with(2, false));
+    scene.until_ready("b").await;
+    scene
+        .until_event("AlreadyMountedVolume: The requested fsGroup is 2, but the volume pv has GID 1. The volume may not be shareable.")
+        .await;
+    assert_eq!(gid(&file), 1);
+}
+
+#[tokio::test]
+async fn what_the_root_shows_may_be_believed() {
+    let scene = Scene::new();
+    claim(&scene, "Bound");
+    volume(&scene, &mounted(&scene));
+    let data = scene.dir.path().join("data");
+    let file = data.join("file");
+    std::fs::write(&file, "").expect("a file");
+    std::os::unix::fs::chown(&data, None, Some(4321)).expect("root");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2770);
+    std::fs::set_permissions(&data, mode).expect("a directory of ours");
+    for (name, policy, group) in [("a", "OnRootMismatch", 0), ("b", "Always", 4321)] {
+        let mut pod = pod();
+        pod["securityContext"]["fsGroupChangePolicy"] = policy.into();
+        scene.create(name, &pod);
+        scene.until_ready(name).await;
+        assert_eq!(gid(&file), group, "{policy}");
+        scene.delete(name, 1);
+        scene.until_gone(name).await;
+    }
+}
+
+#[tokio::test]
+async fn mount_options_are_kept_or_refused() {
+    let scene = Scene::new();
+    claim(&scene, "Bound");
+    let mut spec = mounted(&scene);
+    spec["mountOptions"] = json!(["ro", "uid=5"]);
+    volume(&scene, &spec);
+    scene.create("p", &pod());
+    let begins =
+        "FailedMount: MountVolume.SetUp failed for volume \"v\" : the PersistentVolume's mount option \"uid=5\" ";
+    let told = |api: &crate::api::Api| {
+        let events = api.events();
+        events.iter().any(|event| event.starts_with(begins)).then_some(())
+    };
+    scene.api.until("word of the option", told).await;
+    let host = json!({"claimRef": {"uid": "claim-uid"}, "hostPath": {"path": "/"}, "mountOptions": ["ro"]});
+    volume(&scene, &host);
+    scene
+        .until_event(
+            "UnsupportedMountOption: MountVolume.MountOptionSupport check failed for volume \"pv\" : mount options are not \
+             supported for this volume type",
+        )
+        .await;
+    spec["mountOptions"] = json!(["ro", "noexec"]);
+    volume(&scene, &spec);
+    scene.until_ready("p").await;
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("a table");
+    let target = scene.pod_dir("p").join("volumes/kubernetes.io~local-volume/pv");
+    let own = |line: &&str| line.split(' ').nth(1) == target.to_str();
+    let line = mounts.lines().find(own).expect("a mount");
+    let options: Vec<&str> = line.split(' ').nth(3).unwrap_or_default().split(',').collect();
+    assert!(options.contains(&"ro") && options.contains(&"noexec"), "{line}");
+}
+
+#[tokio::test]
+async fn mounts_are_read_only_all_the_way_down_where_the_runtime_can() {
+    let scene = Scene::new();
+    let with = |mode: &str| {
+        let mount = json!({"name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": mode});
+        json!({
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "containers": [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent", "volumeMounts": [mount]}],
+        })
+    };
+    let shown = |status: &Value| status["containerStatuses"][0]["volumeMounts"][0]["recursiveReadOnly"].clone();
+    let handler = |can| skiff_cri::RuntimeHandler {
+        recursive_read_only_mounts: can,
+        ..Default::default()
+    };
+    for can in [false, true] {
+        scene.runtime.set_handlers(vec![handler(can)]);
+        let name = format!("possible-{can}");
+        scene.create(&name, &with("IfPossible"));
+        let status = scene.until_ready(&name).await;
+        assert_eq!(shown(&status), if can { "Enabled" } else { "Disabled" });
+        if !can {
+            scene.create("enabled", &with("Enabled"));
+            let why = |status: &Value| status["containerStatuses"][0]["state"]["waiting"].clone();
+            let refused = |status: &Value| why(status)["reason"] == "CreateContainerConfigError";
+            let status = scene.until_status("enabled", "refusal", refused).await;
+            let text = "volume \"v\" requested recursive read-only mode, but it is not supported by the runtime";
+            assert_eq!(why(&status)["message"], text);
+        }
+    }
+    scene.create("again", &with("Enabled"));
+    assert_eq!(shown(&scene.until_ready("again").await), "Enabled");
+}
+
 #[tokio::test]
 async fn a_claims_volume_is_measured_by_its_file_system() {
     let scene = Scene::with_server();
