@@ -1,6 +1,7 @@
 //! A container's environment: variables, references, expansion.
 
 mod file;
+mod quote;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -139,6 +140,9 @@ async fn from_sources(pod: &Pod, container: &Container, objects: &Objects) -> Re
             });
         };
         for (key, value) in &object.data {
+            if object.text(key).is_none() {
+                continue;
+            }
             let name = format!("{prefix}{key}");
             // Upstream leaves out what no shell could name.
             if !name.is_empty() && !name.contains('=') && name.chars().all(|c| c.is_ascii_graphic()) {
@@ -186,7 +190,7 @@ async fn resolve(
             kind: kind.word(),
             name: name.clone(),
         }),
-        Some(object) => match object.data.get(key) {
+        Some(object) => match object.text(key) {
             Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
             None if optional => Ok(None),
             None => Err(Error::NoKey {
@@ -240,7 +244,7 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 fn format_map(map: Option<&BTreeMap<String, String>>) -> String {
     map.into_iter()
         .flatten()
-        .map(|(key, value)| format!("{key}={value:?}"))
+        .map(|(key, value)| format!("{key}={}", quote::quoted(value)))
         .collect::<Vec<_>>()
         .join("\n")
 }

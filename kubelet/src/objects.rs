@@ -2,7 +2,7 @@
 //!
 //! One task an object; it ends when the last pod that named the object is gone. A change wakes the pods that named it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +36,17 @@ pub(crate) enum Kind {
 pub(crate) struct Data {
     /// By key.
     pub(crate) data: BTreeMap<String, Bytes>,
+    /// The keys of a ConfigMap's `binaryData`, which no environment has.
+    pub(crate) binary: BTreeSet<String>,
     /// Whether it never changes.
     pub(crate) immutable: bool,
+}
+
+impl Data {
+    /// What a container's environment may have of it.
+    pub(crate) fn text(&self, key: &str) -> Option<&Bytes> {
+        self.data.get(key).filter(|_| !self.binary.contains(key))
+    }
 }
 
 /// The API server has not answered yet.
@@ -257,13 +266,12 @@ impl Object for ConfigMap {
             .into_iter()
             .flatten()
             .map(|(key, value)| (key, Bytes::from(value)));
-        let binary = self
-            .binary_data
-            .into_iter()
-            .flatten()
-            .map(|(key, value)| (key, Bytes::from(value.0)));
+        let binary = self.binary_data.unwrap_or_default();
         Data {
-            data: text.chain(binary).collect(),
+            binary: binary.keys().cloned().collect(),
+            data: text
+                .chain(binary.into_iter().map(|(key, value)| (key, Bytes::from(value.0))))
+                .collect(),
             immutable: self.immutable.unwrap_or(false),
         }
     }
@@ -278,6 +286,7 @@ impl Object for Secret {
             .map(|(key, value)| (key, Bytes::from(value.0)));
         Data {
             data: data.collect(),
+            binary: BTreeSet::new(),
             immutable: self.immutable.unwrap_or(false),
         }
     }
