@@ -56,6 +56,22 @@ pub(crate) fn omissions(pod: &Pod, node: &Node) -> Vec<String> {
     formed(pod, node).1
 }
 
+/// That the pod's policy cannot be followed since no `clusterDNS` is configured, in upstream's words.
+pub(crate) fn fallback(pod: &Pod, node: &Node) -> Option<&'static str> {
+    (wants_cluster(pod) && node.servers.is_empty()).then_some(
+        "kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" \
+         policy.",
+    )
+}
+
+fn wants_cluster(pod: &Pod) -> bool {
+    match pod::spec(pod).dns_policy.as_deref() {
+        None | Some("ClusterFirst") => !pod::host_network(pod),
+        Some("ClusterFirstWithHostNet") => true,
+        Some(_) => false,
+    }
+}
+
 fn formed(pod: &Pod, node: &Node) -> (DnsConfig, Vec<String>) {
     let mut config = wanted(pod, node);
     let mut omissions = Vec::new();
@@ -93,15 +109,9 @@ fn fit(searches: &mut Vec<String>) {
 /// What the pod asks for.
 fn wanted(pod: &Pod, node: &Node) -> DnsConfig {
     let spec = pod::spec(pod);
-    let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
-    let cluster = match policy {
-        "ClusterFirst" => !pod::host_network(pod),
-        "ClusterFirstWithHostNet" => true,
-        _ => false,
-    };
-    let mut config = match policy {
-        "None" => DnsConfig::default(),
-        _ if cluster && !node.servers.is_empty() => cluster_first(pod, node),
+    let mut config = match spec.dns_policy.as_deref() {
+        Some("None") => DnsConfig::default(),
+        _ if wants_cluster(pod) && !node.servers.is_empty() => cluster_first(pod, node),
         _ => node.host.clone(),
     };
     if let Some(extra) = &spec.dns_config {
@@ -113,8 +123,8 @@ fn wanted(pod: &Pod, node: &Node) -> DnsConfig {
                 .options
                 .retain(|known| known.split(':').next() != Some(name.as_str()));
             config.options.push(match &option.value {
-                Some(value) => format!("{name}:{value}"),
-                None => name,
+                Some(value) if !value.is_empty() => format!("{name}:{value}"),
+                _ => name,
             });
         }
     }
@@ -206,6 +216,31 @@ mod tests {
     }
 
     #[test]
+    fn a_node_without_cluster_dns_is_told_of() {
+        let bare = Node {
+            servers: Vec::new(),
+            ..node()
+        };
+        for (spec, told) in [
+            (json!({}), true),
+            (
+                json!({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true}),
+                true,
+            ),
+            (json!({"hostNetwork": true}), false),
+            (json!({"dnsPolicy": "Default"}), false),
+            (json!({"dnsPolicy": "None"}), false),
+        ] {
+            let pod = pod(&spec);
+            assert_eq!(fallback(&pod, &bare).is_some(), told, "{spec}");
+            assert_eq!(fallback(&pod, &node()), None, "{spec}");
+            if told {
+                assert_eq!(config(&pod, &bare), bare.host, "{spec}");
+            }
+        }
+    }
+
+    #[test]
     fn policies() {
         let cluster = [
             "ns.svc.cluster.local",
@@ -235,10 +270,10 @@ mod tests {
             ),
             (
                 json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["9.9.9.9"], "searches": ["x"],
-                       "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}),
+                       "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}, {"name": "trust-ad", "value": ""}]}}),
                 "9.9.9.9",
                 vec!["x"],
-                vec!["ndots:2", "edns0"],
+                vec!["ndots:2", "edns0", "trust-ad"],
             ),
             (
                 json!({"dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}}),

@@ -6,16 +6,26 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 
 use crate::pod;
 
-/// The kernel's limit for a host name.
+/// The limit of a DNS label, to which a host name without its domain is cut.
 const MAX_NAME: usize = 63;
+/// The kernel's limit for a host name.
+const MAX_FULL_NAME: usize = 64;
 
-/// The host name that the pod's processes see.
-pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> String {
+/// The host name that the pod's processes see; an error where it is more than the kernel takes.
+pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
     let (name, domain) = names(pod, cluster_domain);
-    if !domain.is_empty() && pod::spec(pod).set_hostname_as_fqdn == Some(true) {
-        return format!("{name}.{domain}");
+    if domain.is_empty() || pod::spec(pod).set_hostname_as_fqdn != Some(true) {
+        return Ok(name);
     }
-    name
+    let full = format!("{name}.{domain}");
+    if full.len() > MAX_FULL_NAME {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long ({MAX_FULL_NAME} characters is \
+             the max, {} characters requested)",
+            full.len()
+        ));
+    }
+    Ok(full)
 }
 
 /// The pod's name for itself, which may have dots as a pod's name may, and its domain when it has a subdomain.
@@ -92,7 +102,7 @@ mod tests {
         ];
         for (spec, name, line) in cases {
             let pod = pod(&spec);
-            assert_eq!(hostname(&pod, "cluster.local"), name, "{spec}");
+            assert_eq!(hostname(&pod, "cluster.local").as_deref(), Ok(name), "{spec}");
             let text = file(&pod, &["10.0.0.1".into()], "cluster.local", None);
             assert!(text.ends_with(&format!("\n10.0.0.1\t{line}\n")), "{spec}: {text}");
         }
@@ -110,10 +120,26 @@ mod tests {
         for (subdomain, line) in [("", "web.v1"), ("s", "web.v1.s.ns.svc.cluster.local\tweb.v1")] {
             let mut pod = pod(&json!({"subdomain": subdomain}));
             pod.metadata.name = Some("web.v1".into());
-            assert_eq!(hostname(&pod, "cluster.local"), "web.v1");
+            assert_eq!(hostname(&pod, "cluster.local").as_deref(), Ok("web.v1"));
             let text = file(&pod, &["10.0.0.1".into()], "cluster.local", None);
             assert!(text.ends_with(&format!("\n10.0.0.1\t{line}\n")), "{text}");
         }
+    }
+
+    #[test]
+    fn a_full_name_that_the_kernel_does_not_take_is_refused() {
+        let named = |length: usize| {
+            let spec = json!({"hostname": "h".repeat(length), "subdomain": "s", "setHostnameAsFQDN": true});
+            hostname(&pod(&spec), "cluster.local")
+        };
+        // The rest has 23 characters.
+        assert_eq!(named(41).map(|name| name.len()), Ok(64));
+        let full = format!("{}.s.ns.svc.cluster.local", "h".repeat(42));
+        let text = format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long (64 characters is the max, 65 \
+             characters requested)"
+        );
+        assert_eq!(named(42), Err(text));
     }
 
     #[test]

@@ -80,7 +80,8 @@ impl Starter<'_> {
             () = self.context.cancel.cancelled() => return Ok(Outcome::Cancelled),
             config = self.config(&image, &volumes) => config?,
         };
-        let sandbox_config = sandbox::config(agent, pod, self.sandbox.attempt);
+        let sandbox_config = sandbox::config(agent, pod, self.sandbox.attempt)
+            .map_err(|error| StartError::new("CreateContainerConfigError", error))?;
         let id = agent
             .runtime
             .create_container(&self.sandbox.id, &config, &sandbox_config)

@@ -83,7 +83,10 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
     if let Err(error) = tokio::fs::create_dir_all(&log_dir).await {
         return failed(format!("cannot create {}: {error}", log_dir.display()));
     }
-    let config = config(agent, pod, attempt);
+    let config = match config(agent, pod, attempt) {
+        Ok(config) => config,
+        Err(error) => return failed(error),
+    };
     let handler = match handler(context).await {
         Ok(handler) => handler,
         Err(error) => return failed(error),
@@ -103,12 +106,23 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
         Ok(id) => {
             hop::container(pod, &id, "sandbox made");
             agent.ids.insert(&id, pod::uid(pod));
-            for message in dns::omissions(pod, &agent.dns) {
-                agent.events.pod(pod, Severity::Warning, "DNSConfigForming", message);
-            }
+            tell_of_dns(agent, pod);
             Outcome::Done
         }
         Err(error) => failed(error.rpc_text()),
+    }
+}
+
+/// Tells what of the pod's resolver settings is not as the pod asks for.
+fn tell_of_dns(agent: &Agent, pod: &Pod) {
+    let tell = |reason: &'static str, message: String| agent.events.pod(pod, Severity::Warning, reason, message);
+    if let Some(missing) = dns::fallback(pod, &agent.dns) {
+        let reason = "MissingClusterDNS";
+        tell(reason, format!("pod: {:?}. {missing}", pod::full_name(pod)));
+        agent.events.node(Severity::Warning, reason, missing.into());
+    }
+    for message in dns::omissions(pod, &agent.dns) {
+        tell("DNSConfigForming", message);
     }
 }
 
@@ -139,14 +153,14 @@ pub(super) async fn stop(context: &Context, id: &str) -> Outcome {
 }
 
 /// All that the pod's sandbox is made from.
-pub(super) fn config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
+pub(super) fn config(agent: &Agent, pod: &Pod, attempt: u32) -> Result<SandboxConfig, String> {
     let host = pod::host_network(pod);
     let hostname = if host {
         String::new()
     } else {
-        hosts::hostname(pod, &agent.config.kubelet.cluster_domain)
+        hosts::hostname(pod, &agent.config.kubelet.cluster_domain)?
     };
-    SandboxConfig {
+    Ok(SandboxConfig {
         metadata: SandboxMetadata {
             name: pod::name(pod).into(),
             uid: pod::uid(pod).into(),
@@ -164,7 +178,7 @@ pub(super) fn config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
         sysctls: sysctls(pod),
         overhead: cgroups::overhead(pod, &agent.rules),
         resources: Some(cgroups::containers_resources(pod, &agent.rules)),
-    }
+    })
 }
 
 fn port_mappings(pod: &Pod) -> Vec<PortMapping> {

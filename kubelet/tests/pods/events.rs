@@ -45,3 +45,15 @@ async fn what_a_pod_lacks_is_told_once() {
                    192.0.2.2 192.0.2.3";
     assert_eq!(counts(&scene, "DNSConfigForming"), [(omitted.to_owned(), 1)]);
 }
+
+/// Where names of the cluster cannot be resolved, the pod says why.
+#[tokio::test]
+async fn a_missing_cluster_dns_is_told() {
+    let scene = Scene::new();
+    scene.create("p", &json!({}));
+    let missing = "kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" policy.";
+    scene
+        .until_event(&format!("MissingClusterDNS: pod: \"p_ns(uid-p)\". {missing}"))
+        .await;
+    scene.until_event(&format!("MissingClusterDNS: {missing}")).await;
+}
