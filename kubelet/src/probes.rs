@@ -354,7 +354,7 @@ impl Prober {
                 Finding::Failure(String::from_utf8_lossy(&text).into_owned())
             }
             Err(skiff_cri::Error::DeadlineExceeded { .. }) => Finding::Failure(format!(
-                "command {:?} timed out after {}s",
+                "command timed out: {:?} timed out after {}s",
                 command.join(" "),
                 timeout.as_secs()
             )),
@@ -365,16 +365,17 @@ impl Prober {
 
 async fn http_finding(target: &http::Target, timeout: Duration) -> Finding {
     match http::get(target, timeout).await {
-        Ok(answer) if (300..400).contains(&answer.status) => {
-            Finding::Warning(format!("Probe terminated redirects, Response body: {}", answer.body))
-        }
-        Ok(answer) if (200..300).contains(&answer.status) => Finding::Success,
-        Ok(answer) => Finding::Failure(format!("HTTP probe failed with statuscode: {}", answer.status)),
         Err(error) => Finding::Failure(error),
     }
 }
 
 async fn tcp(host: &str, port: u16, timeout: Duration) -> Finding {
+        Ok(answer) => match (answer.status, answer.body) {
+            (_, Err(error)) => Finding::Unknown(error),
+            (300..400, Ok(body)) => Finding::Warning(format!("Probe terminated redirects, Response body: {body}")),
+            (200..300, Ok(_)) => Finding::Success,
+            (status, Ok(_)) => Finding::Failure(format!("HTTP probe failed with statuscode: {status}")),
+        },
     match tokio::time::timeout(timeout, tokio::net::TcpStream::connect((host, port))).await {
         Ok(Ok(_)) => Finding::Success,
         Ok(Err(error)) => Finding::Failure(dial_error(host, port, &error)),

@@ -5,15 +5,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Uri};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use skiff_api::k8s_openapi::api::core::v1::{Container, HTTPGetAction};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::{dial_error, port};
+
+mod location;
+
+use location::Place;
 
 const REDIRECTS: usize = 10;
 const PROBE: &str = "kube-probe/1.36";
@@ -38,10 +45,20 @@ pub(crate) struct Target {
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// Of a redirect: the beginning of its text.
-    pub(crate) body: String,
-    location: Option<String>,
+    /// The beginning of its text, or why that cannot be read.
+    pub(crate) body: Result<String, String>,
 }
+
+/// What came back, as far as its headers.
+struct Head {
+    status: u16,
+    location: Option<String>,
+    body: Incoming,
+    _driver: Driver,
+}
+
+/// What moves a connection's bytes, for as long as somebody waits for them.
+struct Driver(AbortHandle);
 
 impl Target {
     /// The target of an action; `address` is the pod's.
@@ -99,14 +116,14 @@ impl Target {
 
     /// Where a redirect leads, if it stays on this host.
     fn redirected(&self, location: &str) -> Option<Self> {
-        if location.starts_with('/') {
-            return Some(Self {
-                path: location.to_owned(),
-                ..self.clone()
-            });
+        match location::resolve(self.https, &self.path, location) {
+            Place::Here(path) => Some(Self { path, ..self.clone() }),
+            Place::Elsewhere(url) => self.at(&url.parse().ok()?),
         }
-        let uri: Uri = location.parse().ok()?;
-        if uri.host()? != self.host {
+    }
+
+    fn at(&self, uri: &Uri) -> Option<Self> {
+        if uri.host()?.trim_matches(['[', ']']) != self.host {
             return None;
         }
         let https = uri.scheme_str() == Some("https");
@@ -122,13 +139,22 @@ impl Target {
     }
 }
 
-/// Sends the request of a probe.
+/// Sends the request of a probe, and reads what comes back: both in the time that the probe has.
 pub(crate) async fn get(target: &Target, timeout: Duration) -> Result<Answer, String> {
-    tokio::time::timeout(timeout, follow(target)).await.unwrap_or_else(|_| {
+    let end = Instant::now() + timeout;
+    let head = tokio::time::timeout_at(end, follow(target)).await.unwrap_or_else(|_| {
         Err(format!(
             "Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
             target.url()
         ))
+    });
+    let mut head = head?;
+    let body = tokio::time::timeout_at(end, head.text()).await.map_err(|_| {
+        "context deadline exceeded (Client.Timeout or context cancellation while reading body)".to_owned()
+    })?;
+    Ok(Answer {
+        status: head.status,
+        body,
     })
 }
 
@@ -149,23 +175,20 @@ pub(crate) async fn call(target: &Target) -> Result<bool, String> {
 }
 
 /// Follows redirects on the same host; one that leads elsewhere counts as an answer.
-async fn follow(target: &Target) -> Result<Answer, String> {
+async fn follow(target: &Target) -> Result<Head, String> {
     let mut target = target.clone();
     for _ in 0..=REDIRECTS {
-        let answer = once(&target).await?;
-        let next = answer
-            .location
-            .as_deref()
-            .filter(|_| (300..400).contains(&answer.status));
+        let head = once(&target).await?;
+        let next = head.location.as_deref().filter(|_| (300..400).contains(&head.status));
         match next.and_then(|location| target.redirected(location)) {
             Some(next) => target = next,
-            None => return Ok(answer),
+            None => return Ok(head),
         }
     }
     Err(format!("Get {:?}: stopped after {REDIRECTS} redirects", target.url()))
 }
 
-async fn once(target: &Target) -> Result<Answer, String> {
+async fn once(target: &Target) -> Result<Head, String> {
     let failed = |text: String| format!("Get {:?}: {text}", target.url());
     let stream = TcpStream::connect((target.host.as_str(), target.port))
         .await
@@ -216,14 +239,11 @@ fn client_config() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
     Ok(CONFIG.get_or_init(|| Arc::new(config)).clone())
 }
 
-async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    target: &Target,
-    stream: S,
-) -> Result<Answer, String> {
+async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(target: &Target, stream: S) -> Result<Head, String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
-    let driver = tokio::spawn(connection);
+    let driver = Driver(tokio::spawn(connection).abort_handle());
     let mut request = Request::get(&target.path)
         .header("Host", target.authority())
         .header("User-Agent", target.agent)
@@ -246,32 +266,35 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         }
     }
     let response = sender.send_request(request).await;
-    let response = response.map_err(|error| skiff_daemon::error_chain(&error));
-    let answer = match response {
-        Ok(response) => Ok(answer(response).await),
-        Err(error) => Err(error),
-    };
-    driver.abort();
-    answer
+    let response = response.map_err(|error| skiff_daemon::error_chain(&error))?;
+    let location = response.headers().get("location");
+    let location = location.and_then(|value| value.to_str().ok()).map(str::to_owned);
+    Ok(Head {
+        status: response.status().as_u16(),
+        location,
+        body: response.into_body(),
+        _driver: driver,
+    })
 }
 
-async fn answer(response: hyper::Response<hyper::body::Incoming>) -> Answer {
-    let status = response.status();
-    let location = response
-        .headers()
-        .get("location")
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned);
-    let mut body = String::new();
-    if status.is_redirection()
-        && let Ok(text) = Limited::new(response.into_body(), LONGEST_BODY).collect().await
-    {
-        body = String::from_utf8_lossy(&text.to_bytes()).into_owned();
+impl Head {
+    /// The beginning of the body.
+    async fn text(&mut self) -> Result<String, String> {
+        let mut text = Vec::new();
+        while text.len() < LONGEST_BODY
+            && let Some(frame) = self.body.frame().await
+        {
+            let frame = frame.map_err(|error| skiff_daemon::error_chain(&error))?;
+            text.extend(frame.into_data().unwrap_or_default());
+        }
+        text.truncate(LONGEST_BODY);
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
-    Answer {
-        status: status.as_u16(),
-        body,
-        location,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -378,13 +401,82 @@ mod tests {
             agent: PROBE,
         };
         let answer = get(&target, Duration::from_secs(5)).await.unwrap();
-        assert_eq!((answer.status, answer.body.as_str()), (302, "away"));
+        assert_eq!((answer.status, answer.body), (302, Ok("away".into())));
         let seen = server.await.unwrap();
         assert!(
             seen.contains("host: name\r\n") && !seen.contains(&format!("host: 127.0.0.1:{port}")),
             "{seen}"
         );
         assert!(seen.contains("x-a: 1\r\n") && seen.contains("x-a: 2\r\n"), "{seen}");
+    }
+
+    /// A server that accepts one connection for each of these answers, and leaves it open.
+    async fn serve(answers: &[&str]) -> (u16, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answers: Vec<String> = answers.iter().map(|answer| format!("HTTP/1.1 {answer}")).collect();
+        let server = tokio::spawn(async move {
+            let (mut seen, mut open) = (Vec::new(), Vec::new());
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 1024];
+                let length = stream.read(&mut buffer).await.unwrap();
+                let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                seen.push(request.split(' ').nth(1).unwrap_or_default().to_owned());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                open.push(stream);
+            }
+            // Until the client has gone.
+            for mut stream in open {
+                stream.read_to_end(&mut Vec::new()).await.ok();
+            }
+            seen
+        });
+        (port, server)
+    }
+
+    fn target(port: u16, path: &str) -> Target {
+        Target {
+            https: false,
+            host: "127.0.0.1".into(),
+            port,
+            path: path.into(),
+            headers: Vec::new(),
+            agent: PROBE,
+        }
+    }
+
+    #[tokio::test]
+    async fn follows_redirects_that_are_relative() {
+        let cases = [
+            ("login.jsp", "/app/login.jsp"),
+            ("../x?b#c", "/x?b"),
+            ("?b", "/app/start?b"),
+        ];
+        for (location, path) in cases {
+            let redirect = format!("302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+            let (port, server) = serve(&[&redirect, "404 Not Found\r\nContent-Length: 0\r\n\r\n"]).await;
+            let answer = get(&target(port, "/app/start?a"), Duration::from_secs(5))
+                .await
+                .unwrap();
+            assert_eq!(answer.status, 404, "{location}");
+            assert_eq!(server.await.unwrap(), ["/app/start?a", path]);
+        }
+    }
+
+    /// A server that begins to answer and hangs is not well.
+    #[tokio::test]
+    async fn a_body_is_part_of_the_answer() {
+        let (port, server) = serve(&["200 OK\r\nContent-Length: 4\r\n\r\nok"]).await;
+        let late = get(&target(port, "/"), Duration::from_millis(200)).await.unwrap_err();
+        assert!(late.ends_with("while reading body)"), "{late}");
+        server.await.unwrap();
+        // One that has more to say than is read has said enough.
+        let long = format!("200 OK\r\nContent-Length: 1000000\r\n\r\n{}", "x".repeat(LONGEST_BODY));
+        let (port, server) = serve(&[&long]).await;
+        let answer = get(&target(port, "/"), Duration::from_secs(5)).await.unwrap();
+        assert_eq!(answer.body.map(|body| body.len()), Ok(LONGEST_BODY));
+        server.await.unwrap();
     }
 
     /// A hook asks whether it can be said, not what is thought of it; an HTTPS one is said to a plain server, too.
