@@ -44,6 +44,7 @@ struct State {
     failures: BTreeMap<&'static str, VecDeque<Error>>,
     broken: BTreeMap<&'static str, String>,
     execs: VecDeque<ExecOutput>,
+    slow: BTreeMap<String, Duration>,
     stats: BTreeMap<String, ContainerStats>,
     calls: Vec<String>,
     handlers: Vec<RuntimeHandler>,
@@ -109,6 +110,11 @@ impl FakeRuntime {
     /// The next `ExecSync` gives this; without one it succeeds with no output.
     pub fn push_exec(&self, output: ExecOutput) {
         self.state.lock().execs.push_back(output);
+    }
+
+    /// Every `ExecSync` of this command takes so long, unless its caller has less time.
+    pub fn delay_exec(&self, command: &str, delay: Duration) {
+        self.state.lock().slow.insert(command.to_owned(), delay);
     }
 
     /// What the statistics of a container say.
@@ -579,9 +585,22 @@ impl Runtime for FakeRuntime {
         self.enter("ReopenContainerLog", id).await
     }
 
-    async fn exec_sync(&self, container: &str, command: &[String], _: Duration) -> Result<ExecOutput> {
-        self.enter("ExecSync", &format!("{container} {}", command.join(" ")))
-            .await?;
+    async fn exec_sync(&self, container: &str, command: &[String], timeout: Duration) -> Result<ExecOutput> {
+        let command = command.join(" ");
+        self.enter("ExecSync", &format!("{container} {command}")).await?;
+        let delay = self.state.lock().slow.get(&command).copied();
+        if let Some(delay) = delay {
+            // No time means all the time.
+            let late = !timeout.is_zero() && delay > timeout;
+            tokio::time::sleep(if late { timeout } else { delay }).await;
+            if late {
+                return Err(Error::DeadlineExceeded {
+                    call: "ExecSync",
+                    object: container.to_owned(),
+                    message: "timeout exceeded".into(),
+                });
+            }
+        }
         let mut state = self.state.lock();
         if !state.containers.contains_key(container) {
             return Err(absent("ExecSync", container));
