@@ -9,6 +9,7 @@ mod sandbox;
 mod security;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,7 @@ pub(crate) enum Outcome {
     NotYet { reason: &'static str, message: String },
     /// A container could not be started.
     NotStarted(StartError),
-    /// A container runs, but must be killed: its postStart hook failed.
+    /// A container runs, but must be killed: its postStart hook failed or was given up.
     Doomed { id: String, doom: Doom },
     /// A start was given up because it was no longer wanted.
     Cancelled,
@@ -66,6 +67,11 @@ impl StartError {
             pull: None,
         }
     }
+}
+
+/// A grace period.
+pub(crate) fn seconds(grace: i64) -> Duration {
+    Duration::from_secs(grace.max(0).unsigned_abs())
 }
 
 /// Executes one action.

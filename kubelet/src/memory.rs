@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use skiff_api::k8s_openapi::api::core::v1::PodStatus;
+use skiff_api::k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use crate::backoff::{self, Backoff};
 use crate::clock;
+use crate::observed::{Container, State};
 use crate::plan::Task;
+use crate::pod;
 
 /// A pod's memory.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +26,8 @@ pub(crate) struct Memory {
     pub(crate) sandbox: Option<Failure>,
     /// Why a container could not be started, by name.
     pub(crate) starts: BTreeMap<String, Failure>,
+    /// Containers whose postStart hooks have not succeeded since they were started last, by name.
+    pub(crate) hooks: BTreeSet<String>,
     /// When a container ended by this process's clock, by id: what the runtime says may be by a clock that was set since.
     pub(crate) ends: BTreeMap<String, Timestamp>,
     /// Containers in which the kernel killed for want of memory, by id.
@@ -38,6 +42,8 @@ pub(crate) struct Memory {
     pub(crate) told_to_end: BTreeMap<String, Told>,
     /// Why the pod failed as a whole, where the kubelet decided so.
     pub(crate) verdict: Option<Finish>,
+    /// Whether the pod was never taken.
+    pub(crate) refused: bool,
     /// Whether a finished pod's volumes, network and cgroup are given back.
     pub(crate) released: bool,
     /// Whether nothing of a finished pod is to stay, not even for its logs: the disk is full.
@@ -124,6 +130,9 @@ const SEEN_WITHIN: SignedDuration = SignedDuration::from_secs(120);
 /// The reason of a container that was made and did not start.
 pub(crate) const NOT_RUN: &str = "RunContainerError";
 
+/// The reason of a container that is killed since its postStart hook has failed.
+pub(crate) const HOOK_FAILED: &str = "PostStartHookError";
+
 /// How long a failed pull shows as `ErrImagePull` before it shows as `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
 
@@ -154,6 +163,11 @@ impl Memory {
     pub(crate) fn forget_image(&mut self, name: &str) {
         self.starts.remove(name);
         self.restarts.remove(name);
+    }
+
+    /// Whether a container runs of which nothing is to be told and which is not to be probed: its postStart hook has not succeeded.
+    pub(crate) fn awaits_hook(&self, container: &Container) -> bool {
+        matches!(container.state, State::Running(_)) && self.hooks.contains(&container.name)
     }
 
     /// Whether a container was told to end so that it starts anew, whatever the restart policy says.
@@ -242,6 +256,19 @@ impl Finish {
             evicted: Some(grace),
             ..Self::failed("Evicted", message)
         }
+    }
+
+    /// The end of a pod that was active for too long.
+    pub(crate) fn deadline() -> Self {
+        Self::failed(
+            "DeadlineExceeded",
+            "Pod was active on the node longer than the specified deadline",
+        )
+    }
+
+    /// Seconds that the containers get which still run.
+    pub(crate) fn grace(&self, pod: &Pod) -> i64 {
+        self.evicted.unwrap_or_else(|| pod::grace_period(pod))
     }
 
     /// An end that follows from the containers' exits.

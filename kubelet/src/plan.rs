@@ -13,6 +13,7 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 
 use crate::memory::{Finish, Memory};
 use crate::observed::Observed;
+pub(crate) use stop::LEAST_GRACE;
 
 /// All that a plan depends on.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +133,8 @@ pub(crate) struct Plan {
     pub(crate) wake: Option<Timestamp>,
     /// The pod's end, once nothing of it runs.
     pub(crate) finish: Option<Finish>,
+    /// That the pod is past its deadline: to be told, and not to be taken back.
+    pub(crate) exceeded: Option<Finish>,
 }
 
 /// Plans the next steps for a pod.
@@ -169,9 +172,12 @@ impl Action {
         )
     }
 
-    /// Whether the action ends a container.
-    pub(crate) fn ends_container(&self) -> bool {
-        matches!(self, Self::PreStop { .. } | Self::KillContainer { .. })
+    /// Where the action ends a container: the seconds after which it is done with at the latest.
+    pub(crate) fn grace(&self) -> Option<i64> {
+        match self {
+            Self::PreStop { grace, .. } | Self::KillContainer { grace, .. } => Some(*grace),
+            _ => None,
+        }
     }
 }
 

@@ -153,6 +153,11 @@ pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<(Role, Cow<'a, C
     containers(pod).find(|(_, container)| container.name == name)
 }
 
+pub(crate) fn has_post_start(container: &Container) -> bool {
+    let lifecycle = container.lifecycle.as_ref();
+    lifecycle.is_some_and(|lifecycle| lifecycle.post_start.is_some())
+}
+
 /// How the container is called in messages: `spec.containers{name}`.
 pub(crate) fn field_path(role: Role, name: &str) -> String {
     let list = match role {

@@ -7,6 +7,7 @@
 mod earlier;
 mod ended;
 mod handle;
+mod hurry;
 mod look;
 mod mirror;
 mod outcomes;
@@ -41,6 +42,7 @@ use crate::probes::{Probes, Report};
 pub(crate) use earlier::counted;
 pub(crate) use handle::{Admission, Handle, Mirror, Wish};
 use handle::{Wake, Yielding};
+use hurry::Busy;
 use report::Reporter;
 use start::Start;
 
@@ -75,12 +77,6 @@ struct Worker {
     memory_kills: u64,
     /// Whether the pod may still hold something of the node.
     holds: watch::Sender<bool>,
-}
-
-/// An action under way.
-struct Busy {
-    cancel: CancellationToken,
-    killing: bool,
 }
 
 /// Starts a pod's worker; `done` gets the UID when nothing of the pod is left. A refused pod fails and is not run.
@@ -150,6 +146,7 @@ impl Worker {
         let (reason, message) = (refusal.reason.clone(), refusal.message.clone());
         self.agent.events.pod(&self.pod, Severity::Warning, reason, message);
         self.memory.verdict = Some(refusal.finish());
+        self.memory.refused = true;
         false
     }
 
@@ -201,6 +198,9 @@ impl Worker {
                 if plan.finish.is_some() {
                     self.wake.ends.store(true, Ordering::Release);
                 }
+                if let Some(finish) = &plan.exceeded {
+                    self.end(finish.clone(), Severity::Normal);
+                }
                 self.probes.sync(
                     &self.agent,
                     &self.pod,
@@ -247,14 +247,12 @@ impl Worker {
     }
 
     fn take_wish(&mut self) {
-        if let Some(finish) = self.wake.end.lock().take()
+        let finish = self.wake.end.lock().take();
+        if let Some(finish) = finish
             && self.memory.verdict.is_none()
             && !pod::is_terminal(&self.pod)
         {
-            let (reason, message) = (finish.reason.clone(), finish.message.clone());
-            let (reason, message) = (reason.unwrap_or_default(), message.unwrap_or_default());
-            self.agent.events.pod(&self.pod, Severity::Warning, reason, message);
-            self.memory.verdict = Some(finish);
+            self.end(finish, Severity::Warning);
         }
         self.memory.bare |= self.wake.clear.swap(false, Ordering::AcqRel);
         let wish = self.wish.borrow_and_update().clone();
@@ -266,7 +264,7 @@ impl Worker {
         for name in labels::changed_containers(&self.pod, &wish.pod) {
             self.memory.forget_image(&name);
             let busy = self.busy.get(&Task::Container(name));
-            if let Some(start) = busy.filter(|busy| !busy.killing) {
+            if let Some(start) = busy.filter(|busy| busy.kill.is_none()) {
                 start.cancel.cancel();
             }
         }
@@ -283,12 +281,7 @@ impl Worker {
                 let now = Timestamp::now();
                 self.memory.told_to_end.values_mut().for_each(|told| told.since = now);
             }
-            for (task, busy) in &self.busy {
-                // What is being started is given up; what is being stopped slowly is stopped anew, faster.
-                if matches!(task, Task::Container(_) | Task::Sandbox) && (shortened || !busy.killing) {
-                    busy.cancel.cancel();
-                }
-            }
+            self.hurry(grace);
         }
     }
 
@@ -310,13 +303,14 @@ impl Worker {
     fn act(&mut self, action: Action) {
         let now = Timestamp::now();
         match &action {
-            Action::StartContainer {
-                name,
-                ended: Some(ended),
-                ..
-            } => {
-                let next = Backoff::next(self.memory.restarts.get(name).copied(), *ended, now);
-                self.memory.restarts.insert(name.clone(), next);
+            Action::StartContainer { name, ended, .. } => {
+                if let Some(ended) = ended {
+                    let next = Backoff::next(self.memory.restarts.get(name).copied(), *ended, now);
+                    self.memory.restarts.insert(name.clone(), next);
+                }
+                if pod::container(&self.pod, name).is_some_and(|(_, spec)| pod::has_post_start(&spec)) {
+                    self.memory.hooks.insert(name.clone());
+                }
             }
             Action::PreStop { id, again, .. } | Action::KillContainer { id, again, .. } => {
                 let told = Told {
@@ -328,12 +322,12 @@ impl Worker {
             _ => {}
         }
         let cancel = CancellationToken::new();
-        let killing = action.ends_container();
+        let kill = action.grace().map(|grace| (Instant::now(), execute::seconds(grace)));
         self.busy.insert(
             action.task(),
             Busy {
                 cancel: cancel.clone(),
-                killing,
+                kill,
             },
         );
         let context = execute::Context {
@@ -349,7 +343,7 @@ impl Worker {
             let outcome = tokio::select! {
                 biased;
                 outcome = execute::execute(&context, &action) => outcome,
-                () = context.cancel.cancelled(), if killing => Outcome::Cancelled,
+                () = context.cancel.cancelled(), if kill.is_some() => Outcome::Cancelled,
             };
             let pod = context.pod.metadata.name.as_deref().unwrap_or_default();
             tracing::debug!(pod, ?action, ?outcome, took = ?begun.elapsed(), "acted");

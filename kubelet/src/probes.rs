@@ -49,6 +49,8 @@ pub(crate) struct Report {
 pub(crate) struct Probes {
     tasks: HashMap<(String, Kind), AbortHandle>,
     reports: mpsc::UnboundedSender<Report>,
+    /// What was started before was taken over from an earlier kubelet.
+    begun: Timestamp,
 }
 
 /// What one attempt found.
@@ -155,6 +157,7 @@ impl Probes {
         Self {
             tasks: HashMap::new(),
             reports,
+            begun: Timestamp::now(),
         }
     }
 
@@ -174,7 +177,7 @@ impl Probes {
                 continue;
             };
             let State::Running(since) = running.state else { continue };
-            if memory.doomed.contains_key(&running.id) {
+            if memory.doomed.contains_key(&running.id) || memory.awaits_hook(running) {
                 continue;
             }
             let started = memory.health.get(&running.id).is_some_and(|health| health.started);
@@ -217,7 +220,8 @@ impl Probes {
                     reports: self.reports.clone(),
                 };
                 let initially = memory.health.get(&prober.id).is_some_and(|health| health.ready);
-                tokio::spawn(prober.run(since, initially)).abort_handle()
+                let taken_over = since < self.begun;
+                tokio::spawn(prober.run(since, taken_over, initially)).abort_handle()
             });
         }
     }
@@ -234,7 +238,7 @@ impl Drop for Probes {
 // === impl Prober ===
 
 impl Prober {
-    async fn run(self, since: Timestamp, initially_ready: bool) {
+    async fn run(self, since: Timestamp, taken_over: bool, initially_ready: bool) {
         let seconds = |value: Option<i32>, default: u32| {
             Duration::from_secs(u64::from(value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default)))
         };
@@ -244,8 +248,8 @@ impl Prober {
         let age = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
         if age < delay {
             tokio::time::sleep(delay - age).await;
-        } else if age > delay + period {
-            // Taken over from an earlier kubelet: not all probes of a node at once.
+        } else if taken_over && age > delay + period {
+            // Not all probes of a node at once.
             tokio::time::sleep(spread(&self.id, period)).await;
         }
         let mut verdict = Verdict::new(self.kind, &self.probe, initially_ready);
@@ -366,16 +370,16 @@ impl Prober {
 async fn http_finding(target: &http::Target, timeout: Duration) -> Finding {
     match http::get(target, timeout).await {
         Err(error) => Finding::Failure(error),
-    }
-}
-
-async fn tcp(host: &str, port: u16, timeout: Duration) -> Finding {
         Ok(answer) => match (answer.status, answer.body) {
             (_, Err(error)) => Finding::Unknown(error),
             (300..400, Ok(body)) => Finding::Warning(format!("Probe terminated redirects, Response body: {body}")),
             (200..300, Ok(_)) => Finding::Success,
             (status, Ok(_)) => Finding::Failure(format!("HTTP probe failed with statuscode: {status}")),
         },
+    }
+}
+
+async fn tcp(host: &str, port: u16, timeout: Duration) -> Finding {
     match tokio::time::timeout(timeout, tokio::net::TcpStream::connect((host, port))).await {
         Ok(Ok(_)) => Finding::Success,
         Ok(Err(error)) => Finding::Failure(dial_error(host, port, &error)),

@@ -2,6 +2,7 @@
 
 mod conditions;
 mod containers;
+mod ends;
 pub(crate) mod patch;
 
 use std::net::IpAddr;

@@ -106,18 +106,22 @@ impl Starter<'_> {
         let run = hooks::run(agent, pod, self.container, &id, self.sandbox.ips.first(), hook);
         let result = tokio::select! {
             biased;
-            () = self.context.cancel.cancelled() => return Ok(Outcome::Cancelled),
-            result = run => result,
+            () = self.context.cancel.cancelled() => None,
+            result = run => Some(result),
+        };
+        let doom = Doom {
+            message: "FailedPostStartHook".into(),
+            grace: None,
         };
         Ok(match result {
-            Ok(()) => Outcome::Done,
-            Err(error) => {
-                let text = format!("PostStartHook failed: {error}");
+            Some(Ok(())) => Outcome::Done,
+            None => Outcome::Doomed { id, doom },
+            Some(Err(error)) => {
+                let name = &self.container.name;
+                tracing::warn!(error, pod = pod::full_name(pod), name, "a postStart hook failed");
+                // What a hook prints may be secret, and an event is read by many.
+                let text = "PostStartHook failed".into();
                 self.event(Severity::Warning, "FailedPostStartHook", text);
-                let doom = Doom {
-                    message: "FailedPostStartHook".into(),
-                    grace: None,
-                };
                 Outcome::Doomed { id, doom }
             }
         })

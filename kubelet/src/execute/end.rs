@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, Outcome, hooks};
+use super::{Context, Outcome, hooks, seconds};
 use crate::agent::Agent;
 use crate::events::Severity;
 use crate::observed::Container;
@@ -25,7 +25,9 @@ pub(super) async fn pre_stop(context: &Context, (id, name): (&str, &str), grace:
     match tokio::time::timeout(seconds(grace), run).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            let text = format!("PreStopHook failed: {error}");
+            tracing::warn!(error, pod = pod::full_name(pod), name, "a preStop hook failed");
+            // What a hook prints may be secret, and an event is read by many.
+            let text = "PreStopHook failed".into();
             tell(context, name, Severity::Warning, "FailedPreStopHook", text);
         }
         Err(_) => tracing::info!(
@@ -59,10 +61,6 @@ pub(super) async fn kill(context: &Context, (id, name): (&str, &str), grace: i64
             }
         }
     }
-}
-
-fn seconds(grace: i64) -> Duration {
-    Duration::from_secs(grace.max(0).unsigned_abs())
 }
 
 /// An event about a container, also about one that the pod no longer names.

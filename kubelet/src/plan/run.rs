@@ -27,25 +27,42 @@ pub(super) fn verdict(input: &Input<'_>, plan: &mut Plan) -> Option<Finish> {
     if let Some(verdict) = &input.memory.verdict {
         return Some(verdict.clone());
     }
-    deadline(input, plan).or_else(|| exits(input))
+    let exits = exits(input);
+    let Some(deadline) = deadline(input) else { return exits };
+    // A pod that has ended by itself in time has not exceeded its deadline, however late that is looked at.
+    if exits.is_some() && ended_by(input, deadline) {
+        return exits;
+    }
+    if input.now < deadline {
+        plan.wake_at(deadline);
+        return exits;
+    }
+    plan.exceeded = Some(Finish::deadline());
+    plan.exceeded.clone()
 }
 
-fn deadline(input: &Input<'_>, plan: &mut Plan) -> Option<Finish> {
+/// When the pod must have ended.
+fn deadline(input: &Input<'_>) -> Option<Timestamp> {
     let seconds = pod::spec(input.pod).active_deadline_seconds?;
     let start = pod::status(input.pod)
         .start_time
         .as_ref()
         .map(|time| time.0)
         .or(input.memory.seen)?;
-    let end = backoff::after(start, Duration::from_secs(seconds.unsigned_abs()));
-    if input.now < end {
-        plan.wake_at(end);
-        return None;
-    }
-    Some(Finish::failed(
-        "DeadlineExceeded",
-        "Pod was active on the node longer than the specified deadline",
-    ))
+    Some(backoff::after(start, Duration::from_secs(seconds.unsigned_abs())))
+}
+
+/// Whether no container that decides on the pod's end has ended after `time`.
+fn ended_by(input: &Input<'_>, time: Timestamp) -> bool {
+    let init = pod::init_containers(input.pod).iter();
+    let specs = init
+        .filter(|spec| !pod::is_sidecar(spec))
+        .chain(pod::main_containers(input.pod));
+    let mut latest = specs.filter_map(|spec| input.observed.latest(&spec.name));
+    latest.all(|container| {
+        let exit = container.exit();
+        exit.is_none_or(|exit| input.memory.ended(&container.id, exit.finished) <= time)
+    })
 }
 
 /// Whether every container has ended and none starts again.
@@ -292,7 +309,9 @@ impl Starter<'_, '_> {
             Some(container) if container.is_running() => {
                 self.replace(spec, &container, "Init container");
                 let health = self.input.memory.health.get(&container.id);
-                health.is_some_and(|health| health.started) && !self.input.container_busy(&spec.name)
+                health.is_some_and(|health| health.started)
+                    && !self.input.memory.awaits_hook(&container)
+                    && !self.input.container_busy(&spec.name)
             }
             Some(Container {
                 state: State::Exited(exit),
@@ -322,16 +341,12 @@ impl Starter<'_, '_> {
             },
             None => self.start(spec, None),
         }
-        let has_hook = spec
-            .lifecycle
-            .as_ref()
-            .is_some_and(|lifecycle| lifecycle.post_start.is_some());
         let starting = self
             .plan
             .actions
             .iter()
             .any(|action| action.task() == Task::Container(spec.name.clone()));
-        self.hook_pending |= has_hook && (starting || self.input.container_busy(&spec.name));
+        self.hook_pending |= pod::has_post_start(spec) && (starting || self.input.container_busy(&spec.name));
     }
 
     fn ephemeral_containers(&mut self) {
@@ -375,6 +390,10 @@ impl Starter<'_, '_> {
                 self.plan.wake_at(failure.retry_at());
                 return;
             }
+        }
+        // What is being started, or still being ended, does not wait.
+        if self.input.container_busy(&spec.name) {
+            return;
         }
         let ended = exit.map(|exit| {
             let id = self

@@ -5,8 +5,8 @@ use crate::memory::{Finish, Volumes};
 use crate::observed::Container;
 use crate::pod;
 
-/// Seconds that a container gets at least, when hooks or other containers have used up the grace period.
-const MINIMUM: i64 = 2;
+/// Seconds that a container gets at least, whatever was asked for and however much of it hooks or other containers have used up.
+pub(crate) const LEAST_GRACE: i64 = 2;
 
 /// Plans for a pod that was told to go: containers, sandbox, then everything else.
 pub(super) fn plan(input: &Input<'_>, plan: &mut Plan, grace: i64) {
@@ -25,6 +25,9 @@ fn outcome(input: &Input<'_>) -> Finish {
     if pod::is_terminal(input.pod) {
         return Finish::told(status);
     }
+    if let Some(verdict) = &input.memory.verdict {
+        return verdict.clone();
+    }
     let success = pod::main_containers(input.pod).iter().all(|spec| {
         let exit = input.observed.latest(&spec.name).and_then(Container::exit);
         exit.is_some_and(|exit| exit.code == 0)
@@ -34,7 +37,7 @@ fn outcome(input: &Input<'_>) -> Finish {
 
 /// Plans for a pod that has ended by itself: what still runs is stopped, what it held is given back.
 pub(super) fn finish(input: &Input<'_>, plan: &mut Plan, finish: Finish) {
-    let grace = finish.evicted.unwrap_or_else(|| pod::grace_period(input.pod));
+    let grace = finish.grace(input.pod);
     if !containers(input, plan, grace) {
         return;
     }
@@ -139,7 +142,7 @@ pub(super) fn end(input: &Input<'_>, plan: &mut Plan, container: &Container, end
             Action::KillContainer {
                 id,
                 name,
-                grace: (grace - spent).max(MINIMUM.min(grace)),
+                grace: (grace - spent).max(LEAST_GRACE),
                 message: told.is_none().then_some(message),
                 again,
             }

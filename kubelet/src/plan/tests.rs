@@ -489,7 +489,98 @@ fn a_deadline_ends_a_pod() {
     scene.observed.containers = vec![exited("c", 0, 137, 99)];
     assert_eq!(scene.plan().finish.unwrap().reason.as_deref(), Some("DeadlineExceeded"));
     scene.now = at(30);
+    scene.observed.containers = vec![running("c")];
     assert_eq!(scene.plan().wake, Some(at(60)));
+    assert_eq!(scene.plan().exceeded, None);
+}
+
+/// What has ended in time has ended by itself, even if nobody could be told of it until the deadline was past.
+#[test]
+fn a_deadline_does_not_undo_an_end() {
+    let never = json!({"activeDeadlineSeconds": 60, "restartPolicy": "Never"});
+    let late = Some("DeadlineExceeded");
+    let cases = [
+        (exited("c", 0, 0, 50), "Succeeded", None),
+        (exited("c", 0, 0, 60), "Succeeded", None),
+        (exited("c", 0, 3, 50), "Failed", None),
+        (exited("c", 0, 0, 61), "Failed", late),
+        (exited("c", 0, 137, 95), "Failed", late),
+    ];
+    for (container, phase, reason) in cases {
+        let what = format!("{container:?}");
+        let plan = Scene::new(&never).with([container]).plan();
+        let finish = plan.finish.expect("an end");
+        assert_eq!(
+            (finish.phase.as_str(), finish.reason.as_deref()),
+            (phase, reason),
+            "{what}"
+        );
+        assert_eq!(plan.exceeded.is_some(), reason.is_some(), "{what}");
+    }
+    // One that starts again has not ended, and a verdict is made once.
+    let mut again = Scene::new(&json!({"activeDeadlineSeconds": 60})).with([exited("c", 0, 0, 50)]);
+    assert_eq!(again.plan().exceeded, Some(Finish::deadline()));
+    again.memory.verdict = Some(Finish::deadline());
+    let plan = again.plan();
+    assert_eq!((plan.exceeded, plan.finish), (None, Some(Finish::deadline())));
+}
+
+/// Why a pod fails is not forgotten when it is deleted meanwhile.
+#[test]
+fn a_deletion_keeps_the_verdict() {
+    for verdict in [Finish::deadline(), Finish::evicted("m", 5)] {
+        let mut scene = Scene::new(&json!({})).with([exited("c", 0, 0, 50)]);
+        scene.goal = Goal::Stop { grace: 30 };
+        assert_eq!(scene.plan().finish, Some(Finish::by_exit(true)));
+        scene.memory.verdict = Some(verdict.clone());
+        assert_eq!(scene.plan().finish, Some(verdict));
+    }
+}
+
+/// Two seconds are the least, whatever was asked for.
+#[test]
+fn a_container_always_has_a_moment_to_end() {
+    for (grace, seconds) in [(0, 2), (1, 2), (2, 2), (3, 3)] {
+        let mut scene = Scene::new(&json!({})).with([running("c")]);
+        scene.goal = Goal::Stop { grace };
+        assert_eq!(scene.actions(), [format!("kill c0 {seconds}")]);
+    }
+}
+
+/// A hook that failed: its container ends, starts as the restart back-off says, and says why it waits.
+#[test]
+fn a_failed_post_start_hook_is_shown_until_the_next_start() {
+    let hook = json!({"postStart": {"exec": {"command": ["true"]}}});
+    let mut scene =
+        Scene::new(&json!({"containers": [{"name": "c", "lifecycle": hook}]})).with([exited("c", 0, 137, 99)]);
+    let failure = Failure::steady(crate::memory::HOOK_FAILED, "m".into(), Duration::ZERO, at(99));
+    scene.memory.starts.insert("c".into(), failure);
+    assert_eq!(scene.actions(), ["start c 1"]);
+    assert_eq!(scene.plan().waiting["c"].0, "PostStartHookError");
+    scene
+        .memory
+        .restarts
+        .insert("c".into(), Backoff::next(None, at(50), at(50)));
+    assert_eq!(scene.actions(), Vec::<String>::new());
+    assert_eq!(scene.plan().waiting["c"].0, "CrashLoopBackOff");
+    scene.busy = BTreeSet::from([Task::Container("c".into())]);
+    assert_eq!(
+        scene.plan().waiting["c"].0,
+        "PostStartHookError",
+        "while it is being started"
+    );
+}
+
+/// A sidecar has started when its hook has succeeded.
+#[test]
+fn a_sidecars_hook_holds_back_what_follows() {
+    let mut scene =
+        Scene::new(&json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}]})).with([running("s")]);
+    let (started, ready) = (true, true);
+    scene.memory.health.insert("s0".into(), Health { started, ready });
+    assert_eq!(scene.actions(), ["start c 0"]);
+    scene.memory.hooks.insert("s".into());
+    assert_eq!(scene.actions(), Vec::<String>::new());
 }
 
 /// An eviction's grace period is one for all containers, too; without one, no hook runs.
@@ -500,7 +591,7 @@ fn the_sidecars_of_a_pod_that_is_ended_share_its_time() {
     for (grace, first, last) in [
         (15, "tell c0 15", "kill s0 5"),
         (5, "tell c0 5", "kill s0 2"),
-        (0, "kill c0 0", "kill s0 0"),
+        (0, "kill c0 2", "kill s0 2"),
     ] {
         let mut scene = Scene::new(&spec).with([running("c"), running("s")]);
         scene.memory.verdict = Some(Finish::evicted("m", grace));

@@ -8,7 +8,7 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 use super::Worker;
 use crate::backoff;
 use crate::execute::{Outcome, StartError};
-use crate::memory::{Doom, Failure, Volumes};
+use crate::memory::{Doom, Failure, HOOK_FAILED, Volumes};
 use crate::plan::{Action, Task};
 use crate::pod::{self, Role};
 use crate::probes::{self, Report};
@@ -53,12 +53,19 @@ impl Worker {
             }
             (Action::StartContainer { name, .. }, Outcome::Done) => {
                 self.memory.starts.remove(name);
+                self.memory.hooks.remove(name);
             }
             (Action::StartContainer { name, .. }, Outcome::Doomed { id, doom }) => {
-                self.memory.starts.remove(name);
+                // It is shown until the next start; when that comes is for the restart back-off to say.
+                let failure = Failure::steady(HOOK_FAILED, "PostStartHook failed".into(), Duration::ZERO, now);
+                self.memory.starts.insert(name.clone(), failure);
                 self.memory.doomed.insert(id, doom);
             }
             (Action::StartContainer { name, .. }, Outcome::NotStarted(error)) => self.not_started(name, error, now),
+            // A hook that was cut short is run anew in the time that is given now, as upstream does.
+            (Action::PreStop { id, .. }, Outcome::Cancelled) => {
+                self.memory.told_to_end.remove(id);
+            }
             (Action::Release, Outcome::Done) => {
                 self.memory.released = true;
                 self.holds.send_replace(false);

@@ -7,7 +7,7 @@ use skiff_api::k8s_openapi::api::core::v1::{
 };
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::Input;
+use super::{Input, ends};
 use crate::observed::{Container, State};
 use crate::pod::{self, Role};
 
@@ -22,15 +22,40 @@ pub(super) fn statuses(input: &Input<'_>) -> (Vec<ContainerStatus>, Vec<Containe
             Role::Ephemeral => ephemeral.push(status),
         }
     }
+    // What the API has as the status of an end stays as it is, and of a pod that was refused nothing was ever begun.
+    if input.plan.finish.is_some() && !pod::is_terminal(input.pod) && !input.memory.refused {
+        ends::complete(input.pod, &mut init, &mut main);
+    }
     (init, main, ephemeral)
 }
 
 fn status(input: &Input<'_>, role: Role, spec: &Spec) -> ContainerStatus {
     let waiting = input.plan.waiting.get(&spec.name);
     match input.observed.latest(&spec.name) {
+        Some(container) if input.memory.awaits_hook(container) => before_hook(input, role, spec, container),
         Some(container) => of_container(input, role, spec, container, waiting),
         None => without_container(input, role, spec, waiting),
     }
+}
+
+/// Until a postStart hook has succeeded, what was before its container is shown, as upstream does.
+fn before_hook(input: &Input<'_>, role: Role, spec: &Spec, container: &Container) -> ContainerStatus {
+    let failed = input.memory.starts.get(&spec.name).map(|failure| {
+        let (reason, message, _) = failure.shown(input.now);
+        (reason, message)
+    });
+    match before(input, container) {
+        Some(previous) => of_container(input, role, spec, previous, failed.as_ref()),
+        None => without_container(input, role, spec, failed.as_ref()),
+    }
+}
+
+/// The run of a container before this one.
+fn before<'a>(input: &Input<'a>, container: &Container) -> Option<&'a Container> {
+    let runs = input.observed.containers.iter();
+    let mut runs = runs.filter(|run| run.name == container.name);
+    runs.find(|run| run.id == container.id)?;
+    runs.next()
 }
 
 fn of_container(
@@ -41,9 +66,7 @@ fn of_container(
     waiting: Option<&(String, String)>,
 ) -> ContainerStatus {
     let health = input.memory.health.get(&container.id).copied().unwrap_or_default();
-    let previous = input
-        .observed
-        .previous(&spec.name)
+    let previous = before(input, container)
         .and_then(|previous| terminated(input, previous))
         .or_else(|| told_before(input, role, spec, container));
     let (mut state, mut last) = (ContainerState::default(), previous);
@@ -170,9 +193,13 @@ fn without_container(
     let counted = known.map_or(0, |known| known.restart_count);
     let earlier = input.memory.earlier.get(&spec.name).copied().unwrap_or(0);
     let ran = known.and_then(|known| known.state.as_ref()?.running.as_ref());
-    let mut last_state = known.and_then(|known| known.last_state.clone()).unwrap_or_default();
+    let mut last_state = ended
+        .or(known.and_then(|known| known.last_state.as_ref()))
+        .cloned()
+        .unwrap_or_default();
     if ran.is_some() && default && last_state.terminated.is_none() {
-        last_state.terminated = Some(lost());
+        let message = "The container could not be located when the pod was deleted.  The container used to be Running";
+        last_state.terminated = Some(lost(message));
     }
     ContainerStatus {
         name: spec.name.clone(),
@@ -188,12 +215,12 @@ fn without_container(
     }
 }
 
-/// The end of a container that ran when it was last heard of, and whose runtime knows nothing of it.
-fn lost() -> ContainerStateTerminated {
+/// The end of a container of which the runtime knows nothing.
+pub(super) fn lost(message: &str) -> ContainerStateTerminated {
     ContainerStateTerminated {
         exit_code: 137,
         reason: Some("ContainerStatusUnknown".into()),
-        message: Some("The container could not be located when the pod was terminated".into()),
+        message: Some(message.into()),
         ..ContainerStateTerminated::default()
     }
 }

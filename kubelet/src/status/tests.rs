@@ -1,9 +1,11 @@
 //! Table tests: which status shows which state.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::*;
-use crate::memory::{Finish, Health, Told, Volumes};
+use crate::memory::{Failure, Finish, HOOK_FAILED, Health, Told, Volumes};
 use crate::observed::{Container, Exit, Sandbox, State};
 use crate::pod::tests::pod;
 
@@ -324,6 +326,103 @@ fn a_finished_pod() {
         (&json!("Failed"), &json!("DeadlineExceeded"))
     );
     assert_eq!(scene.condition("Ready").1, "PodFailed");
+}
+
+/// As long as a postStart hook runs, and once it has failed, what was before its container is shown.
+#[test]
+fn a_container_is_shown_once_its_hook_has_succeeded() {
+    let runs = || container("c", 1, State::Running(at(13)));
+    let state = |scene: &Scene| {
+        let status = scene.status();
+        assert_eq!(scene.condition("Ready").0, "False", "{status:#}");
+        (status["phase"].clone(), status["containerStatuses"][0].clone())
+    };
+    let mut first = Scene::new(&json!({}), vec![container("c", 0, State::Running(at(13)))]);
+    first.memory.hooks.insert("c".into());
+    let (phase, shown) = state(&first);
+    assert_eq!(phase, "Pending");
+    assert_eq!(shown["state"], json!({"waiting": {"reason": "ContainerCreating"}}));
+    let mut again = Scene::new(&json!({}), vec![runs(), container("c", 0, exit(1, "Error"))]);
+    again.memory.hooks.insert("c".into());
+    let (phase, shown) = state(&again);
+    assert_eq!(phase, "Running");
+    assert_eq!(
+        (
+            &shown["state"]["terminated"]["exitCode"],
+            &shown["restartCount"],
+            &shown["lastState"]
+        ),
+        (&json!(1), &json!(0), &json!({}))
+    );
+    let failure = Failure::steady(HOOK_FAILED, "m".into(), Duration::ZERO, at(12));
+    again.memory.starts.insert("c".into(), failure);
+    let (_, shown) = state(&again);
+    assert_eq!(
+        shown["state"]["waiting"],
+        json!({"reason": "PostStartHookError", "message": "m"})
+    );
+    assert_eq!(shown["lastState"]["terminated"]["exitCode"], 1);
+    again.memory.hooks.clear();
+    assert_eq!(again.condition("Ready").0, "True");
+}
+
+#[test]
+fn nothing_of_a_pod_that_is_over_waits() {
+    let lost = |state: &Value| {
+        let ended = &state["terminated"];
+        let text = "The container could not be located when the pod was terminated";
+        (ended["reason"] == "ContainerStatusUnknown" && ended["exitCode"] == 137 && ended["message"] == text)
+            || ended["reason"] == "Error"
+    };
+    let ended = |name: &str, code: i32| container(name, 0, exit(code, "Error"));
+    let two = json!([{"name": "i"}, {"name": "j"}]);
+    // Of the init containers and the main one, in order: whether they have ended.
+    let cases = [
+        (json!({}), vec![], vec![true]),
+        (json!({}), vec![container("c", 0, State::Created)], vec![true]),
+        (json!({"initContainers": two}), vec![], vec![true, false, false]),
+        (
+            json!({"initContainers": two}),
+            vec![ended("i", 0)],
+            vec![true, false, false],
+        ),
+        (
+            json!({"initContainers": two}),
+            vec![ended("i", 0), ended("j", 3)],
+            vec![true, true, false],
+        ),
+        (
+            json!({"initContainers": two}),
+            vec![ended("i", 0), ended("j", 0)],
+            vec![true, true, true],
+        ),
+        (
+            json!({"initContainers": two}),
+            vec![ended("c", 0)],
+            vec![true, false, true],
+        ),
+    ];
+    for (spec, containers, expected) in cases {
+        let what = format!("{spec} {containers:?}");
+        let mut scene = Scene::new(&spec, containers);
+        let waiting = |scene: &Scene| {
+            let status = scene.status();
+            let lists = ["initContainerStatuses", "containerStatuses"].map(|list| status[list].as_array().cloned());
+            lists
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|status| lost(&status["state"]))
+                .collect::<Vec<_>>()
+        };
+        scene.plan.finish = Some(Finish::deadline());
+        assert_eq!(waiting(&scene), expected, "{what}");
+        scene.memory.refused = true;
+        assert!(
+            !waiting(&scene).contains(&true) || what.contains("Exit"),
+            "{what}: never begun"
+        );
+    }
 }
 
 #[test]

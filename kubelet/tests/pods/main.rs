@@ -4,6 +4,7 @@ mod admission;
 mod api;
 mod asked;
 mod events;
+mod hooks;
 mod kills;
 mod kubelet;
 mod lives;

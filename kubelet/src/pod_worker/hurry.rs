@@ -1,0 +1,61 @@
+//! What becomes of the actions under way when a pod must go, or must go sooner.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Worker;
+use crate::events::Severity;
+use crate::memory::Finish;
+use crate::plan::Task;
+use crate::{execute, plan};
+
+/// An action under way.
+pub(super) struct Busy {
+    pub(super) cancel: CancellationToken,
+    /// Where it ends a container: since when, and how long it takes at most.
+    pub(super) kill: Option<(Instant, Duration)>,
+}
+
+impl Busy {
+    /// Where it ends a container: how long that takes yet at most.
+    fn left(&self) -> Option<Duration> {
+        let (since, grace) = self.kill?;
+        Some(grace.saturating_sub(since.elapsed()))
+    }
+}
+
+impl Worker {
+    /// Decides that the pod fails, whatever its containers do.
+    pub(super) fn end(&mut self, finish: Finish, severity: Severity) {
+        let (reason, message) = (finish.reason.clone(), finish.message.clone());
+        let (reason, message) = (reason.unwrap_or_default(), message.unwrap_or_default());
+        self.agent.events.pod(&self.pod, severity, reason, message);
+        self.hurry(finish.grace(&self.pod));
+        self.memory.verdict = Some(finish);
+    }
+
+    /// What is being started is given up; what is being stopped slowly is stopped anew, in `grace` seconds from now.
+    pub(super) fn hurry(&mut self, grace: i64) {
+        let (now, grace) = (Timestamp::now(), execute::seconds(grace.max(plan::LEAST_GRACE)));
+        for (task, busy) in &self.busy {
+            let name = match task {
+                Task::Container(name) => name,
+                Task::Sandbox => "",
+                _ => continue,
+            };
+            if busy.left().is_some_and(|left| left <= grace) {
+                continue;
+            }
+            busy.cancel.cancel();
+            let containers = self.observed.containers.iter();
+            for container in containers.filter(|container| container.name == name) {
+                if let Some(told) = self.memory.told_to_end.get_mut(&container.id) {
+                    told.since = now;
+                }
+            }
+        }
+    }
+}
