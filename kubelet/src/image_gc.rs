@@ -10,13 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_cri::{ContainerFilter, Image, Runtime};
+use skiff_cri::{Container, ContainerFilter, Image, Runtime};
 use skiff_daemon::{Shutdown, error_chain};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::events::{Recorder, Severity};
+use crate::labels;
 use crate::metrics::Measures;
 use crate::stats::disk;
 use plan::{Record, Rules};
@@ -142,10 +143,7 @@ impl ImageGc {
         let mut kept: BTreeSet<String> = pinned.into_iter().collect();
         kept.extend(settings.sandbox_image);
         kept.insert(skiff_cri::pause::IMAGE.to_owned());
-        let used: BTreeSet<String> = containers
-            .into_iter()
-            .flat_map(|container| [container.image, container.image_ref])
-            .collect();
+        let used: BTreeSet<String> = containers.into_iter().flat_map(names_of_images).collect();
         plan::note(known, &images, &used, &kept, Instant::now());
         Ok(images)
     }
@@ -183,6 +181,18 @@ impl ImageGc {
     }
 }
 
+/// The images that a container is made of, and that it has as volumes.
+fn names_of_images(container: Container) -> impl Iterator<Item = String> {
+    let mounted = container
+        .annotations
+        .get(labels::IMAGE_VOLUMES)
+        .cloned()
+        .unwrap_or_default();
+    let mounted = mounted.split(',').filter(|name| !name.is_empty());
+    let mounted: Vec<String> = mounted.map(str::to_owned).collect();
+    [container.image, container.image_ref].into_iter().chain(mounted)
+}
+
 #[cfg(test)]
 mod tests {
     use skiff_cri::fake::FakeRuntime;
@@ -212,5 +222,19 @@ mod tests {
         assert_eq!(images.remove_unused().await, Ok(0));
         tokio::time::advance(Duration::from_secs(120)).await;
         assert_eq!(images.remove_unused().await, Ok(1 << 20));
+    }
+
+    #[test]
+    fn images_of_a_container() {
+        let mut container = Container {
+            image: "busybox:1".into(),
+            image_ref: "sha256:1".into(),
+            ..Container::default()
+        };
+        let names = |container: &Container| names_of_images(container.clone()).collect::<Vec<_>>();
+        assert!(names(&container).contains(&"sha256:1".to_owned()));
+        let volumes = (labels::IMAGE_VOLUMES.to_owned(), "sha256:2,sha256:3".to_owned());
+        container.annotations = [volumes].into();
+        assert_eq!(names(&container), ["busybox:1", "sha256:1", "sha256:2", "sha256:3"]);
     }
 }

@@ -16,6 +16,8 @@ pub(crate) const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
 pub(crate) const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 pub(crate) const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 pub(crate) const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
+/// Our own: the images that a container has as volumes, parted by commas. The runtime's lists name none of them.
+pub(crate) const IMAGE_VOLUMES: &str = "kubelet.skiff/image-volumes";
 
 /// Labels of a sandbox: the pod's own and its identity.
 pub(crate) fn sandbox(pod: &Pod) -> BTreeMap<String, String> {

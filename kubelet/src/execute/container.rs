@@ -191,6 +191,11 @@ impl Starter<'_> {
             container,
             observed: &self.context.observed,
         };
+        let mut annotations = labels::container_annotations(pod, container, self.attempt);
+        if !volumes.is_empty() {
+            let images: Vec<&str> = volumes.values().map(String::as_str).collect();
+            annotations.insert(labels::IMAGE_VOLUMES.into(), images.join(","));
+        }
         let log_path = format!("{}/{}.log", container.name, self.attempt);
         let log_dir = agent.log_dir(pod).join(&container.name);
         make_dir(&log_dir, 0o755).map_err(|error| refuse(skiff_daemon::error_chain(&error)))?;
@@ -208,7 +213,7 @@ impl Starter<'_> {
             mounts,
             devices: Vec::new(),
             labels: labels::container(pod, container),
-            annotations: labels::container_annotations(pod, container, self.attempt),
+            annotations,
             log_path,
             stdin: container.stdin.unwrap_or(false),
             stdin_once: container.stdin_once.unwrap_or(false),
