@@ -21,7 +21,7 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 
 use crate::pod::{self, Qos};
 
-pub(crate) use limits::{Rules, container_resources, containers_resources, overhead};
+pub(crate) use limits::{Rules, Swap, container_resources, containers_resources, overhead};
 use limits::{pod_limits, shares};
 use systemd::Systemd;
 pub(crate) use usage::Usage;
@@ -169,6 +169,19 @@ impl Cgroups {
     /// Whether this machine has version 2 alone.
     pub(crate) fn is_unified(&self) -> bool {
         matches!(self.hierarchy, Hierarchy::V2 { .. })
+    }
+
+    /// How containers are kept from swapping here, where the kernel counts it; `LimitedSwap` shares out so many bytes.
+    pub(crate) fn swap(&self, shared: Option<i64>) -> Option<Swap> {
+        let pods = self.class_path(Qos::Guaranteed);
+        let (file, swap) = match &self.hierarchy {
+            Hierarchy::V1 { mounts } => (
+                below(mounts.get("memory")?, &pods).join("memory.memsw.limit_in_bytes"),
+                Swap::Together,
+            ),
+            Hierarchy::V2 { mount } => (below(mount, &pods).join("memory.swap.max"), Swap::Apart(shared)),
+        };
+        file.exists().then_some(swap)
     }
 
     /// Where a cgroup is whose name has these parts, as the driver writes it: `/a/b`, or `/a.slice/a-b.slice`.
@@ -441,6 +454,10 @@ mod tests {
         let cpu = dir.path().join("cpu/skiff/a/kubepods/burstable/podu1/cpu.shares");
         assert_eq!(std::fs::read_to_string(&cpu).unwrap(), "1024");
         assert_eq!(cgroups.pods(), ["u1"]);
+        assert_eq!(cgroups.swap(None), None, "the kernel does not count it");
+        let counted = dir.path().join("memory/skiff/a/kubepods/memory.memsw.limit_in_bytes");
+        std::fs::write(counted, "").unwrap();
+        assert_eq!(cgroups.swap(Some(1)), Some(Swap::Together));
     }
 
     #[tokio::test]

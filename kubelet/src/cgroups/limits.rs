@@ -33,6 +33,17 @@ pub(crate) struct Rules {
     pub(crate) oom_group: bool,
     /// Sizes of huge pages that this machine has, as resources name them: `2Mi`.
     pub(crate) page_sizes: Vec<String>,
+    /// How containers are kept from swapping; none where the kernel does not count what they swap.
+    pub(crate) swap: Option<Swap>,
+}
+
+/// How containers are kept from swapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swap {
+    /// Version 1 of cgroups: memory and swap together get no more than the memory's limit.
+    Together,
+    /// Version 2: a limit of its own; with `LimitedSwap` out of so many bytes, otherwise nothing.
+    Apart(Option<i64>),
 }
 
 /// CPU requests as shares.
@@ -139,7 +150,13 @@ pub(crate) fn container_resources(pod: &Pod, container: &Container, rules: &Rule
     let limit = |resource: &str| pod::limit(container, resource).or_else(|| pod_limit(pod, resource));
     let cpu = limit("cpu").map_or(0, |cpu| clamp(cpu.as_milli()));
     let quota = quota(cpu, rules.period).filter(|_| rules.quota);
-    let group = ("memory.oom.group".to_owned(), "1".to_owned());
+    let memory_limit = limit("memory").map_or(0, |memory| clamp(memory.value()));
+    let group = rules.oom_group.then(|| ("memory.oom.group".to_owned(), "1".to_owned()));
+    let swap = match rules.swap {
+        Some(Swap::Apart(total)) => Some(swap_share(pod, container, total.unwrap_or(0), rules.memory_capacity)),
+        Some(Swap::Together) | None => None,
+    };
+    let swap = swap.map(|bytes| ("memory.swap.max".to_owned(), bytes.to_string()));
     LinuxResources {
         // Who asks for nothing but may use so much asks for that, also where the limit is the pod's.
         cpu_shares: shares(pod::request(container, "cpu").map_or(cpu, |cpu| clamp(cpu.as_milli()))),
@@ -147,12 +164,29 @@ pub(crate) fn container_resources(pod: &Pod, container: &Container, rules: &Rule
         cpu_period: quota
             .and_then(|_| i64::try_from(rules.period.as_micros()).ok())
             .unwrap_or(0),
-        memory_limit: limit("memory").map_or(0, |memory| clamp(memory.value())),
+        memory_limit,
+        memory_swap_limit: if rules.swap == Some(Swap::Together) {
+            memory_limit
+        } else {
+            0
+        },
         oom_score_adj: oom_score(pod, container, rules.memory_capacity),
         hugepages: huge_pages(rules, limit),
-        unified: rules.oom_group.then_some(group).into_iter().collect(),
+        unified: group.into_iter().chain(swap).collect(),
         ..LinuxResources::default()
     }
+}
+
+/// `LimitedSwap`: a container of a burstable pod gets the share of the node's swap that it asks for of its memory; not a critical one,
+/// nor one whose request is its limit.
+fn swap_share(pod: &Pod, container: &Container, total: i64, capacity: i64) -> i64 {
+    let request = bytes(container, pod::request);
+    let exact = pod::limit(container, "memory").is_some_and(|limit| clamp(limit.value()) == request);
+    if pod::qos(pod) != Qos::Burstable || exact || crate::eviction::is_critical(pod) {
+        return 0;
+    }
+    let share = i128::from(request) * i128::from(total) / i128::from(capacity.max(1));
+    i64::try_from(share).unwrap_or(i64::MAX)
 }
 
 /// Limits of huge pages of a pod's cgroup, by the kernel's name of their size.
@@ -213,6 +247,7 @@ pub(super) mod tests {
         memory_capacity: 1 << 30,
         oom_group: false,
         page_sizes: Vec::new(),
+        swap: None,
     };
 
     fn with(resources: &[Value]) -> Pod {
@@ -356,6 +391,36 @@ pub(super) mod tests {
             let p = pod(&spec);
             let first = pod::init_containers(&p).iter().chain(pod::main_containers(&p)).next();
             assert_eq!(oom_score(&p, first.unwrap(), 1 << 30), score, "{spec}");
+        }
+    }
+
+    #[test]
+    fn nobody_swaps_beyond_a_share() {
+        let memory = |request: &str, limit: &str| json!({"requests": {"memory": request}, "limits": {"memory": limit}});
+        let asks = json!({"requests": {"memory": "256Mi"}});
+        let mut critical = with(std::slice::from_ref(&asks));
+        critical.spec.as_mut().unwrap().priority = Some(2_000_000_000);
+        let full = json!({"cpu": "1", "memory": "512Mi"});
+        // Of 1Gi of memory and 2Gi of swap.
+        let cases = [
+            (with(&[json!({})]), 0),
+            (with(&[asks]), 512 << 20),
+            (with(&[memory("128Mi", "256Mi")]), 256 << 20),
+            (with(&[memory("256Mi", "256Mi")]), 0),
+            (with(&[json!({"limits": full, "requests": full})]), 0),
+            (critical, 0),
+        ];
+        for (p, share) in cases {
+            let container = &p.spec.as_ref().unwrap().containers[0];
+            let resources = |swap: Option<Swap>| container_resources(&p, container, &Rules { swap, ..RULES });
+            let file = |swap: Swap| resources(Some(swap)).unified.get("memory.swap.max").cloned();
+            let text = serde_json::to_string(&container.resources).unwrap();
+            assert_eq!(file(Swap::Apart(Some(2 << 30))), Some(share.to_string()), "{text}");
+            assert_eq!(file(Swap::Apart(None)).as_deref(), Some("0"), "{text}");
+            let together = resources(Some(Swap::Together));
+            assert_eq!(together.memory_swap_limit, together.memory_limit, "{text}");
+            let untold = resources(None);
+            assert!(untold.unified.is_empty() && untold.memory_swap_limit == 0, "{text}");
         }
     }
 

@@ -29,7 +29,18 @@ pub(super) fn check(config: &KubeletConfiguration) -> Checked {
     images(config)?;
     evictions(config)?;
     reservations(config)?;
+    swap(config)?;
     logs(config)
+}
+
+fn swap(config: &KubeletConfiguration) -> Checked {
+    match config.memory_swap.swap_behavior.as_str() {
+        "" | "NoSwap" | "LimitedSwap" => Ok(()),
+        other => invalid(
+            "memorySwap.swapBehavior",
+            format!("{other:?} must be one of: \"\", \"LimitedSwap\" or \"NoSwap\""),
+        ),
+    }
 }
 
 fn images(config: &KubeletConfiguration) -> Checked {
@@ -199,6 +210,7 @@ mod tests {
             ("enforceNodeAllocatable: [kube-reserved]", "enforceNodeAllocatable"),
             ("enforceNodeAllocatable: [none, pods]", "enforceNodeAllocatable"),
             ("enforceNodeAllocatable: [all]", "enforceNodeAllocatable"),
+            ("memorySwap: {swapBehavior: UnlimitedSwap}", "memorySwap.swapBehavior"),
             ("containerLogMaxFiles: 1", "containerLogMaxFiles"),
             ("containerLogMaxSize: much", "containerLogMaxSize"),
             ("containerLogMonitorInterval: 1s", "containerLogMonitorInterval"),

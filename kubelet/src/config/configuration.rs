@@ -84,6 +84,7 @@ pub struct KubeletConfiguration {
     pub enforce_node_allocatable: Vec<String>,
     pub oom_score_adj: i32,
     pub fail_swap_on: bool,
+    pub memory_swap: MemorySwap,
     pub container_log_max_size: String,
     pub container_log_max_files: i32,
     pub container_log_max_workers: i32,
@@ -117,6 +118,15 @@ pub struct Authentication {
     pub x509: X509,
     pub webhook: Webhook,
     pub anonymous: Anonymous,
+}
+
+/// How containers may swap on a machine that has swap.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct MemorySwap {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub swap_behavior: String,
 }
 
 /// Client certificates.
@@ -231,6 +241,7 @@ impl Default for KubeletConfiguration {
             oom_score_adj: -999,
             enforce_node_allocatable: vec!["pods".into()],
             fail_swap_on: true,
+            memory_swap: MemorySwap::default(),
             container_log_max_size: "10Mi".into(),
             container_log_max_files: 5,
             container_log_max_workers: 1,
@@ -376,7 +387,6 @@ pub(super) fn known_elsewhere(field: &str) -> bool {
         "makeIPTablesUtilChains",
         "maxOpenFiles",
         "memoryManagerPolicy",
-        "memorySwap",
         "memoryThrottlingFactor",
         "podCIDR",
         "preloadedImagesVerificationAllowlist",

@@ -11,6 +11,8 @@ pub(crate) struct Facts {
     pub(crate) cpus: i64,
     /// Bytes.
     pub(crate) memory: i64,
+    /// Bytes.
+    pub(crate) swap: i64,
     /// Bytes of the file system that holds the root directory.
     pub(crate) storage: i64,
     /// Bytes by page size (`2Mi`).
@@ -41,6 +43,7 @@ pub(crate) fn read(root: &Path) -> Facts {
     Facts {
         cpus: i64::try_from(cpus).unwrap_or(1).max(1),
         memory: meminfo("MemTotal"),
+        swap: meminfo("SwapTotal"),
         storage: disk::file_system(root).map_or(0, |system| i64::try_from(system.capacity).unwrap_or(i64::MAX)),
         hugepages: hugepages(Path::new("/sys/kernel/mm/hugepages")),
         system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value, json};
 use skiff_api::k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
 };
 use skiff_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as RawQuantity;
 use skiff_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -118,7 +118,9 @@ fn node_info(input: &Input<'_>) -> NodeSystemInfo {
         machine_id: input.facts.machine_id.clone(),
         operating_system: "linux".into(),
         os_image: input.facts.os_image.clone(),
-        swap: None,
+        swap: Some(input.facts.swap)
+            .filter(|swap| *swap > 0)
+            .map(|swap| NodeSwapStatus { capacity: Some(swap) }),
         system_uuid: input.facts.system_uuid.clone(),
     }
 }
@@ -390,6 +392,7 @@ mod tests {
         let facts = Facts {
             cpus: 2,
             memory: 4 << 30,
+            swap: 1 << 30,
             storage: 100 << 30,
             ..Facts::default()
         };
@@ -455,6 +458,7 @@ mod tests {
             json!({"cpu": "1500m", "memory": "3996Mi", "ephemeral-storage": "90Gi", "pods": "110"})
         );
         assert_eq!(value["nodeInfo"]["containerRuntimeVersion"], "containerd://1.6.20");
+        assert_eq!(value["nodeInfo"]["swap"]["capacity"], 1 << 30);
     }
 
     #[test]

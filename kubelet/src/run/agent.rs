@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Error, machine};
 use crate::agent::{Agent, Ids};
-use crate::cgroups::Rules;
+use crate::cgroups::{Cgroups, Rules};
 use crate::config::Config;
 use crate::events::Recorder;
 use crate::eviction::Pressure;
@@ -54,7 +54,7 @@ pub(super) async fn build(
     let sysctls = kubelet.allowed_unsafe_sysctls.clone();
     Ok(Agent {
         images: Images::new(runtime.clone(), voices.events.clone(), voices.measures.clone(), &config),
-        rules: rules(&config, &facts, cgroups.is_unified()),
+        rules: rules(&config, &facts, &cgroups),
         dns: dns_node(&config),
         allocatable: node::allocatable(&config, &facts),
         host: admission::Host::read(sysctls, keeps_groups(&runtime).await),
@@ -95,7 +95,9 @@ async fn keeps_groups(runtime: &Arc<dyn Runtime>) -> bool {
         .unwrap_or(false)
 }
 
-fn rules(config: &Config, facts: &facts::Facts, unified: bool) -> Rules {
+fn rules(config: &Config, facts: &facts::Facts, cgroups: &Cgroups) -> Rules {
+    let unified = cgroups.is_unified();
+    let limited = config.kubelet.memory_swap.swap_behavior == "LimitedSwap";
     Rules {
         quota: config.kubelet.cpu_cfs_quota,
         period: config.kubelet.cpu_cfs_quota_period.0,
@@ -103,6 +105,7 @@ fn rules(config: &Config, facts: &facts::Facts, unified: bool) -> Rules {
         memory_capacity: facts.memory,
         oom_group: unified && !config.kubelet.single_process_oom_kill.unwrap_or(false),
         page_sizes: facts.hugepages.keys().cloned().collect(),
+        swap: cgroups.swap(limited.then_some(facts.swap)),
     }
 }
 

@@ -204,6 +204,7 @@ const RULES: Rules = Rules {
     pids: 64,
     memory_capacity: 1 << 30,
     oom_group: true,
+    swap: None,
 };
 
 fn sized() -> skiff_api::k8s_openapi::api::core::v1::Pod {
