@@ -7,8 +7,10 @@
 mod files;
 mod kernel_log;
 mod limits;
+mod pressure;
 mod reserve;
 mod systemd;
+mod transfers;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -23,7 +25,9 @@ use crate::pod::{self, Qos};
 
 pub(crate) use limits::{Rules, Swap, container_resources, containers_resources, overhead};
 use limits::{pod_limits, shares};
+pub(crate) use pressure::{Pressure, Stalls};
 use systemd::Systemd;
+pub(crate) use transfers::Transfers;
 pub(crate) use usage::Usage;
 
 /// Controllers whose files are written on cgroup v1.

@@ -73,6 +73,14 @@ struct Probed {
     pod_uid: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    git_version: &'static str,
+    major: String,
+    minor: String,
+    platform: String,
+}
+
 /// What the kubelet measures; one for each kubelet.
 #[derive(Debug)]
 pub(crate) struct Measures {
@@ -89,6 +97,8 @@ pub(crate) struct Measures {
     evictions: Family<Signal, Gauge>,
     preemptions: Family<Preempted, Gauge>,
     collected_images: Family<Reason, Counter>,
+    cgroup_changes: Family<Operation, Histogram>,
+    build: Family<Build, Gauge>,
     sandboxes: Family<Handler, Histogram>,
     sandbox_errors: Family<Handler, Counter>,
     hook_fallbacks: Counter,
@@ -115,6 +125,8 @@ impl Measures {
             evictions: Family::default(),
             preemptions: Family::default(),
             collected_images: Family::default(),
+            cgroup_changes: Family::new_with_constructor(|| Histogram::new(DEFAULT_BUCKETS)),
+            build: Family::default(),
             sandboxes: Family::new_with_constructor(operation_histogram),
             sandbox_errors: Family::default(),
             hook_fallbacks: Counter::default(),
@@ -122,6 +134,7 @@ impl Measures {
             probes: Family::default(),
             probed: Mutex::default(),
         });
+        measures.build.get_or_create(&build()).set(1);
         measures.register(process, node);
         probes.register(|registry| {
             let help = "Cumulative number of a liveness, readiness or startup probe for a container by result";
@@ -180,6 +193,11 @@ impl Measures {
             registry.register("kubelet_run_podsandbox_errors", help, self.sandbox_errors.clone());
             let help = "Total number of images garbage collected by the kubelet, by the reason";
             registry.register("kubelet_image_garbage_collected", help, self.collected_images.clone());
+            let help = "Duration in seconds for cgroup manager operations. Broken down by method.";
+            let changes = self.cgroup_changes.clone();
+            registry.register("kubelet_cgroup_manager_duration_seconds", help, changes);
+            let help = "What this kubelet is; the value is always 1";
+            registry.register("kubernetes_build_info", help, self.build.clone());
             let help = "The number of times lifecycle handlers successfully fell back to http from https";
             registry.register(
                 "kubelet_lifecycle_handler_http_fallbacks",
@@ -248,6 +266,14 @@ impl Measures {
         self.preemptions.get_or_create(&Preempted { preemption_signal }).inc();
     }
 
+    /// A pod's cgroup was made (`create`) or removed (`destroy`).
+    pub(crate) fn changed_cgroup(&self, operation_type: &'static str, begun: Instant) {
+        let took = begun.elapsed().as_secs_f64();
+        self.cgroup_changes
+            .get_or_create(&Operation { operation_type })
+            .observe(took);
+    }
+
     /// An image was removed, for `space` or for its `age`.
     pub(crate) fn collected(&self, reason: &'static str) {
         self.collected_images.get_or_create(&Reason { reason }).inc();
@@ -277,6 +303,18 @@ impl Measures {
             self.probes.remove(&labels);
         }
         self.lives.forget(uid);
+    }
+}
+
+/// The version that this kubelet is compatible with.
+fn build() -> Build {
+    let git_version = crate::node::VERSION;
+    let mut parts = git_version.trim_start_matches('v').split('.').map(str::to_owned);
+    Build {
+        git_version,
+        major: parts.next().unwrap_or_default(),
+        minor: parts.next().unwrap_or_default(),
+        platform: format!("linux/{}", crate::node::facts::architecture()),
     }
 }
 
@@ -342,8 +380,19 @@ impl Collector for Running {
             let labels = [("container_state", state)];
             gauge(count).encode(metric.encode_family(&labels)?)?;
         }
-        Ok(())
+        last_seen(&self.0, &mut encoder)
     }
+}
+
+/// `kubelet_pleg_last_seen_seconds`: here the loop that takes the runtime's events, and lists all now and then, began a round.
+fn last_seen(directory: &Directory, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let Some(ago) = directory.last_round() else {
+        return Ok(());
+    };
+    let now = jiff::Timestamp::now().as_duration().as_secs_f64();
+    let help = "Timestamp in seconds when PLEG was last seen active.";
+    let metric = encoder.encode_descriptor("kubelet_pleg_last_seen_seconds", help, None, MetricType::Gauge)?;
+    ConstGauge::new(now - ago.as_secs_f64()).encode(metric)
 }
 
 /// `kubelet_desired_pods`, `kubelet_active_pods` (those that have not ended), `kubelet_mirror_pods`.
@@ -400,6 +449,7 @@ mod tests {
         measures.hook_fell_back();
         measures.operated("pull_image", Duration::from_secs(1), true);
         measures.evicted("memory.available");
+        measures.changed_cgroup("create", Instant::now());
         let text = process.encode();
         for line in [
             "kubelet_evictions{eviction_signal=\"memory.available\"} 1",
@@ -412,6 +462,8 @@ mod tests {
             "kubelet_started_pods_errors_total 1",
             "kubelet_run_podsandbox_errors_total{runtime_handler=\"gvisor\"} 1",
             "kubelet_preemptions{preemption_signal=\"memory\"} 1",
+            "kubelet_cgroup_manager_duration_seconds_count{operation_type=\"create\"} 1",
+            "kubernetes_build_info{git_version=\"v1.36.0\",major=\"1\",minor=\"36\",platform=\"linux/",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }

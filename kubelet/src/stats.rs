@@ -23,7 +23,7 @@ use skiff_cri::{ContainerFilter, ContainerStats};
 use tokio::time::Instant;
 
 use crate::agent::Agent;
-use crate::cgroups::Usage;
+use crate::cgroups::{self, Transfers, Usage};
 use crate::observed::State;
 use crate::pod;
 use crate::pods::{Directory, Entry};
@@ -94,6 +94,21 @@ pub(crate) struct ContainerFigures {
     pub(crate) measured: Measured,
     /// The writable layer.
     pub(crate) root: Contents,
+    /// What it has read from and written to disks.
+    pub(crate) transfers: Vec<Transfers>,
+    /// What it was given of the CPU.
+    pub(crate) given: Given,
+}
+
+/// What a container was given of the CPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Given {
+    /// Weight, in the measure of cgroups' version 1.
+    pub(crate) shares: i64,
+    /// Microseconds in each period; zero for no limit.
+    pub(crate) quota: i64,
+    /// Microseconds.
+    pub(crate) period: i64,
 }
 
 /// What a pod has on the disk.
@@ -235,6 +250,8 @@ fn look_at_pod(
             cgroup: agent.cgroups.container_path(pod, &container.id),
             started,
             measured: measured(&container.id, usage),
+            transfers: agent.cgroups.transfers_of_container(pod, &container.id),
+            given: given(agent, pod, &container.name),
             root: layer.map_or_else(Contents::default, |layer| Contents {
                 bytes: layer.writable_layer_bytes,
                 inodes: layer.writable_layer_inodes,
@@ -258,6 +275,19 @@ fn look_at_pod(
         containers,
         interfaces,
     })
+}
+
+/// As it was asked for: both versions of cgroups, each with its own measure, were told this.
+fn given(agent: &Agent, pod: &Pod, container: &str) -> Given {
+    let Some((_, spec)) = pod::container(pod, container) else {
+        return Given::default();
+    };
+    let resources = cgroups::container_resources(pod, &spec, &agent.rules);
+    Given {
+        shares: resources.cpu_shares,
+        quota: resources.cpu_quota,
+        period: resources.cpu_period,
+    }
 }
 
 /// What the runtime tells, where the kubelet cannot find the container's cgroup.
@@ -319,6 +349,10 @@ pub(crate) mod tests {
             rss: 800,
             limit: Some(4000),
             processes: 2,
+            cpu_parts: (cpu, 0),
+            peak: Some(3000),
+            refused: 4,
+            kills: 1,
             ..Usage::default()
         };
         let measured = Measured {
@@ -347,6 +381,18 @@ pub(crate) mod tests {
                     started: Timestamp::from_second(2).unwrap(),
                     measured,
                     root: Contents { bytes: 7, inodes: 1 },
+                    transfers: vec![Transfers {
+                        device: "/dev/sda".into(),
+                        reads: 1,
+                        writes: 2,
+                        read_bytes: 512,
+                        written_bytes: 1024,
+                    }],
+                    given: Given {
+                        shares: 512,
+                        quota: 50_000,
+                        period: 100_000,
+                    },
                 }],
                 interfaces: vec![Interface {
                     name: "eth0".into(),

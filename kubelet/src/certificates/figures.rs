@@ -15,10 +15,17 @@ use super::{CLIENT, SERVER};
 
 /// Failed renewals of the client certificate; of the process, since the first may come before anything is measured.
 static RENEW_ERRORS: AtomicU64 = AtomicU64::new(0);
+/// The same of the serving certificate.
+static SERVING_ERRORS: AtomicU64 = AtomicU64::new(0);
 
 /// Counts a failed renewal of the client certificate.
 pub(super) fn renew_failed() {
     RENEW_ERRORS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts a failed renewal of the serving certificate.
+pub(super) fn serving_failed() {
+    SERVING_ERRORS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// The certificates in a directory.
@@ -41,7 +48,7 @@ impl Figures {
 
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let errors = u32::try_from(RENEW_ERRORS.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let count = |errors: &AtomicU64| f64::from(u32::try_from(errors.load(Ordering::Relaxed)).unwrap_or(u32::MAX));
         let figures = [
             (
                 "kubelet_certificate_manager_client_ttl_seconds",
@@ -57,7 +64,12 @@ impl Collector for Figures {
             (
                 "kubelet_certificate_manager_client_expiration_renew_errors",
                 "Failed renewals of the client certificate",
-                f64::from(errors),
+                count(&RENEW_ERRORS),
+            ),
+            (
+                "kubelet_server_expiration_renew_errors",
+                "Failed renewals of the serving certificate",
+                count(&SERVING_ERRORS),
             ),
         ];
         for (name, help, value) in figures {

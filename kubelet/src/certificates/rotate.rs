@@ -180,6 +180,7 @@ pub(super) async fn serving(serving: Serving, client: kube::Client, wanted: Want
                 (failures, renewed_here) = (0, true);
             }
             Err(error) => {
+                figures::serving_failed();
                 tracing::warn!(error = error_chain(&error), "no serving certificate; asking again");
                 tokio::select! {
                     () = shutdown.cancelled() => return,

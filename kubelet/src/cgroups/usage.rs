@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 
-use super::{Cgroups, Hierarchy, Maker, below, kernel_log};
+use super::{Cgroups, Hierarchy, Maker, Pressure, below, kernel_log};
 use crate::pod::Qos;
 
 /// What a cgroup has used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Usage {
     /// CPU time in nanoseconds, since the cgroup was made.
     pub(crate) cpu: u64,
+    /// Of it, in programs and in the kernel.
+    pub(crate) cpu_parts: (u64, u64),
     /// All memory charged, in bytes.
     pub(crate) memory: u64,
     /// Memory that cannot be given back at once, in bytes.
@@ -35,10 +37,20 @@ pub(crate) struct Usage {
     pub(crate) processes: u64,
     /// Periods with a CPU quota, those that ran into it, and the nanoseconds lost so.
     pub(crate) throttling: (u64, u64, u64),
+    /// The most memory that was ever charged, in bytes, where the kernel tells.
+    pub(crate) peak: Option<u64>,
+    /// How often the memory limit was hit.
+    pub(crate) refused: u64,
+    /// How often the kernel has killed in this cgroup for want of memory.
+    pub(crate) kills: u64,
+    /// What tasks have waited for, where the kernel tells.
+    pub(crate) pressure: Pressure,
 }
 
 /// v1's `memory.limit_in_bytes` without a limit, and above.
 const NO_LIMIT: u64 = 1 << 60;
+/// Nanoseconds of a tick of v1's `cpuacct.stat`.
+const TICK: u64 = 10_000_000;
 
 impl Cgroups {
     /// What all pods together have used.
@@ -98,7 +110,7 @@ impl Cgroups {
         }
     }
 
-    fn dir(&self, controller: &str, path: &str) -> Option<PathBuf> {
+    pub(super) fn dir(&self, controller: &str, path: &str) -> Option<PathBuf> {
         let base = match &self.hierarchy {
             Hierarchy::V1 { mounts } => mounts.get(controller)?,
             Hierarchy::V2 { mount } => mount,
@@ -131,8 +143,11 @@ fn v1(cpuacct: &Path, cpu: &Path, memory: &Path, pids: &Path) -> Option<Usage> {
     let used = number(&memory.join("memory.usage_in_bytes"))?;
     let stat = fs::read_to_string(memory.join("memory.stat")).unwrap_or_default();
     let throttling = fs::read_to_string(cpu.join("cpu.stat")).unwrap_or_default();
+    let ticks = fs::read_to_string(cpuacct.join("cpuacct.stat")).unwrap_or_default();
+    let control = fs::read_to_string(memory.join("memory.oom_control")).unwrap_or_default();
     Some(Usage {
         cpu: number(&cpuacct.join("cpuacct.usage")).unwrap_or(0),
+        cpu_parts: (field(&ticks, "user") * TICK, field(&ticks, "system") * TICK),
         memory: used,
         working_set: used.saturating_sub(field(&stat, "total_inactive_file")),
         rss: field(&stat, "total_rss"),
@@ -148,6 +163,10 @@ fn v1(cpuacct: &Path, cpu: &Path, memory: &Path, pids: &Path) -> Option<Usage> {
             field(&throttling, "nr_throttled"),
             field(&throttling, "throttled_time"),
         ),
+        peak: number(&memory.join("memory.max_usage_in_bytes")),
+        refused: number(&memory.join("memory.failcnt")).unwrap_or(0),
+        kills: field(&control, "oom_kill"),
+        pressure: Pressure::default(),
     })
 }
 
@@ -155,8 +174,10 @@ fn v2(dir: &Path) -> Option<Usage> {
     let cpu = fs::read_to_string(dir.join("cpu.stat")).ok()?;
     let used = number(&dir.join("memory.current")).unwrap_or(0);
     let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    let events = fs::read_to_string(dir.join("memory.events")).unwrap_or_default();
     Some(Usage {
         cpu: field(&cpu, "usage_usec") * 1000,
+        cpu_parts: (field(&cpu, "user_usec") * 1000, field(&cpu, "system_usec") * 1000),
         memory: used,
         working_set: used.saturating_sub(field(&stat, "inactive_file")),
         rss: field(&stat, "anon"),
@@ -172,6 +193,10 @@ fn v2(dir: &Path) -> Option<Usage> {
             field(&cpu, "nr_throttled"),
             field(&cpu, "throttled_usec") * 1000,
         ),
+        peak: number(&dir.join("memory.peak")),
+        refused: field(&events, "max"),
+        kills: field(&events, "oom_kill"),
+        pressure: Pressure::of_cgroup(dir),
     })
 }
 
@@ -196,16 +221,24 @@ mod tests {
         write("memory.current", "1000\n");
         write("pids.current", "3\n");
         write("cpu.stat", "nr_periods 2\nnr_throttled 1\nthrottled_time 4000\n");
+        write("cpuacct.stat", "user 3\nsystem 1\n");
+        write("memory.max_usage_in_bytes", "1500\n");
+        write("memory.peak", "1500\n");
+        write("memory.failcnt", "41\n");
+        write("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n");
+        write("memory.events", "low 0\nhigh 0\nmax 41\noom 3\noom_kill 2\n");
         let at = dir.path();
         let first = v1(at, at, at, at).unwrap();
         write(
             "cpu.stat",
-            "usage_usec 5\nnr_periods 2\nnr_throttled 1\nthrottled_usec 4\n",
+            "usage_usec 5\nuser_usec 30000\nsystem_usec 10000\nnr_periods 2\nnr_throttled 1\nthrottled_usec 4\n",
         );
         assert_eq!(v2(at).unwrap(), first);
         assert_eq!((first.cpu, first.memory, first.working_set), (5000, 1000, 700));
         assert_eq!((first.rss, first.cache, first.limit), (600, 400, None));
         assert_eq!((first.processes, first.throttling), (3, (2, 1, 4000)));
+        assert_eq!((first.cpu_parts, first.peak), ((30_000_000, 10_000_000), Some(1500)));
+        assert_eq!((first.refused, first.kills), (41, 2));
         assert_eq!(v1(&at.join("x"), at, &at.join("x"), at), None);
     }
 

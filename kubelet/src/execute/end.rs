@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Context, Outcome, hooks, seconds};
 use crate::agent::Agent;
 use crate::events::Severity;
@@ -192,7 +194,10 @@ async fn remove_cgroup(context: &Context) -> Outcome {
     let uid = pod::uid(&context.pod);
     let mut last = String::new();
     for attempt in 0..TRIES {
-        match context.agent.cgroups.remove_pod(uid).await {
+        let begun = Instant::now();
+        let removed = context.agent.cgroups.remove_pod(uid).await;
+        context.agent.measures.changed_cgroup("destroy", begun);
+        match removed {
             Ok(()) => return Outcome::Done,
             Err(error) => last = skiff_daemon::error_chain(&error),
         }

@@ -9,6 +9,7 @@ use skiff_cri::{
     SecurityProfile,
 };
 use skiff_daemon::error_chain;
+use tokio::time::Instant;
 
 use super::{Context, Outcome};
 use crate::admission;
@@ -72,7 +73,10 @@ pub(super) async fn create(context: &Context, attempt: u32) -> Outcome {
             }
         }
     }
-    if let Err(error) = agent.cgroups.create_pod(pod, &agent.rules).await {
+    let begun = Instant::now();
+    let made = agent.cgroups.create_pod(pod, &agent.rules).await;
+    agent.measures.changed_cgroup("create", begun);
+    if let Err(error) = made {
         let message = error_chain(&error);
         agent
             .events

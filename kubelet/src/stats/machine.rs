@@ -1,8 +1,9 @@
 //! What the machine as a whole has used: the node's own figures, the same with both versions of cgroups.
 
 use std::fs;
+use std::path::Path;
 
-use crate::cgroups::Usage;
+use crate::cgroups::{Pressure, Usage};
 
 /// Clock ticks a second in `/proc`.
 const TICKS: u64 = 100;
@@ -27,7 +28,10 @@ pub(crate) struct Traffic {
 /// The machine's CPU time and memory.
 pub(crate) fn usage() -> Usage {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    parse(&text("/proc/stat"), &text("/proc/meminfo"), &text("/proc/vmstat"))
+    Usage {
+        pressure: Pressure::of_machine(Path::new("/proc/pressure")),
+        ..parse(&text("/proc/stat"), &text("/proc/meminfo"), &text("/proc/vmstat"))
+    }
 }
 
 fn parse(stat: &str, meminfo: &str, vmstat: &str) -> Usage {
@@ -48,8 +52,10 @@ fn parse(stat: &str, meminfo: &str, vmstat: &str) -> Usage {
     // Not what it keeps for itself: of slabs, however large, it gives back what it can before anybody goes short.
     let file_pages = memory("Cached") + memory("Buffers") + memory("SwapCached");
     let used = memory("AnonPages") + file_pages;
+    let (user, system) = busy(stat);
     Usage {
-        cpu: busy(stat) * (1_000_000_000 / TICKS),
+        cpu: user + system,
+        cpu_parts: (user, system),
         memory: used,
         working_set: used.saturating_sub(memory("Inactive(file)")),
         rss: memory("AnonPages"),
@@ -62,14 +68,17 @@ fn parse(stat: &str, meminfo: &str, vmstat: &str) -> Usage {
     }
 }
 
-/// Ticks that were spent working: user, nice, system, irq, softirq (not idle and waiting, nor what guests or others took).
-fn busy(stat: &str) -> u64 {
+/// Nanoseconds that were spent working, in programs (user, nice) and in the kernel (system, irq, softirq), not idle and waiting, nor
+/// what guests or others took.
+fn busy(stat: &str) -> (u64, u64) {
     let line = stat
         .lines()
         .find_map(|line| line.strip_prefix("cpu "))
         .unwrap_or_default();
     let fields: Vec<u64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-    [0, 1, 2, 5, 6].into_iter().filter_map(|index| fields.get(index)).sum()
+    let sum = |which: &[usize]| which.iter().filter_map(|index| fields.get(*index)).sum::<u64>();
+    let nanoseconds = |ticks: u64| ticks * (1_000_000_000 / TICKS);
+    (nanoseconds(sum(&[0, 1])), nanoseconds(sum(&[2, 5, 6])))
 }
 
 /// When the machine was started, in seconds since 1970.
@@ -121,6 +130,7 @@ mod tests {
             "pgfault 5\npgfault_x 6\npgmajfault 2\n",
         );
         assert_eq!(usage.cpu, 165 * 10_000_000);
+        assert_eq!(usage.cpu_parts, (110 * 10_000_000, 55 * 10_000_000));
         assert_eq!((usage.memory, usage.working_set), (600 << 10, 500 << 10));
         assert_eq!((usage.rss, usage.faults, usage.major_faults), (57 << 10, 5, 2));
     }

@@ -11,6 +11,7 @@ use skiff_cri::FilesystemUsage;
 use super::disk::{self, Contents, FileSystem};
 use super::machine::{self, Interface};
 use super::{ContainerFigures, Measured, PodDisk, PodFigures, Snapshot, Stats, VolumeDisk};
+use crate::cgroups::Stalls;
 use crate::pod;
 
 /// How old a figure of the disk may be: walking directories is costly.
@@ -51,14 +52,16 @@ fn node(name: &str, snapshot: &Snapshot) -> Value {
             "memory": memory(measured, snapshot.at),
         })
     });
-    json!({
+    let mut summary = json!({
         "nodeName": name,
         "systemContainers": containers.collect::<Vec<_>>(),
         "startTime": time(started),
         "cpu": cpu(&snapshot.node, snapshot.at),
         "memory": node_memory(&snapshot.node, snapshot.at),
         "swap": swap(&snapshot.node, snapshot.at),
-    })
+    });
+    add_io(&mut summary, &snapshot.node, snapshot.at);
+    summary
 }
 
 fn pod_summary(figures: &PodFigures, at: Timestamp, disk: Option<(&PodDisk, Option<FileSystem>)>) -> Value {
@@ -76,6 +79,7 @@ fn pod_summary(figures: &PodFigures, at: Timestamp, disk: Option<(&PodDisk, Opti
         summary["cpu"] = cpu(measured, at);
         summary["memory"] = memory(measured, at);
         summary["swap"] = swap(measured, at);
+        add_io(&mut summary, measured, at);
         summary["process_stats"] = json!({"process_count": measured.usage.processes});
     }
     let Some((disk, file_system)) = disk else {
@@ -135,6 +139,7 @@ fn container_summary(
         "memory": memory(&container.measured, at),
         "swap": swap(&container.measured, at),
     });
+    add_io(&mut summary, &container.measured, at);
     if let Some((disk, file_system)) = disk {
         summary["rootfs"] = used(container.root, file_system, at);
         let logs = disk.logs.get(&container.name).copied().unwrap_or_default();
@@ -153,6 +158,9 @@ fn cpu(measured: &Measured, at: Timestamp) -> Value {
     if let Some(rate) = measured.nano_cores {
         cpu["usageNanoCores"] = rate.into();
     }
+    if let Some(stalls) = &measured.usage.pressure.cpu {
+        cpu["psi"] = psi(stalls);
+    }
     cpu
 }
 
@@ -169,7 +177,23 @@ fn memory(measured: &Measured, at: Timestamp) -> Value {
     if let Some(limit) = usage.limit {
         memory["availableBytes"] = limit.saturating_sub(usage.working_set).into();
     }
+    if let Some(stalls) = &usage.pressure.memory {
+        memory["psi"] = psi(stalls);
+    }
     memory
+}
+
+/// I/O is there for its pressure alone.
+fn add_io(summary: &mut Value, measured: &Measured, at: Timestamp) {
+    if let Some(stalls) = &measured.usage.pressure.io {
+        summary["io"] = json!({"time": time(at), "psi": psi(stalls)});
+    }
+}
+
+fn psi(stalls: &Stalls) -> Value {
+    let [full, some] = [stalls.full, stalls.some]
+        .map(|stall| json!({"total": stall.total, "avg10": stall.avg10, "avg60": stall.avg60, "avg300": stall.avg300}));
+    json!({"full": full, "some": some})
 }
 
 fn node_memory(measured: &Measured, at: Timestamp) -> Value {
@@ -293,5 +317,24 @@ mod tests {
         assert_eq!(summary["network"]["name"], "eth0");
         let small = pod_summary(&snapshot.pods[0], snapshot.at, None);
         assert!(small["network"].is_null() && small["volume"].is_null());
+    }
+
+    #[test]
+    fn pressure_is_told_where_the_kernel_tells() {
+        let mut snapshot = super::super::tests::snapshot(10, 1);
+        let told = |snapshot: &Snapshot| {
+            let summary = &pod_summary(&snapshot.pods[0], snapshot.at, None)["containers"][0];
+            [&summary["cpu"]["psi"], &summary["memory"]["psi"], &summary["io"]["psi"]].map(Clone::clone)
+        };
+        assert_eq!(told(&snapshot), [Value::Null, Value::Null, Value::Null]);
+        let mut stalls = Stalls::default();
+        (stalls.some.avg10, stalls.some.total) = (1.5, 7);
+        let pressure = &mut snapshot.pods[0].containers[0].measured.usage.pressure;
+        (pressure.cpu, pressure.io) = (Some(stalls), Some(stalls));
+        let shown = json!({
+            "some": {"total": 7, "avg10": 1.5, "avg60": 0.0, "avg300": 0.0},
+            "full": {"total": 0, "avg10": 0.0, "avg60": 0.0, "avg300": 0.0},
+        });
+        assert_eq!(told(&snapshot), [shown.clone(), Value::Null, shown]);
     }
 }

@@ -238,6 +238,10 @@ async fn figures_are_served_under_upstreams_names() {
         "kubelet_started_pods_total 1",
         "kubelet_pleg_relist_duration_seconds_count",
         "process_resident_memory_bytes",
+        "kubelet_pleg_last_seen_seconds",
+        "kubelet_server_expiration_renew_errors 0",
+        "kubelet_cgroup_manager_duration_seconds_count{operation_type=\"create\"} 1",
+        "kubernetes_build_info{git_version=\"v1.36.0\"",
         "kubelet_http_requests_total{method=\"GET\",path=\"metrics\"",
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
@@ -247,6 +251,20 @@ async fn figures_are_served_under_upstreams_names() {
         probes.contains("prober_probe_total{probe_type=\"Readiness\",result=\"successful\",container=\"c\",pod=\"p\""),
         "{probes}"
     );
+    let cadvisor = get("/metrics/cadvisor").await;
+    for name in [
+        "container_fs_reads_total",
+        "container_fs_writes_bytes_total",
+        "container_oom_events_total",
+        "container_memory_max_usage_bytes",
+        "container_memory_failcnt",
+        "container_spec_cpu_shares",
+        "container_cpu_user_seconds_total{id=\"/\"}",
+        "container_threads",
+        "container_pressure_memory_stalled_seconds_total",
+    ] {
+        assert!(cadvisor.contains(name), "{name} in {cadvisor}");
+    }
     let resource = get("/metrics/resource").await;
     assert!(resource.contains("node_memory_working_set_bytes "), "{resource}");
     let summary: serde_json::Value = serde_json::from_str(get("/stats/summary").await.trim()).expect("JSON");
