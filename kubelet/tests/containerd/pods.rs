@@ -135,6 +135,52 @@ async fn a_container_has_the_rights_that_it_was_given() {
     assert_eq!(lines, expected);
 }
 
+/// What the kernel holds a pod to: processes, a profile of the node's own, paths that are hidden unless somebody asks for them.
+#[tokio::test]
+async fn what_binds_a_pod_is_in_the_kernel() {
+    let mut node = Node::without_kubelet().await;
+    node.config.kubelet.pod_pids_limit = 20;
+    node.config.kubelet.allowed_unsafe_sysctls = vec!["kernel.msg*".into()];
+    let profiles = node.path_of("kubelet/seccomp");
+    std::fs::create_dir_all(&profiles).expect("a directory");
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13}],
+    });
+    std::fs::write(profiles.join("no-mkdir.json"), profile.to_string()).expect("a profile");
+    node.start_kubelet();
+    let run = |name: &str, script: &str, context: Value| {
+        let mut c = container(&format!("exec > /dev/termination-log 2>&1; {script}"));
+        c["securityContext"] = context;
+        node.create(name, &json!({"restartPolicy": "Never", "containers": [c]}));
+    };
+    // A shell that cannot fork gives up; the one around it needs no further process.
+    let forks = "(for i in $(/bin/busybox seq 40); do /bin/busybox sleep 20 & done) || :";
+    run("forks", forks, json!({}));
+    run("score", "/bin/busybox cat /proc/self/oom_score_adj", json!({}));
+    let denied = "/bin/busybox mkdir /tmp/x || echo refused";
+    let own = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "no-mkdir.json"}});
+    run("denied", denied, own);
+    run("allowed", &format!("{denied}; echo made"), json!({}));
+    let hidden = "/bin/busybox test -c /proc/keys && echo hidden || echo shown; \
+                  /bin/busybox grep -c ' /proc/sys proc ro' /proc/mounts";
+    run("masked", hidden, json!({}));
+    run("unmasked", hidden, json!({"procMount": "Unmasked"}));
+    let mut c = container("exec > /dev/termination-log; /bin/busybox cat /proc/sys/kernel/msgmax");
+    c["name"] = "c".into();
+    let sysctls = json!({"sysctls": [{"name": "kernel.msgmax", "value": "12345"}]});
+    let spec = json!({"restartPolicy": "Never", "containers": [c], "securityContext": sysctls});
+    node.create("sysctl", &spec);
+    let said = async |name: &str| message(&node.until_status(name, "end", ended).await);
+    assert!(said("forks").await.contains("can't fork"), "{}", said("forks").await);
+    assert_eq!(said("score").await, "1000\n");
+    assert_eq!(said("sysctl").await, "12345\n");
+    assert!(said("denied").await.ends_with("refused\n"));
+    assert_eq!(said("allowed").await, "made\n");
+    assert_eq!(said("masked").await, "hidden\n1\n");
+    assert_eq!(said("unmasked").await, "shown\n0\n");
+}
+
 /// busybox's image names no user: that is root, also with a group of the pod's.
 #[tokio::test]
 async fn a_group_needs_no_user() {

@@ -188,6 +188,92 @@ async fn pods_are_evicted_when_memory_runs_short_but_not_critical_ones() {
         .await;
 }
 
+/// All but this much of the machine's memory, as a reservation.
+fn all_but(mebibytes: u64) -> std::collections::BTreeMap<String, String> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the machine's memory");
+    let total = meminfo
+        .split_whitespace()
+        .nth(1)
+        .and_then(|total| total.parse::<u64>().ok());
+    let reserved = total.expect("a number") - (mebibytes << 10);
+    [("memory".to_owned(), format!("{reserved}Ki"))].into()
+}
+
+#[tokio::test]
+async fn pods_get_no_more_than_what_is_not_reserved() {
+    let mut node = Node::without_kubelet().await;
+    node.config.kubelet.kube_reserved = all_but(64);
+    node.start_kubelet();
+    node.until_event("NodeAllocatableEnforced: Updated Node Allocatable limit across pods")
+        .await;
+    let greedy = container("exec /bin/busybox dd if=/dev/zero of=/dev/null bs=256M count=1");
+    node.create("greedy", &json!({"restartPolicy": "Never", "containers": [greedy]}));
+    let failed = |status: &Value| status["phase"] == "Failed";
+    let status = node.until_status("greedy", "end", failed).await;
+    let terminated = &status["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(terminated["exitCode"], 137, "{status}");
+}
+
+/// A soft threshold waits, and its pods get their grace period, up to the node's maximum.
+#[tokio::test]
+async fn a_soft_eviction_waits_and_lets_pods_tidy_up() {
+    let mut node = Node::without_kubelet().await;
+    let kubelet = &mut node.config.kubelet;
+    let signal = || "memory.available".to_owned();
+    kubelet.eviction_soft = [(signal(), "99%".to_owned())].into();
+    kubelet.eviction_soft_grace_period = [(signal(), GoDuration::seconds(4))].into();
+    kubelet.eviction_max_pod_grace_period = 10;
+    let begun = Instant::now();
+    node.start_kubelet();
+    // The node says at once that it runs short: only who asks for memory may still start.
+    let tidies = "trap '/bin/busybox sleep 2; echo tidy > /dev/termination-log; exit 0' TERM; \
+                  while true; do /bin/busybox sleep 0.1; done";
+    let mut spec = container(tidies);
+    spec["resources"] = json!({"requests": {"memory": "1Mi"}});
+    node.create("p", &json!({"terminationGracePeriodSeconds": 30, "containers": [spec]}));
+    node.until_ready("p").await;
+    let evicted = |status: &Value| status["reason"] == "Evicted" && status["phase"] == "Failed";
+    let status = node.until_status("p", "eviction", evicted).await;
+    assert!(begun.elapsed() >= Duration::from_secs(6), "{:?}", begun.elapsed());
+    let terminated = &status["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(
+        (&terminated["message"], &terminated["exitCode"]),
+        (&json!("tidy\n"), &json!(0)),
+        "{status}"
+    );
+}
+
+#[tokio::test]
+async fn who_fills_the_disk_with_files_is_evicted() {
+    let mut node = Node::without_kubelet().await;
+    let root = node.path_of("kubelet");
+    std::fs::create_dir(&root).expect("a directory");
+    let flags = nix::mount::MsFlags::empty();
+    let options = Some("size=32m,nr_inodes=2000");
+    nix::mount::mount(Some("tmpfs"), &root, Some("tmpfs"), flags, options).expect("a tmpfs");
+    node.config.kubelet.eviction_hard = [("nodefs.inodesFree".to_owned(), "50%".to_owned())].into();
+    node.start_kubelet();
+    let writer = |files: u32| {
+        let mut spec = container(&format!(
+            "for i in $(/bin/busybox seq {files}); do echo > /v/$i; done; /bin/busybox sleep 1000"
+        ));
+        spec["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+        json!({"containers": [spec], "volumes": [{"name": "v", "emptyDir": {}}]})
+    };
+    node.create("modest", &writer(10));
+    node.until_ready("modest").await;
+    node.create("greedy", &writer(1500));
+    let evicted = |status: &Value| status["reason"] == "Evicted";
+    let greedy = node.until_status("greedy", "eviction", evicted).await;
+    let message = greedy["message"].as_str().unwrap_or_default();
+    assert!(
+        message.starts_with("The node was low on resource: inodes. Threshold quantity: 1"),
+        "{message}"
+    );
+    let modest = node.api.get(&Kubelet::path("modest")).expect("the pod");
+    assert!(is_ready(&modest["status"]), "{modest}");
+}
+
 /// Pages of a tmpfs hold the memory: there is no swap that they could go to. With version 1 of cgroups no limit can go below that.
 #[tokio::test]
 async fn a_limit_that_pods_are_above_already_stops_no_kubelet() {
@@ -208,13 +294,7 @@ async fn a_limit_that_pods_are_above_already_stops_no_kubelet() {
     );
     let written = std::process::Command::new("sh").args(["-c", &script]).output();
     assert!(written.expect("a shell").status.success());
-    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the machine's memory");
-    let total = meminfo
-        .split_whitespace()
-        .nth(1)
-        .and_then(|total| total.parse::<u64>().ok());
-    let reserved = format!("{}Ki", total.expect("a number") - (16 << 10));
-    node.config.kubelet.kube_reserved = [("memory".to_owned(), reserved)].into();
+    node.config.kubelet.kube_reserved = all_but(16);
     node.start_kubelet();
     let told = |api: &crate::api::Api| {
         let events = api.events();
