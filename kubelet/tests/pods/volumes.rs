@@ -150,6 +150,36 @@ async fn a_volume_belongs_to_the_group_of_its_first_pod() {
     assert_eq!(gid(&file), 1);
 }
 
+/// The later of two that come together sees the earlier one.
+#[tokio::test]
+async fn of_pods_that_come_at_once_one_gives_the_volume_its_group() {
+    let scene = Scene::new();
+    claim(&scene, "Bound");
+    volume(&scene, &mounted(&scene));
+    for group in 1..=4 {
+        let mut pod = pod();
+        pod["securityContext"] = json!({"fsGroup": group});
+        scene.create(&format!("p{group}"), &pod);
+    }
+    for group in 1..=4 {
+        scene.until_ready(&format!("p{group}")).await;
+    }
+    let group = gid(&scene.dir.path().join("data"));
+    let told = |api: &crate::api::Api| {
+        let events = api.events().into_iter();
+        let told: Vec<String> = events
+            .filter(|event| event.starts_with("AlreadyMountedVolume"))
+            .collect();
+        (told.len() == 3).then_some(told)
+    };
+    let told = scene.api.until("word to the three others", told).await;
+    let has = format!("has GID {group}.");
+    assert!(
+        (1..=4).contains(&group) && told.iter().all(|event| event.contains(&has)),
+        "{told:?}"
+    );
+}
+
 #[tokio::test]
 async fn what_the_root_shows_may_be_believed() {
     let scene = Scene::new();
