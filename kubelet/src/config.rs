@@ -101,6 +101,8 @@ pub struct Flags {
     pub config_dir: Option<PathBuf>,
     /// Flags that say the same as a field of the file: they win.
     pub overrides: Map<String, Value>,
+    /// Flags of upstream's that were given and that nothing acts on.
+    pub unheeded: Vec<&'static str>,
     /// `--node-labels`: labels to register the node with.
     pub node_labels: BTreeMap<String, String>,
     /// `--cgroup-root`: overrides the file's `cgroupRoot`.
@@ -121,6 +123,7 @@ impl Default for Flags {
             pod_manifest_path: None,
             config_dir: None,
             overrides: Map::new(),
+            unheeded: Vec::new(),
             node_labels: BTreeMap::new(),
             cgroup_root: None,
             cert_dir: None,
@@ -167,6 +170,9 @@ impl Config {
                 field,
                 "this kubelet does not act on this field of its configuration yet"
             );
+        }
+        for flag in &flags.unheeded {
+            tracing::warn!(flag, "this kubelet does not act on this flag");
         }
         kubelet.complete();
         if let Some(endpoint) = &flags.container_runtime_endpoint {

@@ -307,6 +307,50 @@ fn what_is_installed_is_whole_and_systemd_finds_no_fault_in_its_units() -> anyho
     Ok(())
 }
 
+/// What kubeadm writes, drop-ins, and flags of upstream's command lines, as the program itself takes them.
+#[test]
+fn a_kubelet_takes_its_configuration_as_upstreams_does() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file =
+        |name: &str, text: &str| -> anyhow::Result<()> { Ok(std::fs::write(directory.path().join(name), text)?) };
+    let kubeadm = include_str!("../../kubelet/src/config/kubeadm.yaml");
+    let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+    file("config.yaml", kubeadm)?;
+    std::fs::create_dir(directory.path().join("conf.d"))?;
+    let run = |flags: &[&str]| -> anyhow::Result<String> {
+        let mut kubelet = Command::new(binary()?);
+        let base = [
+            "kubelet",
+            "--config",
+            "config.yaml",
+            "--config-dir",
+            "conf.d",
+            "--kubeconfig",
+            "none.conf",
+            "--root-dir",
+            "root",
+        ];
+        let output = kubelet.current_dir(directory.path()).args(base).args(flags).output()?;
+        assert!(!output.status.success(), "there is no API server to reach");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    };
+    // Whoever comes as far as this could use the whole configuration.
+    let accepted = "none.conf does not exist";
+    let told = run(&[])?;
+    assert!(told.contains(accepted) && !told.contains("does not act on"), "{told}");
+    file("conf.d/10.conf", &format!("{head}maxPods: -1\n"))?;
+    let told = run(&[])?;
+    assert!(told.contains("maxPods (--max-pods): -1"), "{told}");
+    let told = run(&["--max-pods=7", "--maximum-dead-containers=3", "--event-qps=5"])?;
+    for words in [accepted, "maximum-dead-containers", "eventRecordQPS"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    file("conf.d/20.conf", &format!("{head}maxPodz: 1\n"))?;
+    let told = run(&["--max-pods=7"])?;
+    assert!(told.contains("maxPodz") && told.contains("20.conf"), "{told}");
+    Ok(())
+}
+
 #[test]
 fn what_cannot_work_is_refused_before_anything_is_done() -> anyhow::Result<()> {
     let home = Home::new(&[])?;

@@ -85,46 +85,7 @@ mod tests {
     use crate::config::{Config, Flags, KubeletConfiguration};
 
     /// As kubeadm writes it.
-    const KUBEADM: &str = r#"apiVersion: kubelet.config.k8s.io/v1beta1
-kind: KubeletConfiguration
-authentication:
-  anonymous: {enabled: false}
-  webhook: {cacheTTL: 0s, enabled: true}
-  x509: {clientCAFile: /pki/ca.crt}
-authorization:
-  mode: Webhook
-  webhook: {cacheAuthorizedTTL: 0s, cacheUnauthorizedTTL: 0s}
-cgroupDriver: systemd
-clusterDNS: [10.96.0.10]
-clusterDomain: cluster.local
-containerRuntimeEndpoint: ""
-cpuManagerReconcilePeriod: 0s
-crashLoopBackOff: {}
-evictionPressureTransitionPeriod: 0s
-fileCheckFrequency: 0s
-healthzBindAddress: 127.0.0.1
-healthzPort: 10248
-httpCheckFrequency: 0s
-imageMaximumGCAge: 0s
-imageMinimumGCAge: 0s
-logging:
-  flushFrequency: 0
-  options:
-    json: {infoBufferSize: "0"}
-    text: {infoBufferSize: "0"}
-  verbosity: 0
-memorySwap: {}
-nodeStatusReportFrequency: 0s
-nodeStatusUpdateFrequency: 0s
-rotateCertificates: true
-runtimeRequestTimeout: 0s
-shutdownGracePeriod: 0s
-shutdownGracePeriodCriticalPods: 0s
-staticPodPath: /manifests
-streamingConnectionIdleTimeout: 0s
-syncFrequency: 0s
-volumeStatsAggPeriod: 0s
-"#;
+    const KUBEADM: &str = include_str!("kubeadm.yaml");
     const HEAD: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
 
     fn load(file: &str, drop_in: Option<&str>) -> Result<KubeletConfiguration, crate::config::Error> {

@@ -1,15 +1,19 @@
 //! The node in the API.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use skiff_kubelet::{Config, KubeletConfiguration};
 
 use crate::kubelet::is_ready;
 use crate::scene::Scene;
 
+const NODE: &str = "/api/v1/nodes/node-1";
+
 #[tokio::test]
 async fn the_node_registers_and_follows_its_network() {
     let scene = Scene::new();
-    let node = "/api/v1/nodes/node-1";
-    let ready = |api: &crate::api::Api| api.get(node).filter(|node| is_ready(&node["status"]));
+    let ready = |api: &crate::api::Api| api.get(NODE).filter(|node| is_ready(&node["status"]));
     let found = scene.api.until("ready node", ready).await;
     assert_eq!(found["metadata"]["labels"]["kubernetes.io/hostname"], "node-1");
     assert_eq!(
@@ -30,8 +34,6 @@ async fn the_node_registers_and_follows_its_network() {
         .until_event("NodeReady: Node node-1 status is now: NodeReady")
         .await;
 }
-
-const NODE: &str = "/api/v1/nodes/node-1";
 
 #[tokio::test]
 async fn what_a_node_is_registered_with_is_the_administrators_afterwards() {
@@ -74,18 +76,71 @@ async fn what_a_node_is_registered_with_is_the_administrators_afterwards() {
     scene.until_event(&event).await;
 }
 
+#[tokio::test]
+async fn pods_run_by_what_kubeadm_writes() {
+    let mut scene = Scene::idle();
+    let file = scene.dir.path().join("config.yaml");
+    std::fs::write(&file, include_str!("../../src/config/kubeadm.yaml")).expect("a file");
+    let loaded = Config::load(Some(&file), scene.config.flags.clone()).expect("a configuration");
+    // Where the test is and what it spares the machine stays its own.
+    let own = scene.config.kubelet.clone();
+    scene.config.kubelet = KubeletConfiguration {
+        pod_logs_dir: own.pod_logs_dir,
+        cgroup_root: own.cgroup_root,
+        cgroup_driver: own.cgroup_driver,
+        enable_server: false,
+        healthz_port: 0,
+        eviction_hard: own.eviction_hard,
+        image_gc_high_threshold_percent: own.image_gc_high_threshold_percent,
+        static_pod_path: Some(scene.dir.path().join("manifests")),
+        ..loaded.kubelet
+    };
+    scene.start();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    let node = scene.api.get(NODE).expect("the node");
+    assert_eq!(node["status"]["capacity"]["pods"], "110");
+}
+
+#[tokio::test]
+async fn an_image_that_was_unused_for_long_goes() {
+    let mut scene = Scene::idle();
+    scene.config.kubelet.image_maximum_gc_age.0 = Duration::from_secs(60);
+    scene.runtime.add_image("unused:1");
+    scene.start();
+    scene.create("p", &json!({}));
+    scene.until_ready("p").await;
+    let removed = |calls: Vec<String>| {
+        calls
+            .into_iter()
+            .filter(|call| call.starts_with("RemoveImage"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(removed(scene.runtime.calls()), [""; 0]);
+    // Until the next look, and past the age.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(301)).await;
+    tokio::time::resume();
+    let runtime = scene.runtime.clone();
+    let gone = |_: &crate::api::Api| (removed(runtime.calls()).len() == 1).then_some(());
+    scene.api.until("the unused image's end", gone).await;
+    let used = skiff_cri::Runtime::image_status(&scene.runtime, "busybox:1")
+        .await
+        .expect("an answer");
+    assert!(used.is_some(), "what runs keeps its image");
+}
+
 /// The node controller says that it heard nothing; what it said stays until the kubelet says otherwise.
 #[tokio::test]
 async fn what_others_made_of_the_status_is_put_right() {
     let mut scene = Scene::idle();
     let tick = &mut scene.config.kubelet.node_status_update_frequency;
-    tick.0 = std::time::Duration::from_millis(50);
+    tick.0 = Duration::from_millis(50);
     scene.start();
-    let node = "/api/v1/nodes/node-1";
-    let ready = |api: &crate::api::Api| api.get(node).filter(|node| is_ready(&node["status"]));
+    let ready = |api: &crate::api::Api| api.get(NODE).filter(|node| is_ready(&node["status"]));
     scene.api.until("ready node", ready).await;
     let foreign = json!({"type": "KernelDeadlock", "status": "False"});
-    scene.api.edit(node, |node| {
+    scene.api.edit(NODE, |node| {
         let conditions = node["status"]["conditions"].as_array_mut().expect("conditions");
         for condition in conditions.iter_mut() {
             condition["status"] = "Unknown".into();
@@ -112,7 +167,6 @@ async fn a_node_waits_for_its_network() {
     scene.api.remove("/api/v1/nodes/node-1");
     scene.runtime.set_network_ready(false);
     scene.start();
-    let node = "/api/v1/nodes/node-1";
     let message = |node: &Value| {
         let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions
@@ -120,7 +174,7 @@ async fn a_node_waits_for_its_network() {
             .find(|c| c["type"] == "Ready")
             .and_then(|c| c["message"].as_str().map(str::to_owned))
     };
-    let unready = |api: &crate::api::Api| api.get(node).as_ref().and_then(message);
+    let unready = |api: &crate::api::Api| api.get(NODE).as_ref().and_then(message);
     let text = scene.api.until("unready node", unready).await;
     assert!(
         text.starts_with("container runtime network not ready: NetworkReady=false"),
@@ -130,7 +184,7 @@ async fn a_node_waits_for_its_network() {
     scene
         .api
         .until("ready node", |api| {
-            api.get(node).filter(|node| is_ready(&node["status"]))
+            api.get(NODE).filter(|node| is_ready(&node["status"]))
         })
         .await;
 }
