@@ -123,19 +123,17 @@ fn phase(input: &Input<'_>, init: &[ContainerStatus], main: &[ContainerStatus]) 
     let restarts = |(name, code): (&String, i32)| {
         pod::container(input.pod, name).is_some_and(|(role, spec)| restarts::after(input.pod, role, &spec, code))
     };
+    // The verdict on a pod whose containers have all ended waits until the sidecars have ended too; one of the kubelet's own is told
+    // with its reason.
+    let undecided = input.observed.goes_on() || input.memory.verdict.is_some();
     let phase = if pending {
         "Pending"
     } else if running > 0 || again || main.is_empty() || ended.into_iter().any(restarts) {
         "Running"
     } else if main.iter().all(|status| exit(status) == Some(0)) {
-        // The verdict on a pod whose containers have all ended waits until the sidecars have ended too.
-        if input.observed.goes_on() {
-            "Running"
-        } else {
-            "Succeeded"
-        }
+        if undecided { "Running" } else { "Succeeded" }
     } else if main.iter().all(|status| exit(status).is_some()) {
-        if input.observed.goes_on() { "Running" } else { "Failed" }
+        if undecided { "Running" } else { "Failed" }
     } else {
         "Running"
     };

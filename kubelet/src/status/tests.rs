@@ -272,6 +272,23 @@ fn phases() {
     }
 }
 
+/// The phase is final for the API: a verdict without its reason would stay so.
+#[test]
+fn a_verdict_is_told_with_its_reason_or_not_yet() {
+    for code in [0, 137] {
+        let spec = json!({"restartPolicy": "Never"});
+        let mut scene = Scene::new(&spec, vec![container("c", 0, exit(code, ""))]);
+        scene.memory.verdict = Some(Finish::deadline());
+        assert_eq!(scene.status()["phase"], "Running", "its kill has not come back");
+        scene.plan.finish = scene.memory.verdict.clone();
+        let status = scene.status();
+        assert_eq!(
+            (&status["phase"], &status["reason"]),
+            (&json!("Failed"), &json!("DeadlineExceeded"))
+        );
+    }
+}
+
 #[test]
 fn initialization() {
     let spec = json!({"initContainers": [{"name": "i"}, {"name": "j"}]});
