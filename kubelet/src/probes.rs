@@ -246,12 +246,7 @@ impl Prober {
         let timeout = seconds(self.probe.timeout_seconds, 1).max(Duration::from_secs(1));
         let delay = seconds(self.probe.initial_delay_seconds, 0);
         let age = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
-        if age < delay {
-            tokio::time::sleep(delay - age).await;
-        } else if taken_over && age > delay + period {
-            // Not all probes of a node at once.
-            tokio::time::sleep(spread(&self.id, period)).await;
-        }
+        tokio::time::sleep(first_pause(age, delay, period, taken_over.then_some(&self.id))).await;
         let mut verdict = Verdict::new(self.kind, &self.probe, initially_ready);
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -417,6 +412,15 @@ pub(crate) fn port(port: &IntOrString, container: &Container) -> Result<u16, Str
     valid.ok_or_else(|| format!("invalid port: {port:?}"))
 }
 
+/// How long a container's first probe waits. After a restart of the kubelet, not all probes of a node come at once: with the id of a
+/// container that was taken over, one that is due comes within its period.
+fn first_pause(age: Duration, delay: Duration, period: Duration, taken_over: Option<&str>) -> Duration {
+    match taken_over {
+        Some(id) if age > delay + period => spread(id, period),
+        _ => delay.saturating_sub(age),
+    }
+}
+
 /// A part of `period` that depends on `id`.
 fn spread(id: &str, period: Duration) -> Duration {
     let sum = id
@@ -491,6 +495,30 @@ mod tests {
             let (from, to) = (period * tenth / 10, period * (tenth + 1) / 10);
             let count = starts.iter().filter(|start| (from..to).contains(*start)).count();
             assert!((2..=30).contains(&count), "{count} of 110 in tenth {tenth}: {starts:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_probe_that_is_taken_over_waits_without_need() {
+        let pause = |age: u64, taken_over: Option<&str>| {
+            let [age, delay, period] = [age, 5, 10].map(Duration::from_secs);
+            first_pause(age, delay, period, taken_over).as_millis()
+        };
+        let id = "a";
+        let own = spread(id, Duration::from_secs(10)).as_millis();
+        assert!(own > 0);
+        for (age, taken_over, expected) in [
+            (0, None, 5000),
+            (3, None, 2000),
+            (5, None, 0),
+            // As after a startup probe or a postStart hook that took its time.
+            (600, None, 0),
+            (3, Some(id), 2000),
+            (10, Some(id), 0),
+            (16, Some(id), own),
+            (600, Some(id), own),
+        ] {
+            assert_eq!(pause(age, taken_over), expected, "{age} {taken_over:?}");
         }
     }
 

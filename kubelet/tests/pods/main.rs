@@ -4,6 +4,7 @@ mod admission;
 mod api;
 mod asked;
 mod events;
+mod given;
 mod hooks;
 mod kills;
 mod kubelet;
