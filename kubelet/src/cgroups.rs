@@ -177,15 +177,18 @@ impl Cgroups {
 
     /// How containers are kept from swapping here, where the kernel counts it; `LimitedSwap` shares out so many bytes.
     pub(crate) fn swap(&self, shared: Option<i64>) -> Option<Swap> {
-        let pods = self.class_path(Qos::Guaranteed);
-        let (file, swap) = match &self.hierarchy {
-            Hierarchy::V1 { mounts } => (
-                below(mounts.get("memory")?, &pods).join("memory.memsw.limit_in_bytes"),
-                Swap::Together,
-            ),
-            Hierarchy::V2 { mount } => (below(mount, &pods).join("memory.swap.max"), Swap::Apart(shared)),
-        };
-        file.exists().then_some(swap)
+        match &self.hierarchy {
+            Hierarchy::V1 { mounts } => {
+                let counted = mounts.get("memory")?.join("memory.memsw.limit_in_bytes");
+                counted.exists().then_some(Swap::Together)
+            }
+            // The root has no limits; any cgroup below it shows what the kernel can.
+            Hierarchy::V2 { mount } => {
+                let mut below = std::fs::read_dir(mount).ok()?.filter_map(Result::ok);
+                let counted = below.any(|entry| entry.path().join("memory.swap.max").exists());
+                counted.then_some(Swap::Apart(shared))
+            }
+        }
     }
 
     /// Where a cgroup is whose name has these parts, as the driver writes it: `/a/b`, or `/a.slice/a-b.slice`.
@@ -459,7 +462,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&cpu).unwrap(), "1024");
         assert_eq!(cgroups.pods(), ["u1"]);
         assert_eq!(cgroups.swap(None), None, "the kernel does not count it");
-        let counted = dir.path().join("memory/skiff/a/kubepods/memory.memsw.limit_in_bytes");
+        let counted = dir.path().join("memory/memory.memsw.limit_in_bytes");
         std::fs::write(counted, "").unwrap();
         assert_eq!(cgroups.swap(Some(1)), Some(Swap::Together));
     }
@@ -470,6 +473,9 @@ mod tests {
         std::fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
         let cgroups = Cgroups::open(dir.path(), "", Driver::Cgroupfs).await.unwrap();
         assert!(cgroups.is_unified());
+        assert_eq!(cgroups.swap(None), None, "the kernel does not count it");
+        std::fs::write(dir.path().join("kubepods/memory.swap.max"), "max").unwrap();
+        assert_eq!(cgroups.swap(Some(1)), Some(Swap::Apart(Some(1))));
         let p = with(&json!({"limits": {"cpu": "500m", "memory": "64Mi"}}));
         cgroups.create_pod(&p, &RULES).await.unwrap();
         assert_eq!(cgroups.parent(&p), "/kubepods/burstable/podu1");
