@@ -105,12 +105,11 @@ impl Manager {
     async fn round(&mut self) -> bool {
         let observations = self.observe().await;
         let starved = self.take_in(&observations);
-        // While not all pods are known, the wrong one would go.
-        if let Some(threshold) = starved.first().filter(|_| self.directory.is_complete()) {
+        if let Some(threshold) = starved.first() {
             self.reclaim(threshold, &observations).await;
             return true;
         }
-        !starved.is_empty() || state::is_near(&self.thresholds, &observations)
+        state::is_near(&self.thresholds, &observations)
     }
 
     /// A first look, so that the node is registered with true conditions.
@@ -183,6 +182,7 @@ impl Manager {
     /// Frees what nobody uses; when that is not enough, ends one pod and waits until it has ended.
     async fn reclaim(&mut self, threshold: &Threshold, observations: &Observations) {
         let resource = threshold.signal.resource();
+        let complete = self.directory.is_complete();
         let text = format!("Attempting to reclaim {resource}");
         self.agent.events.node(Severity::Warning, "EvictionThresholdMet", text);
         tracing::warn!(signal = threshold.signal.name(), "the node runs short: reclaiming");
@@ -211,6 +211,10 @@ impl Manager {
             if self.take_in(&observations).is_empty() {
                 return;
             }
+        }
+        if !complete {
+            // Of those that are known, the wrong one would go; and what the others left is not cleared away.
+            return;
         }
         let with_disk = matches!(resource, "ephemeral-storage" | "inodes");
         let mut candidates = self.candidates(with_disk).await;
