@@ -263,7 +263,11 @@ impl Server {
             ["metrics", "cadvisor"] if get => {
                 let machine = &self.agent.machine;
                 let snapshot = self.stats.snapshot().await;
-                Ok(exposition(stats::cadvisor(&snapshot, machine.cpus, machine.memory)))
+                Ok(exposition(stats::cadvisor(
+                    &snapshot,
+                    (machine.cpus, machine.memory),
+                    self.stats.node_disk(),
+                )))
             }
             ["stats", "summary"] if get => {
                 let short = flag(&query, &["only_cpu_and_memory"]);

@@ -141,6 +141,12 @@ impl Stats {
         disk::file_system(&self.agent.config.flags.root_dir)
     }
 
+    /// That file system, with its device.
+    pub(crate) fn node_disk(&self) -> Option<(String, FileSystem)> {
+        let root = &self.agent.config.flags.root_dir;
+        Some((disk::device(root).unwrap_or_default(), self.node_fs()?))
+    }
+
     /// The figures of this moment.
     pub(crate) async fn snapshot(&self) -> Arc<Snapshot> {
         // Who asks while another looks gets what that one finds.

@@ -1,5 +1,6 @@
 //! `/metrics/cadvisor`: the figures of cgroups and interfaces, under the names that dashboards know from cAdvisor.
 
+use super::disk::FileSystem;
 use super::exposition::{Text, float, seconds};
 use super::machine::Interface;
 use super::{ContainerFigures, PodFigures, Snapshot};
@@ -165,8 +166,8 @@ fn stalled(stalls: Option<Stalls>) -> Option<f64> {
     stalls.map(|stalls| float(stalls.full.total) / 1e6)
 }
 
-/// The text for a look; `cpus` and `memory` are the machine's.
-pub(crate) fn cadvisor(snapshot: &Snapshot, cpus: i64, memory: i64) -> String {
+/// The text for a look; `cpus` and `memory` are the machine's, `disk` is the node's with its device.
+pub(crate) fn cadvisor(snapshot: &Snapshot, (cpus, memory): (i64, i64), disk: Option<(String, FileSystem)>) -> String {
     let mut text = Text::default();
     for (name, help, value) in [
         ("machine_cpu_cores", "Number of logical CPU cores.", cpus),
@@ -192,7 +193,8 @@ pub(crate) fn cadvisor(snapshot: &Snapshot, cpus: i64, memory: i64) -> String {
         });
     }
     failures(&mut text, snapshot);
-    times(&mut text, snapshot);
+    times(&mut text, snapshot, disk.as_ref());
+    limits_of_disk(&mut text, snapshot, disk.as_ref());
     for (name, kind, help, value) in OF_CONTAINERS {
         text.family(name, kind, help);
         for (pod, container) in containers(snapshot) {
@@ -258,7 +260,7 @@ fn failures(text: &mut Text, snapshot: &Snapshot) {
     });
 }
 
-fn times(text: &mut Text, snapshot: &Snapshot) {
+fn times(text: &mut Text, snapshot: &Snapshot, disk: Option<&(String, FileSystem)>) {
     for (name, help) in [
         (
             "container_start_time_seconds",
@@ -271,6 +273,10 @@ fn times(text: &mut Text, snapshot: &Snapshot) {
         ),
     ] {
         text.family(name, "gauge", help);
+        if let Some((device, system)) = disk.filter(|_| name == "container_fs_usage_bytes") {
+            let labels = [("id", "/"), ("device", device.as_str())];
+            text.sample(name, &labels, float(system.used), Some(snapshot.at));
+        }
         for pod in &snapshot.pods {
             for container in &pod.containers {
                 let value = match name {
@@ -281,6 +287,17 @@ fn times(text: &mut Text, snapshot: &Snapshot) {
                 text.sample(name, &labels(&Of::Container(pod, container)), value, Some(snapshot.at));
             }
         }
+    }
+}
+
+/// Of the node's disk: containers have a limit of their own nowhere.
+fn limits_of_disk(text: &mut Text, snapshot: &Snapshot, disk: Option<&(String, FileSystem)>) {
+    let name = "container_fs_limit_bytes";
+    let help = "Number of bytes that can be consumed by the container on this filesystem.";
+    text.family(name, "gauge", help);
+    if let Some((device, system)) = disk {
+        let labels = [("id", "/"), ("device", device.as_str())];
+        text.sample(name, &labels, float(system.capacity), Some(snapshot.at));
     }
 }
 
@@ -429,11 +446,18 @@ mod tests {
         let mut stalls = Stalls::default();
         (stalls.some.total, stalls.full.total) = (2_000_000, 500_000);
         snapshot.pods[0].containers[0].measured.usage.pressure.cpu = Some(stalls);
-        let text = cadvisor(&snapshot, 2, 1024);
+        let system = FileSystem {
+            capacity: 5000,
+            used: 40,
+            ..FileSystem::default()
+        };
+        let text = cadvisor(&snapshot, (2, 1024), Some(("/dev/sda1".into(), system)));
         let of_container =
             "container=\"c\",id=\"/kubepods/podu1/id1\",image=\"busybox:1\",name=\"id1\",namespace=\"ns\",pod=\"p\"";
         for line in [
             "machine_cpu_cores 2".to_owned(),
+            "container_fs_limit_bytes{id=\"/\",device=\"/dev/sda1\"} 5000 10000".into(),
+            "container_fs_usage_bytes{id=\"/\",device=\"/dev/sda1\"} 40 10000".into(),
             "container_cpu_usage_seconds_total{id=\"/\",cpu=\"total\"} 1.5 10000".into(),
             format!("container_cpu_usage_seconds_total{{{of_container},cpu=\"total\"}} 1.5 10000"),
             format!("container_memory_working_set_bytes{{{of_container}}} 1000 10000"),

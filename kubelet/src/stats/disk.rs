@@ -41,6 +41,15 @@ pub(crate) struct Directories {
     known: Mutex<HashMap<PathBuf, (Instant, Contents)>>,
 }
 
+/// The device that a file system lies on, by name; none of one in memory, or of several devices.
+pub(crate) fn device(path: &Path) -> Option<String> {
+    let existing = path.ancestors().find(|path| path.exists())?;
+    let number = fs::metadata(existing).ok()?.dev();
+    let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+    let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    Some(format!("/dev/{}", link.file_name()?.to_string_lossy()))
+}
+
 /// The file system that holds `path` (or will hold it).
 pub(crate) fn file_system(path: &Path) -> Option<FileSystem> {
     let existing = path.ancestors().find(|path| path.exists())?;

@@ -1,5 +1,6 @@
 //! What pods' volumes hold: the kubelet's own by what lies in them, those of claims by their file systems.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -104,6 +105,34 @@ impl VolumeStats {
     }
 }
 
+impl VolumeStats {
+    /// How many volumes pods want, and how many of them are there, by plugin.
+    fn counts(&self) -> BTreeMap<String, (u32, u32)> {
+        let mut counts: BTreeMap<String, (u32, u32)> = BTreeMap::new();
+        let entries = self.directory.all();
+        let living = entries.iter().filter(|entry| !pod::is_terminal(&entry.pod));
+        for pod in living.map(|entry| &entry.pod) {
+            for volume in pod::spec(pod).volumes.iter().flatten() {
+                let Some(path) = self.agent.volumes.path(pod, volume) else {
+                    continue;
+                };
+                let (wanted, there) = counts.entry(plugin(&path)).or_default();
+                *wanted += 1;
+                *there += u32::from(path.exists());
+            }
+        }
+        counts
+    }
+}
+
+/// The plugin that keeps a volume there, as its directory is named; what lies elsewhere is the host's.
+fn plugin(path: &Path) -> String {
+    let mut parts = path
+        .iter()
+        .filter_map(|part| part.to_str()?.strip_prefix("kubernetes.io~"));
+    format!("kubernetes.io/{}", parts.next().unwrap_or("host-path"))
+}
+
 type Figure = (&'static str, &'static str, fn(&FileSystem) -> u64);
 
 const FIGURES: [Figure; 6] = [
@@ -127,6 +156,14 @@ const FIGURES: [Figure; 6] = [
 
 impl Collector for VolumeStats {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (name, help) = ("volume_manager_total_volumes", "Number of volumes in Volume Manager");
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (plugin, (wanted, there)) in self.counts() {
+            for (state, count) in [("desired_state_of_world", wanted), ("actual_state_of_world", there)] {
+                let labels = [("plugin_name", plugin.as_str()), ("state", state)];
+                ConstGauge::new(f64::from(count)).encode(metric.encode_family(&labels)?)?;
+            }
+        }
         let claims = self.claims();
         for (figure, help, value) in FIGURES {
             let name = format!("kubelet_volume_stats_{figure}");
@@ -140,5 +177,27 @@ impl Collector for VolumeStats {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugins_are_named_by_their_directories() {
+        for (path, name) in [
+            (
+                "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/v",
+                "kubernetes.io/empty-dir",
+            ),
+            (
+                "/var/lib/kubelet/pods/u/volumes/kubernetes.io~local-volume/pv",
+                "kubernetes.io/local-volume",
+            ),
+            ("/srv/data", "kubernetes.io/host-path"),
+        ] {
+            assert_eq!(plugin(Path::new(path)), name);
+        }
     }
 }

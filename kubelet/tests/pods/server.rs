@@ -256,6 +256,7 @@ async fn figures_are_served_under_upstreams_names() {
         "container_fs_reads_total",
         "container_fs_writes_bytes_total",
         "container_oom_events_total",
+        "container_fs_limit_bytes{id=\"/\"",
         "container_memory_max_usage_bytes",
         "container_memory_failcnt",
         "container_spec_cpu_shares",
