@@ -159,7 +159,7 @@ impl Config {
             })?;
             lay(&mut value, file, &text)?;
             if Some(*file) == path {
-                zeros::report_as_often(&mut value);
+                zeros::fill_in(&mut value);
             }
         }
         json_merge(&mut value, &Value::Object(flags.overrides.clone()));

@@ -202,7 +202,10 @@ mod tests {
         for (body, field) in [
             ("imageGCHighThresholdPercent: 101", "imageGCHighThresholdPercent"),
             ("imageGCLowThresholdPercent: 90", "imageGCLowThresholdPercent"),
-            ("maxParallelImagePulls: 3", "maxParallelImagePulls"),
+            (
+                "serializeImagePulls: true\nmaxParallelImagePulls: 3",
+                "maxParallelImagePulls",
+            ),
             ("evictionHard: {memory.free: 1Gi}", "evictionHard"),
             ("evictionSoft: {memory.available: 1Gi}", "evictionSoftGracePeriod"),
             ("kubeReserved: {pods: \"1\"}", "kubeReserved"),

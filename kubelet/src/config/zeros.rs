@@ -50,12 +50,16 @@ pub(super) fn settle(fields: &mut Value) {
     }
 }
 
-/// The configuration file that sets how often the node is looked at, and not how often it is reported, means both.
-pub(super) fn report_as_often(fields: &mut Value) {
-    if let Value::Object(fields) = fields
-        && let Some(period) = fields.get("nodeStatusUpdateFrequency").cloned()
-    {
+/// What the configuration file leaves to its other fields: upstream fills it in before it comes to drop-ins and flags.
+pub(super) fn fill_in(fields: &mut Value) {
+    let Value::Object(fields) = fields else { return };
+    // Who has the node looked at this often means it to be reported as often.
+    if let Some(period) = fields.get("nodeStatusUpdateFrequency").cloned() {
         fields.entry("nodeStatusReportFrequency").or_insert(period);
+    }
+    let parallel = fields.get("maxParallelImagePulls").and_then(Value::as_i64);
+    if parallel.is_some_and(|pulls| pulls > 1) {
+        fields.entry("serializeImagePulls").or_insert(false.into());
     }
 }
 
@@ -162,6 +166,19 @@ mod tests {
             let pointer = format!("/{}", path.replace('.', "/"));
             assert!(default.pointer(&pointer).is_some(), "{path}");
         }
+    }
+
+    #[test]
+    fn who_says_how_many_pulls_wants_several_at_once() {
+        let serialize = |body: &str| load(&format!("{HEAD}{body}"), None).map(|config| config.serialize_image_pulls);
+        for (body, wanted) in [
+            ("", true),
+            ("maxParallelImagePulls: 1\n", true),
+            ("maxParallelImagePulls: 3\n", false),
+        ] {
+            assert_eq!(serialize(body).unwrap(), wanted, "{body}");
+        }
+        assert!(serialize("serializeImagePulls: true\nmaxParallelImagePulls: 3\n").is_err());
     }
 
     #[test]
