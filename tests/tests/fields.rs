@@ -165,6 +165,18 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
+metadata: {name: hurried}
+spec:
+  terminationGracePeriodSeconds: 300
+  containers:
+  - name: c
+    image: IMAGE
+    imagePullPolicy: Never
+    command: [sh, -c, 'trap "" TERM; while true; do sleep 0.1; done']
+    livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 1}
+---
+apiVersion: v1
+kind: Pod
 metadata: {name: stubborn}
 spec:
   terminationGracePeriodSeconds: 300
@@ -433,6 +445,13 @@ async fn others(kubectl: &Kubectl) -> anyhow::Result<()> {
         text.contains("FailedPostStartHook")
     })
     .await?;
+    // A probe's kill has five minutes; who deletes the pod has not.
+    let told = async || events("hurried").await;
+    until("a slow kill", LIMIT, told, |text| {
+        text.contains("failed liveness probe")
+    })
+    .await?;
+    kubectl.run(&["delete", "pod", "hurried", "--grace-period=3", "--timeout=30s"])?;
     let restarts = async |pod: &str| kubectl.field(&["pod", pod], "{.status.containerStatuses[0].restartCount}");
     let again = |count: &String| count.parse().unwrap_or(0) > 0;
     // Its own grace period is five minutes: the probe's counts.
