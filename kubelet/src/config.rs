@@ -163,6 +163,7 @@ impl Config {
             }
         }
         json_merge(&mut value, &Value::Object(flags.overrides.clone()));
+        zeros::without_unnamed_files(&mut value);
         let whole = files.last().copied().unwrap_or(Path::new("the command line"));
         let mut kubelet = decode(whole, value)?;
         for field in kubelet.other.keys() {
@@ -179,7 +180,7 @@ impl Config {
             kubelet.container_runtime_endpoint.clone_from(endpoint);
         }
         if let Some(path) = &flags.pod_manifest_path {
-            kubelet.static_pod_path = Some(path.clone());
+            kubelet.static_pod_path = Some(path.clone()).filter(|path| !path.as_os_str().is_empty());
         }
         if let Some(root) = &flags.cgroup_root {
             kubelet.cgroup_root.clone_from(root);

@@ -170,6 +170,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_without_a_name_is_none() {
+        let config = read(&[
+            ("client-ca-file", ""),
+            ("tls-cert-file", ""),
+            ("tls-private-key-file", ""),
+        ])
+        .unwrap();
+        assert_eq!((config.tls_cert_file, config.tls_private_key_file), (None, None));
+        assert_eq!(config.authentication.x509.client_ca_file, None);
+        assert_eq!(
+            read(&[("max-pods", "0")]).unwrap().max_pods,
+            0,
+            "a flag's zero is meant"
+        );
+    }
+
+    #[test]
     fn every_flag_names_a_field() {
         for flag in FLAGS.iter().filter(|flag| flag.has_field()) {
             let text = match flag.kind {

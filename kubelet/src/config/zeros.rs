@@ -10,7 +10,6 @@ use super::configuration::known_elsewhere;
 const ZERO_IS_DEFAULT: &[&str] = &[
     "address",
     "authentication.webhook.cacheTTL",
-    "authentication.x509.clientCAFile",
     "authorization.mode",
     "authorization.webhook.cacheAuthorizedTTL",
     "authorization.webhook.cacheUnauthorizedTTL",
@@ -29,6 +28,11 @@ const ZERO_IS_DEFAULT: &[&str] = &[
     "port",
     "registryBurst",
     "runtimeRequestTimeout",
+];
+
+/// Files of which an empty name means none.
+const FILES: &[&str] = &[
+    "authentication.x509.clientCAFile",
     "staticPodPath",
     "tlsCertFile",
     "tlsPrivateKeyFile",
@@ -36,17 +40,27 @@ const ZERO_IS_DEFAULT: &[&str] = &[
 
 /// Takes away what says nothing, so that what was laid over an earlier value brings the default back.
 pub(super) fn settle(fields: &mut Value) {
-    for path in ZERO_IS_DEFAULT {
+    take_all(fields, ZERO_IS_DEFAULT);
+    without_unnamed_files(fields);
+    if let Value::Object(fields) = fields {
+        // Nobody is warned of a field that is not in use.
+        fields.retain(|field, value| !(known_elsewhere(field) && is_zero(value)));
+    }
+}
+
+/// Takes away files without a name: `--client-ca-file=` is how a flag says that there is none. Any other zero of a flag is meant.
+pub(super) fn without_unnamed_files(fields: &mut Value) {
+    take_all(fields, FILES);
+}
+
+fn take_all(fields: &mut Value, paths: &[&str]) {
+    for path in paths {
         let (parents, field) = path.rsplit_once('.').unwrap_or(("", path));
         let pointer = parents.split('.').filter(|part| !part.is_empty());
         let pointer: String = pointer.map(|part| format!("/{part}")).collect();
         if let Some(parent) = fields.pointer_mut(&pointer).and_then(Value::as_object_mut) {
             take(parent, field);
         }
-    }
-    if let Value::Object(fields) = fields {
-        // Nobody is warned of a field that is not in use.
-        fields.retain(|field, value| !(known_elsewhere(field) && is_zero(value)));
     }
 }
 
@@ -136,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_is_null_or_empty_is_not_there() {
-        for path in ZERO_IS_DEFAULT {
+        for path in ZERO_IS_DEFAULT.iter().chain(FILES) {
             for nothing in [json!(null), json!(""), json!(0), json!("0s")] {
                 let name = path.rsplit('.').next().unwrap();
                 let mut fields = path.rsplit('.').fold(nothing, |value, part| json!({ part: value }));
@@ -162,7 +176,7 @@ mod tests {
     #[test]
     fn every_such_field_is_one_of_the_configuration() {
         let default = serde_json::to_value(KubeletConfiguration::default()).unwrap();
-        for path in ZERO_IS_DEFAULT {
+        for path in ZERO_IS_DEFAULT.iter().chain(FILES) {
             let pointer = format!("/{}", path.replace('.', "/"));
             assert!(default.pointer(&pointer).is_some(), "{path}");
         }
