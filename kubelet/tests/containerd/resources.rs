@@ -425,6 +425,13 @@ async fn with_two_disks_who_fills_the_short_one_is_evicted() {
         std::fs::metadata(&file).is_ok_and(|file| file.len() == 10 << 20)
     })
     .await;
+    // The runtime looks at layers every ten seconds.
+    until("the layer's size", async || {
+        let stats = node.runtime().list_container_stats(&ContainerFilter::default()).await;
+        let mut stats = stats.expect("figures").into_iter();
+        stats.any(|stats| stats.writable_layer_bytes >= 40 << 20)
+    })
+    .await;
     node.kill().await;
     node.config.kubelet.eviction_hard = [("nodefs.available".to_owned(), "50%".to_owned())].into();
     node.start_kubelet();
