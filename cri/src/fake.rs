@@ -679,6 +679,10 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn free_removed(&self) -> Result<()> {
+        self.enter("FreeRemoved", "").await
+    }
+
     async fn image_fs_info(&self) -> Result<Vec<FilesystemUsage>> {
         Ok(vec![FilesystemUsage {
             mountpoint: "/".into(),

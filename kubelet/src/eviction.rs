@@ -172,7 +172,7 @@ impl Manager {
         if self.image_fs.as_ref().is_some_and(|path| path.exists()) {
             return;
         }
-        self.image_fs = image_fs(&self.agent).await;
+        self.image_fs = image_fs(&self.agent).await.ok().flatten();
     }
 
     fn has_own_image_fs(&self) -> bool {
@@ -191,26 +191,9 @@ impl Manager {
             Signal::NodeFs | Signal::NodeFsInodes => !self.has_own_image_fs(),
             _ => false,
         };
-        if images_lie_there {
-            // An image is in use as long as there is a container of it.
-            if tokio::time::timeout(CLEANUP, self.directory.clear_ended())
-                .await
-                .is_err()
-            {
-                tracing::warn!("dead containers of pods that have ended are not gone yet; looking on without them");
-            }
-            match self.images.remove_unused().await {
-                Ok(bytes) => tracing::info!(bytes, "removed all images that nobody uses"),
-                Err(error) => tracing::warn!(error, "cannot remove images that nobody uses"),
-            }
-            if let Err(error) = self.agent.runtime.free_removed().await {
-                let error = skiff_daemon::error_chain(&error);
-                tracing::debug!(error, "the runtime may free later what was removed");
-            }
-            let observations = self.observe().await;
-            if self.take_in(&observations).is_empty() {
-                return;
-            }
+        let removed = images_lie_there && self.remove_leftovers().await;
+        if removed && self.is_enough_after_freeing(threshold).await {
+            return;
         }
         if !complete {
             // Of those that are known, the wrong one would go; and what the others left is not cleared away.
@@ -226,9 +209,45 @@ impl Manager {
             );
             return;
         };
+        // Others remove containers too, and the runtime may not have freed those.
+        if images_lie_there && !removed && self.is_enough_after_freeing(threshold).await {
+            return;
+        }
         let grace = self.grace(threshold, &chosen.pod);
         let text = message::low(threshold, observations, chosen);
         self.evict(&chosen.pod, text, grace, threshold.signal.name()).await;
+    }
+
+    /// Removes what ended pods have left and images that nobody uses; true when there was anything.
+    async fn remove_leftovers(&self) -> bool {
+        // An image is in use as long as there is a container of it.
+        let cleared = tokio::time::timeout(CLEANUP, self.directory.clear_ended()).await;
+        let cleared = cleared.unwrap_or_else(|_| {
+            tracing::warn!("dead containers of pods that have ended are not gone yet; looking on without them");
+            true
+        });
+        let freed = self.images.remove_unused().await.unwrap_or_else(|error| {
+            tracing::warn!(error, "cannot remove images that nobody uses");
+            0
+        });
+        if freed > 0 {
+            tracing::info!(bytes = freed, "removed all images that nobody uses");
+        }
+        cleared || freed > 0
+    }
+
+    /// Has the runtime free what was removed, and looks again: whether the threshold is crossed no longer. Costly for the runtime.
+    async fn is_enough_after_freeing(&mut self, threshold: &Threshold) -> bool {
+        match tokio::time::timeout(CLEANUP, self.agent.runtime.free_removed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = skiff_daemon::error_chain(&error);
+                tracing::debug!(error, "the runtime may free later what was removed");
+            }
+            Err(_) => tracing::warn!("the runtime has not freed yet what was removed; looking on without it"),
+        }
+        let observations = self.observe().await;
+        !self.take_in(&observations).contains(threshold)
     }
 
     fn grace(&self, threshold: &Threshold, pod: &Pod) -> i64 {
@@ -284,9 +303,9 @@ impl Manager {
 }
 
 /// Where the runtime keeps images and containers' layers.
-async fn image_fs(agent: &Agent) -> Option<PathBuf> {
-    let systems = agent.runtime.image_fs_info().await.unwrap_or_default();
-    systems.first().map(|usage| PathBuf::from(&usage.mountpoint))
+async fn image_fs(agent: &Agent) -> skiff_cri::Result<Option<PathBuf>> {
+    let systems = agent.runtime.image_fs_info().await?;
+    Ok(systems.first().map(|usage| PathBuf::from(&usage.mountpoint)))
 }
 
 /// Whether images have a disk of their own.
@@ -296,9 +315,10 @@ fn lies_apart(agent: &Agent, image_fs: Option<&Path>) -> bool {
     images.is_some() && images != device(&agent.config.flags.root_dir)
 }
 
-/// Whether images have a disk of their own, as the runtime says now.
-pub(crate) async fn has_own_image_fs(agent: &Agent) -> bool {
-    lies_apart(agent, image_fs(agent).await.as_deref())
+/// Whether images have a disk of their own, as the runtime says now; `None` when it does not say.
+pub(crate) async fn has_own_image_fs(agent: &Agent) -> Option<bool> {
+    let path = image_fs(agent).await.ok()?;
+    Some(lies_apart(agent, path.as_deref()))
 }
 
 fn observe_disk(observations: &mut Observations, path: &Path, (bytes, inodes): (Signal, Signal)) {

@@ -131,8 +131,8 @@ fn has_limit(pod: &Pod) -> bool {
 }
 
 /// The limit that the pod exceeds: upstream's name of it in the figures, and its words. Where images have a disk of their own, a
-/// container's layer lies there, and its limit is for its logs.
-fn exceeded(pod: &Pod, used: &Used, own_image_fs: bool) -> Option<(&'static str, String)> {
+/// container's layer lies there, and its limit is for its logs. While that is not known, only the limits of the rest count.
+fn exceeded(pod: &Pod, used: &Used, own_image_fs: Option<bool>) -> Option<(&'static str, String)> {
     let above = |bytes: u64, limit: Quantity| i128::from(bytes) > limit.value();
     for volume in pod::spec(pod).volumes.iter().flatten() {
         if let (Some((limit, text)), Some(bytes)) = (size_limit(volume), used.empty_dirs.get(&volume.name))
@@ -153,6 +153,7 @@ fn exceeded(pod: &Pod, used: &Used, own_image_fs: bool) -> Option<(&'static str,
         let text = format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
         return Some(("ephemeralpodfs.limit", text));
     }
+    let own_image_fs = own_image_fs?;
     pod::containers(pod).find_map(|(_, container)| {
         let limit = pod::limit(&container, RESOURCE).filter(|limit| !limit.is_zero())?;
         let (layer, logs) = used.containers.get(&container.name).copied().unwrap_or_default();
@@ -212,16 +213,14 @@ mod tests {
             ),
         ];
         for (used, message) in cases {
-            let found = exceeded(&p, &used, false);
+            let found = exceeded(&p, &used, Some(false));
             let found = found.as_ref().map(|(signal, text)| (*signal, text.as_str()));
             assert_eq!(found, message, "{used:?}");
         }
-        assert_eq!(
-            exceeded(&p, &used(0, 4096, 0, 0), true),
-            None,
-            "a layer on the images' disk"
-        );
-        let log = exceeded(&p, &used(0, 0, 4097, 0), true).map(|(signal, _)| signal);
+        for (apart, why) in [(Some(true), "a layer on the images' disk"), (None, "perhaps")] {
+            assert_eq!(exceeded(&p, &used(0, 4096, 0, 0), apart), None, "{why}");
+        }
+        let log = exceeded(&p, &used(0, 0, 4097, 0), Some(true)).map(|(signal, _)| signal);
         assert_eq!(log, Some("ephemeralcontainerfs.limit"));
     }
 }

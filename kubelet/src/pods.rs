@@ -91,12 +91,10 @@ impl Directory {
     }
 
     /// Takes away the dead containers of all pods that have ended, as the API knows: nobody runs such a pod again. What comes back ends
-    /// when they are gone.
-    pub(crate) fn clear_ended(&self) -> impl Future<Output = ()> + use<> {
+    /// when they are gone; true when there were any.
+    pub(crate) fn clear_ended(&self) -> impl Future<Output = bool> + use<> {
         let gone: Vec<_> = self.handles.read().values().filter_map(Handle::clear).collect();
-        async move {
-            futures::future::join_all(gone).await;
-        }
+        async move { !futures::future::join_all(gone).await.is_empty() }
     }
 }
 

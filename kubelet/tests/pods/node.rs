@@ -189,6 +189,51 @@ async fn a_node_waits_for_its_network() {
         .await;
 }
 
+/// It is work for the runtime, which is done before a pod is evicted, and not while there is none to evict.
+#[tokio::test]
+async fn the_runtime_is_told_to_free_only_when_that_may_help() {
+    let mut scene = Scene::new();
+    scene.create("p", &json!({"terminationGracePeriodSeconds": 1}));
+    scene.until_ready("p").await;
+    scene.kill().await;
+    let hard = &mut scene.config.kubelet.eviction_hard;
+    hard.insert("imagefs.available".into(), "1000Pi".into());
+    let before = scene.runtime.calls().len();
+    scene.start();
+    let evicted = |api: &crate::api::Api| {
+        let pods = api.list("pods");
+        let gone = pods.iter().all(|pod| pod["status"]["reason"] == "Evicted");
+        gone.then_some(())
+    };
+    scene.api.until("the eviction", evicted).await;
+    let calls = scene.runtime.calls();
+    let at = |call: &str| calls[before..].iter().position(|found| found.starts_with(call));
+    assert!(
+        at("FreeRemoved").is_some() && at("FreeRemoved") < at("StopContainer"),
+        "{calls:?}"
+    );
+    let count = |runtime: &skiff_cri::fake::FakeRuntime, call: &str| {
+        let calls = runtime.calls();
+        calls.iter().filter(|found| found.starts_with(call)).count()
+    };
+    let runtime = scene.runtime.clone();
+    let cleared = |_: &crate::api::Api| (count(&runtime, "RemoveContainer") > 0).then_some(());
+    scene.api.until("the dead container's end", cleared).await;
+    // Another kubelet finds nothing to remove.
+    scene.kill().await;
+    let freed = count(&runtime, "FreeRemoved");
+    let rounds = |api: &crate::api::Api| {
+        let events = api.list("events");
+        let met = events.iter().filter(|event| event["reason"] == "EvictionThresholdMet");
+        met.map(|event| event["count"].as_u64().unwrap_or(1)).sum::<u64>()
+    };
+    let first = rounds(&scene.api);
+    scene.start();
+    let more = |api: &crate::api::Api| (rounds(api) > first + 2).then_some(());
+    scene.api.until("three rounds", more).await;
+    assert_eq!(count(&runtime, "FreeRemoved"), freed);
+}
+
 /// What an evicted pod had on the disk may be all that was missing: it is waited for before the next pod is chosen.
 #[tokio::test]
 async fn the_next_pod_is_evicted_when_the_one_before_is_gone() {
