@@ -30,8 +30,8 @@ use systemd::Systemd;
 pub(crate) use transfers::Transfers;
 pub(crate) use usage::Usage;
 
-/// Controllers whose files are written on cgroup v1.
-const V1_CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];
+/// Controllers whose files are written on cgroup v1. Memory comes last: a limit below what is used is refused.
+const V1_CONTROLLERS: &[&str] = &["cpu", "pids", "memory"];
 /// Controllers of version 2 that pods' cgroups need, as far as the machine has them.
 const V2_CONTROLLERS: &[&str] = &["cpu", "cpuset", "memory", "pids", "hugetlb", "io"];
 
@@ -325,11 +325,20 @@ impl Cgroups {
 
     async fn create(&self, path: &str, limits: Limits) -> Result<(), Error> {
         match &self.maker {
-            Maker::Directories => self.write(path, limits),
+            Maker::Directories => self.write_apart(path, limits).await,
             Maker::Slices(systemd) => {
                 let properties = systemd::limits(limits, self.is_unified());
                 Ok(systemd.start(unit(path), &properties).await?)
             }
+        }
+    }
+
+    /// On a thread of its own: before it refuses a memory limit, the kernel takes its time to give memory back.
+    async fn write_apart(&self, path: &str, limits: Limits) -> Result<(), Error> {
+        let (cgroups, path) = (self.clone(), path.to_owned());
+        match tokio::task::spawn_blocking(move || cgroups.write(&path, limits)).await {
+            Ok(written) => written,
+            Err(failed) => std::panic::resume_unwind(failed.into_panic()),
         }
     }
 

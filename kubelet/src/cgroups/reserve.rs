@@ -40,7 +40,7 @@ impl Cgroups {
                 (limits.memory, limits.pids) = (None, None);
             }
             match &self.maker {
-                Maker::Directories => self.write(&path, limits)?,
+                Maker::Directories => self.write_apart(&path, limits).await?,
                 Maker::Slices(systemd) => {
                     let properties = systemd::limits(limits, self.is_unified());
                     systemd.set(unit(&path), &properties).await?;
@@ -220,6 +220,18 @@ mod tests {
             let limit = fs::read_to_string(dir.path().join("memory/kubepods/memory.limit_in_bytes")).unwrap();
             assert_eq!(limit, (gibibytes << 30).to_string(), "{enforce}");
         }
+    }
+
+    /// As the kernel of version 1 does it while pods are above the limit.
+    #[tokio::test]
+    async fn a_refused_memory_limit_leaves_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroups = tree(dir.path()).await;
+        fs::create_dir(dir.path().join("memory/kubepods/memory.limit_in_bytes")).unwrap();
+        let error = cgroups.limit_pods(&config(&[], &["pods"]), &machine()).await;
+        assert!(matches!(error, Err(Error::Write { .. })), "{error:?}");
+        assert!(dir.path().join("pids/kubepods/pids.max").exists());
+        assert!(dir.path().join("cpu/kubepods/cpu.shares").exists());
     }
 
     #[tokio::test]
