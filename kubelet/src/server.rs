@@ -117,10 +117,9 @@ impl Server {
         let authority = authority(kubelet)?;
         let oldest = least_tls(&kubelet.tls_min_version).unwrap_or_default();
         let tls = Serving::new(oldest, authority.as_deref());
-        if !kubelet.server_tls_bootstrap {
-            let shown = identity(&agent).and_then(|identity| tls.show(&identity));
-            shown.map_err(|error| Error::Tls(Box::new(error)))?;
-        }
+        let own = (!kubelet.server_tls_bootstrap).then(|| identity(&agent)).transpose();
+        own.and_then(|identity| tls.replace(identity, None))
+            .map_err(|error| Error::Tls(Box::new(error)))?;
         Ok(Self {
             access: Access::new(agent.client.clone(), kubelet, &agent.node_name),
             door: Door::new(STRANGERS),
@@ -185,14 +184,10 @@ impl Server {
     fn read_files(&self) -> Result<(), Error> {
         let kubelet = &self.agent.config.kubelet;
         let tls = |error| Error::Tls(Box::new(error));
-        if let Some(authority) = authority(kubelet)? {
-            self.tls.trust(&authority).map_err(tls)?;
-        }
-        if let Some((certificate, key)) = own_files(kubelet) {
-            let identity = skiff_pki::Identity::load_files(certificate, key).map_err(tls)?;
-            self.tls.show(&identity).map_err(tls)?;
-        }
-        Ok(())
+        let authority = authority(kubelet)?;
+        let own = own_files(kubelet).map(|(certificate, key)| skiff_pki::Identity::load_files(certificate, key));
+        let identity = own.transpose().map_err(tls)?;
+        self.tls.replace(identity, authority.as_deref()).map_err(tls)
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, from: IpAddr, shutdown: Shutdown) {

@@ -27,5 +27,7 @@ pub use kubeconfig::Kubeconfig;
 pub use pin::{public_key_pin, public_key_pins};
 pub use service_account::ServiceAccountKey;
 pub use signing_request::SigningRequest;
-pub use tls::{OldestTls, PeerIdentity, client_config, peer_identity, server_config, server_config_since};
+pub use tls::{
+    OldestTls, PeerIdentity, check_client_ca, client_config, peer_identity, server_config, server_config_since,
+};
 pub use validity::Validity;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
 
 use crate::identity::certificates;
@@ -52,19 +53,25 @@ pub fn server_config_since(
         .map_err(failed("choose protocol versions"))?;
     let builder = match client_ca_pem {
         None => builder.with_no_client_auth(),
-        Some(pem) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pem)?), provider())
-                .allow_unauthenticated()
-                .build()
-                .map_err(failed("trust the clients' certificate authority"))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(pem) => builder.with_client_cert_verifier(client_verifier(pem)?),
     };
     let mut config = builder
         .with_single_cert(identity.chain()?, identity.private_key()?)
         .map_err(failed("use the server's certificate and key"))?;
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+/// Whether a server can go by these authorities of its clients: why not, where it cannot.
+pub fn check_client_ca(pem: &str) -> Result<(), Error> {
+    client_verifier(pem).map(drop)
+}
+
+fn client_verifier(pem: &str) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pem)?), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(failed("trust the clients' certificate authority"))
 }
 
 /// A TLS client that trusts servers signed by `ca_pem`, and shows `identity` if it has one.

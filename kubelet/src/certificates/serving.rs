@@ -53,16 +53,19 @@ impl Serving {
 
     /// From the next connection on this one.
     pub(crate) fn show(&self, identity: &Identity) -> Result<(), skiff_pki::Error> {
-        let mut shown = self.shown.write();
-        let authority = shown.client_ca_pem.clone();
-        shown.set(self.oldest, Some(identity.clone()), authority)
+        self.replace(Some(identity.clone()), None)
     }
 
-    /// From the next connection on, clients are vouched for by these, PEM.
-    pub(crate) fn trust(&self, client_ca_pem: &str) -> Result<(), skiff_pki::Error> {
+    /// From the next connection on what is given of these: all of it or, when some of it cannot be used, nothing.
+    pub(crate) fn replace(
+        &self,
+        identity: Option<Identity>,
+        client_ca_pem: Option<&str>,
+    ) -> Result<(), skiff_pki::Error> {
         let mut shown = self.shown.write();
-        let identity = shown.identity.clone();
-        shown.set(self.oldest, identity, Some(client_ca_pem.into()))
+        let identity = identity.or_else(|| shown.identity.clone());
+        let authority = client_ca_pem.map(Arc::from).or_else(|| shown.client_ca_pem.clone());
+        shown.set(self.oldest, identity, authority)
     }
 
     /// Those whom clients are vouched for by, PEM; empty when there are none.
@@ -117,6 +120,8 @@ impl Shown {
         if let Some(identity) = &identity {
             let config = skiff_pki::server_config_since(oldest, identity, client_ca_pem.as_deref())?;
             self.acceptor = Some(TlsAcceptor::from(Arc::new(config)));
+        } else if let Some(pem) = &client_ca_pem {
+            skiff_pki::check_client_ca(pem)?;
         }
         self.identity = identity;
         self.client_ca_pem = client_ca_pem;

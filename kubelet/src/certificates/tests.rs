@@ -281,6 +281,25 @@ async fn a_request_outlives_the_process_that_made_it() {
     shutdown.cancel();
 }
 
+/// Neither before there is a certificate, nor where one comes with it that is good.
+#[test]
+fn what_the_server_cannot_use_replaces_nothing() {
+    skiff_daemon::install_crypto();
+    let authority = |name| skiff_pki::CertificateAuthority::generate(name).unwrap();
+    let (former, new) = (authority("former"), authority("new"));
+    let issue = || new.issue(&skiff_pki::Request::client("n", &["g"])).unwrap();
+    let serving = Serving::new(skiff_pki::OldestTls::V12, Some(former.certificate_pem()));
+    for broken in ["", "no certificate"] {
+        assert!(serving.replace(None, Some(broken)).is_err(), "{broken:?}");
+        assert!(serving.replace(Some(issue()), Some(broken)).is_err(), "{broken:?}");
+    }
+    assert!(serving.acceptor().is_none());
+    assert_eq!(&*serving.authorities(), former.certificate_pem());
+    serving.replace(Some(issue()), Some(new.certificate_pem())).unwrap();
+    assert_eq!(&*serving.authorities(), new.certificate_pem());
+    assert!(serving.acceptor().is_some());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_server_shows_a_new_certificate_without_a_restart() {
     let cluster = Cluster::start(&APPROVE_AND_SIGN).await;
