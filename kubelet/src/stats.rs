@@ -283,6 +283,9 @@ fn look_at_pod(
     })
 }
 
+/// The kernel's period, also of a cgroup without a limit.
+const PERIOD: i64 = 100_000;
+
 /// As it was asked for: both versions of cgroups, each with its own measure, were told this.
 fn given(agent: &Agent, pod: &Pod, container: &str) -> Given {
     let Some((_, spec)) = pod::container(pod, container) else {
@@ -292,7 +295,9 @@ fn given(agent: &Agent, pod: &Pod, container: &str) -> Given {
     Given {
         shares: resources.cpu_shares,
         quota: resources.cpu_quota,
-        period: resources.cpu_period,
+        period: Some(resources.cpu_period)
+            .filter(|period| *period > 0)
+            .unwrap_or(PERIOD),
     }
 }
 
