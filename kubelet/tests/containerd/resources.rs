@@ -217,7 +217,15 @@ async fn pods_get_no_more_than_what_is_not_reserved() {
 /// A soft threshold waits, and its pods get their grace period, up to the node's maximum.
 #[tokio::test]
 async fn a_soft_eviction_waits_and_lets_pods_tidy_up() {
-    let mut node = Node::without_kubelet().await;
+    let mut node = Node::start().await;
+    let tidies = "trap '/bin/busybox sleep 2; echo tidy > /dev/termination-log; exit 0' TERM; \
+                  while true; do /bin/busybox sleep 0.1; done";
+    node.create(
+        "p",
+        &json!({"terminationGracePeriodSeconds": 30, "containers": [container(tidies)]}),
+    );
+    node.until_ready("p").await;
+    node.kill().await;
     let kubelet = &mut node.config.kubelet;
     let signal = || "memory.available".to_owned();
     kubelet.eviction_soft = [(signal(), "99%".to_owned())].into();
@@ -225,13 +233,6 @@ async fn a_soft_eviction_waits_and_lets_pods_tidy_up() {
     kubelet.eviction_max_pod_grace_period = 10;
     let begun = Instant::now();
     node.start_kubelet();
-    // The node says at once that it runs short: only who asks for memory may still start.
-    let tidies = "trap '/bin/busybox sleep 2; echo tidy > /dev/termination-log; exit 0' TERM; \
-                  while true; do /bin/busybox sleep 0.1; done";
-    let mut spec = container(tidies);
-    spec["resources"] = json!({"requests": {"memory": "1Mi"}});
-    node.create("p", &json!({"terminationGracePeriodSeconds": 30, "containers": [spec]}));
-    node.until_ready("p").await;
     let evicted = |status: &Value| status["reason"] == "Evicted" && status["phase"] == "Failed";
     let status = node.until_status("p", "eviction", evicted).await;
     assert!(begun.elapsed() >= Duration::from_secs(6), "{:?}", begun.elapsed());
