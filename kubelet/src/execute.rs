@@ -15,7 +15,6 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
-use crate::memory::Doom;
 use crate::observed::{Observed, Sandbox};
 use crate::plan::Action;
 
@@ -45,7 +44,7 @@ pub(crate) enum Outcome {
     /// A container could not be started.
     NotStarted(StartError),
     /// A container runs, but must be killed: its postStart hook failed or was given up.
-    Doomed { id: String, doom: Doom },
+    HookFailed,
     /// A start was given up because it was no longer wanted.
     Cancelled,
 }

@@ -165,9 +165,9 @@ impl Memory {
         self.restarts.remove(name);
     }
 
-    /// Whether a container runs of which nothing is to be told and which is not to be probed: its postStart hook has not succeeded.
+    /// Whether nothing is to be told of a container, and it is not to be probed: its postStart hook has not succeeded, or not yet.
     pub(crate) fn awaits_hook(&self, container: &Container) -> bool {
-        matches!(container.state, State::Running(_)) && self.hooks.contains(&container.name)
+        matches!(container.state, State::Created | State::Running(_)) && self.hooks.contains(&container.name)
     }
 
     /// Whether a container was told to end so that it starts anew, whatever the restart policy says.

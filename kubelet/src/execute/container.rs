@@ -9,7 +9,7 @@ use crate::agent::Agent;
 use crate::events::Severity;
 use crate::hop;
 use crate::images::ImageError;
-use crate::memory::{Doom, NOT_RUN};
+use crate::memory::NOT_RUN;
 use crate::observed::Sandbox;
 use crate::pod::{self, Role};
 use crate::volumes::make_dir;
@@ -109,20 +109,16 @@ impl Starter<'_> {
             () = self.context.cancel.cancelled() => None,
             result = run => Some(result),
         };
-        let doom = Doom {
-            message: "FailedPostStartHook".into(),
-            grace: None,
-        };
         Ok(match result {
             Some(Ok(())) => Outcome::Done,
-            None => Outcome::Doomed { id, doom },
+            None => Outcome::HookFailed,
             Some(Err(error)) => {
                 let name = &self.container.name;
                 tracing::warn!(error, pod = pod::full_name(pod), name, "a postStart hook failed");
                 // What a hook prints may be secret, and an event is read by many.
                 let text = "PostStartHook failed".into();
                 self.event(Severity::Warning, "FailedPostStartHook", text);
-                Outcome::Doomed { id, doom }
+                Outcome::HookFailed
             }
         })
     }

@@ -89,7 +89,7 @@ fn exits(input: &Input<'_>) -> Option<Finish> {
     for (spec, container) in main.iter().zip(latest) {
         match container {
             Some(container) => match container.exit() {
-                Some(exit) if !starts_again(input, spec, container, exit) => success &= exit.code == 0,
+                Some(exit) if !starts_again(input, Role::Main, spec, container, exit) => success &= exit.code == 0,
                 _ => return None,
             },
             None if lost && !restarts::ever(input.pod, spec) => success = false,
@@ -99,9 +99,9 @@ fn exits(input: &Input<'_>) -> Option<Finish> {
     ended(success)
 }
 
-/// Whether a main container that has ended starts anew.
-fn starts_again(input: &Input<'_>, spec: &Spec, container: &Container, exit: &Exit) -> bool {
-    restarts::after(input.pod, Role::Main, spec, exit.code) || input.memory.starts_again(&container.id)
+/// Whether a container that has ended starts anew.
+fn starts_again(input: &Input<'_>, role: Role, spec: &Spec, container: &Container, exit: &Exit) -> bool {
+    restarts::after(input.pod, role, spec, exit.code) || input.memory.starts_again(&container.id)
 }
 
 /// Plans for a pod that goes on.
@@ -179,10 +179,20 @@ fn sandbox<'a>(input: &Input<'a>, plan: &mut Plan) -> Option<&'a Sandbox> {
     None
 }
 
+/// Of what is yet to start: a container that has ended for good does not wait, whatever became of its start.
 fn show_failed_starts(input: &Input<'_>, plan: &mut Plan) {
     for (name, failure) in &input.memory.starts {
-        show(input, plan, name, failure);
+        if !has_ended_for_good(input, name) {
+            show(input, plan, name, failure);
+        }
     }
+}
+
+fn has_ended_for_good(input: &Input<'_>, name: &str) -> bool {
+    let latest = input.observed.latest(name);
+    let exit = latest.and_then(|container| Some((container, container.exit()?)));
+    exit.zip(pod::container(input.pod, name))
+        .is_some_and(|((container, exit), (role, spec))| !starts_again(input, role, &spec, container, exit))
 }
 
 fn show(input: &Input<'_>, plan: &mut Plan, name: &str, failure: &Failure) {
@@ -335,7 +345,9 @@ impl Starter<'_, '_> {
                 }
             }
             Some(container) => match container.exit() {
-                Some(exit) if starts_again(self.input, spec, &container, exit) => self.start(spec, Some(exit)),
+                Some(exit) if starts_again(self.input, Role::Main, spec, &container, exit) => {
+                    self.start(spec, Some(exit));
+                }
                 Some(_) => {}
                 None => self.start(spec, None),
             },
@@ -357,7 +369,7 @@ impl Starter<'_, '_> {
         }
     }
 
-    /// Kills a container whose probe failed, whose image was changed or of which the runtime cannot tell whether it runs; it
+    /// Kills a container whose probe or hook failed, whose image was changed or of which the runtime cannot tell whether it runs; it
     /// starts again once it is dead, by its restart policy where a probe failed.
     fn replace(&mut self, spec: &Spec, container: &Container, what: &str) {
         let (id, hash) = (&container.id, container.hash.as_ref());
@@ -369,6 +381,9 @@ impl Starter<'_, '_> {
             (message, None, true)
         } else if let Some(doom) = self.input.memory.doomed.get(id) {
             (doom.message.clone(), doom.grace, false)
+        } else if self.input.memory.awaits_hook(container) && !self.input.container_busy(&spec.name) {
+            // The start has ended, and its hook has failed.
+            ("FailedPostStartHook".into(), None, false)
         } else {
             return;
         };

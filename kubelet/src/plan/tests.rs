@@ -516,7 +516,44 @@ fn a_sidecars_hook_holds_back_what_follows() {
     scene.memory.health.insert("s0".into(), Health { started, ready });
     assert_eq!(scene.actions(), ["start c 0"]);
     scene.memory.hooks.insert("s".into());
+    scene.busy = BTreeSet::from([Task::Container("s".into())]);
     assert_eq!(scene.actions(), Vec::<String>::new());
+}
+
+/// Nothing else than its name need be remembered: it may fail before the runtime was asked of its container.
+#[test]
+fn a_container_ends_whose_hook_has_failed() {
+    let sidecar = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}]});
+    for (spec, name) in [(json!({}), "c"), (sidecar, "s")] {
+        let mut scene = Scene::new(&spec).with([running(name)]);
+        scene.memory.hooks.insert(name.into());
+        assert_eq!(kills(&scene), [("FailedPostStartHook".into(), false)], "{name}");
+        scene.busy = BTreeSet::from([Task::Container(name.into())]);
+        assert_eq!(scene.actions(), Vec::<String>::new(), "its hook still runs");
+    }
+}
+
+/// The API takes back no end of a container that never starts again.
+#[test]
+fn what_has_ended_for_good_does_not_wait_for_a_sandbox() {
+    let cases = [
+        ("Never", 137, false),
+        ("OnFailure", 137, true),
+        ("OnFailure", 0, false),
+        ("Always", 0, true),
+    ];
+    for (policy, code, waits) in cases {
+        let spec = json!({"restartPolicy": policy, "containers": [{"name": "c"}, {"name": "d"}]});
+        let mut scene = Scene::new(&spec).with([exited("c", 0, code, 90), running("d")]);
+        scene.observed.sandboxes = vec![sandbox(0, false)];
+        for name in ["c", "d"] {
+            let failure = Failure::steady(crate::memory::HOOK_FAILED, "m".into(), Duration::ZERO, at(90));
+            scene.memory.starts.insert(name.into(), failure);
+        }
+        let waiting = scene.plan().waiting;
+        let shown = ["c", "d"].map(|name| waiting.contains_key(name));
+        assert_eq!(shown, [waits, true], "{policy} {code}");
+    }
 }
 
 /// On a full disk. Only what the API knows to have ended: nothing else would keep it from running again.

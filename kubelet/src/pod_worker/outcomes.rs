@@ -8,7 +8,7 @@ use skiff_api::k8s_openapi::api::core::v1::Pod;
 use super::Worker;
 use crate::backoff;
 use crate::execute::{Outcome, StartError};
-use crate::memory::{Doom, Failure, HOOK_FAILED, Volumes};
+use crate::memory::{Doom, Failure, HOOK_FAILED, Memory, Volumes};
 use crate::plan::{Action, Task};
 use crate::pod::{self, Role};
 use crate::probes::{self, Report};
@@ -51,17 +51,7 @@ impl Worker {
                 let delay = last.map_or(Duration::from_secs(1), |delay| (delay * 2).min(Duration::from_secs(30)));
                 self.memory.sandbox = Some(Failure::steady(reason, message, delay, now));
             }
-            (Action::StartContainer { name, .. }, Outcome::Done) => {
-                self.memory.starts.remove(name);
-                self.memory.hooks.remove(name);
-            }
-            (Action::StartContainer { name, .. }, Outcome::Doomed { id, doom }) => {
-                // It is shown until the next start; when that comes is for the restart back-off to say.
-                let failure = Failure::steady(HOOK_FAILED, "PostStartHook failed".into(), Duration::ZERO, now);
-                self.memory.starts.insert(name.clone(), failure);
-                self.memory.doomed.insert(id, doom);
-            }
-            (Action::StartContainer { name, .. }, Outcome::NotStarted(error)) => self.not_started(name, error, now),
+            (Action::StartContainer { name, .. }, outcome) => start_ended(&mut self.memory, name, outcome, now),
             // A hook that was cut short is run anew in the time that is given now, as upstream does.
             (Action::PreStop { id, .. }, Outcome::Cancelled) => {
                 self.memory.told_to_end.remove(id);
@@ -114,11 +104,6 @@ impl Worker {
         self.memory.volumes = Volumes::Failed(Failure::steady(reason, message, delay, now));
     }
 
-    fn not_started(&mut self, name: &str, error: StartError, now: Timestamp) {
-        let failure = failed_start(self.memory.starts.get(name), error, now);
-        self.memory.starts.insert(name.to_owned(), failure);
-    }
-
     /// Takes a probe's verdict to memory.
     pub(super) fn probed(&mut self, report: &Report) {
         let Some(health) = self.memory.health.get_mut(&report.id) else {
@@ -140,6 +125,27 @@ impl Worker {
             (probes::Kind::Liveness, true) => {}
         }
     }
+}
+
+/// Takes to memory how a start has ended.
+fn start_ended(memory: &mut Memory, name: &str, outcome: Outcome, now: Timestamp) {
+    let failure = match outcome {
+        // It is shown until the next start; when that comes is for the restart back-off to say.
+        Outcome::HookFailed => {
+            let failure = Failure::steady(HOOK_FAILED, "PostStartHook failed".into(), Duration::ZERO, now);
+            memory.starts.insert(name.to_owned(), failure);
+            return;
+        }
+        Outcome::NotStarted(error) => Some(failed_start(memory.starts.get(name), error, now)),
+        Outcome::Done => {
+            memory.starts.remove(name);
+            None
+        }
+        _ => None,
+    };
+    memory.starts.extend(failure.map(|failure| (name.to_owned(), failure)));
+    // No hook will run any more: a container that runs although its start seemed to fail is like any other.
+    memory.hooks.remove(name);
 }
 
 /// When to try again what could not be started: pulls after growing delays, all else as often as upstream looks at such a pod again.
@@ -198,6 +204,34 @@ mod tests {
             NOT_RUN,
         ] {
             assert_eq!(delays(reason, None), [10; 4], "{reason}");
+        }
+    }
+
+    /// What the runtime could not answer for may run all the same.
+    #[test]
+    fn only_a_hook_that_failed_is_waited_for_after_a_start() {
+        let error = StartError {
+            reason: NOT_RUN,
+            message: String::new(),
+            pull: None,
+        };
+        let cases = [
+            (Outcome::Done, false, None),
+            (Outcome::Cancelled, false, Some("before")),
+            (Outcome::NotStarted(error), false, Some(NOT_RUN)),
+            (Outcome::HookFailed, true, Some(HOOK_FAILED)),
+        ];
+        for (outcome, awaited, reason) in cases {
+            let what = format!("{outcome:?}");
+            let now = Timestamp::UNIX_EPOCH;
+            let mut memory = Memory::default();
+            memory.hooks.insert("c".into());
+            let before = Failure::steady("before", String::new(), Duration::ZERO, now);
+            memory.starts.insert("c".into(), before);
+            start_ended(&mut memory, "c", outcome, now);
+            assert_eq!(memory.hooks.contains("c"), awaited, "{what}");
+            let shown = memory.starts.get("c").map(|failure| failure.reason.as_str());
+            assert_eq!(shown, reason, "{what}");
         }
     }
 
