@@ -32,10 +32,29 @@ pub(super) fn statuses(input: &Input<'_>) -> (Vec<ContainerStatus>, Vec<Containe
 fn status(input: &Input<'_>, role: Role, spec: &Spec) -> ContainerStatus {
     let waiting = input.plan.waiting.get(&spec.name);
     match input.observed.latest(&spec.name) {
+        // The API takes back no end that it was told of.
+        Some(container) if !has_run(container) && input.plan.finish.is_some() => {
+            let told = told_end(known(input, role, spec), role);
+            told.unwrap_or_else(|| of_container(input, role, spec, container, waiting))
+        }
         Some(container) if input.memory.awaits_hook(container) => before_hook(input, role, spec, container),
         Some(container) => of_container(input, role, spec, container, waiting),
         None => without_container(input, role, spec, waiting),
     }
+}
+
+fn has_run(container: &Container) -> bool {
+    matches!(container.state, State::Running(_) | State::Exited(_))
+}
+
+/// What the API has of a container that it knows to have ended.
+fn told_end(known: Option<&ContainerStatus>, role: Role) -> Option<ContainerStatus> {
+    let known = known.filter(|known| known.state.as_ref().is_some_and(|state| state.terminated.is_some()))?;
+    Some(ContainerStatus {
+        ready: role == Role::Init && known.ready,
+        started: Some(false),
+        ..known.clone()
+    })
 }
 
 /// Until a postStart hook has succeeded, what was before its container is shown, as upstream does.
@@ -176,18 +195,14 @@ fn without_container(
     waiting: Option<&(String, String)>,
 ) -> ContainerStatus {
     let known = known(input, role, spec);
+    if let Some(told) = told_end(known, role)
+        && (input.plan.finish.is_some() || waiting.is_none())
+    {
+        return told;
+    }
     let ended = known
         .and_then(|known| known.state.as_ref())
         .filter(|state| state.terminated.is_some());
-    if let (Some(known), Some(_)) = (known, ended)
-        && (input.plan.finish.is_some() || waiting.is_none())
-    {
-        return ContainerStatus {
-            ready: role == Role::Init && known.ready,
-            started: Some(false),
-            ..known.clone()
-        };
-    }
     let default = waiting.is_none();
     let waiting = waiting.map_or_else(|| default_wait(input, role, spec), wait);
     let counted = known.map_or(0, |known| known.restart_count);
