@@ -153,6 +153,16 @@ pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<(Role, Cow<'a, C
     containers(pod).find(|(_, container)| container.name == name)
 }
 
+/// Whether what a container mounts in a volume is to be seen by the node and by other pods.
+pub(crate) fn is_bidirectional(mount: &VolumeMount) -> bool {
+    mount.mount_propagation.as_deref() == Some("Bidirectional")
+}
+
+/// Whether a container of the pod mounts for the node.
+pub(crate) fn mounts_for_the_node(pod: &Pod) -> bool {
+    containers(pod).any(|(_, container)| container.volume_mounts.iter().flatten().any(is_bidirectional))
+}
+
 pub(crate) fn has_post_start(container: &Container) -> bool {
     let lifecycle = container.lifecycle.as_ref();
     lifecycle.is_some_and(|lifecycle| lifecycle.post_start.is_some())

@@ -26,7 +26,10 @@ use crate::events::Recorder;
 use crate::objects::Objects;
 use crate::{pod, tree};
 
-use mounts::{is_mounted, mount_tmpfs, unmount_below};
+#[cfg(test)]
+pub(crate) use mounts::tests::share;
+pub(crate) use mounts::{bind, unmount_below};
+use mounts::{is_mounted, mount_tmpfs};
 pub(crate) use token::Tokens;
 
 /// Where the paths inside of volumes that containers mount are held, in the pod's directory.
@@ -128,7 +131,7 @@ pub(crate) enum Error {
     /// A mount option of another kind of file system.
     #[error(
         "the PersistentVolume's mount option {0:?} is none of a local volume: these are ro, noexec, nosuid, nodev, noatime, \
-         nodiratime, relatime, strictatime and their opposites"
+         nodiratime, relatime, strictatime and their opposites, and what mount(8) takes for any file system"
     )]
     MountOption(String),
     /// An emptyDir's medium that cannot be.

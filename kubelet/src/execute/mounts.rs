@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statvfs::FsFlags;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use skiff_api::k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use skiff_cri::{Mount, MountPropagation};
+use skiff_daemon::error_chain;
 
 use super::image_volumes::ImageVolumes;
 use crate::agent::Agent;
 use crate::observed::Sandbox;
-use crate::{env, files, hosts, pod};
+use crate::{env, files, hosts, pod, volumes};
 
 /// What a container's mounts come from.
 pub(super) struct Subject<'a> {
@@ -101,7 +101,7 @@ impl Subject<'_> {
         let host_path = if inside.as_os_str().is_empty() {
             base
         } else {
-            self.sub_path(index, &mount.name, &base, &inside)?
+            self.sub_path(index, mount, &base, &inside)?
         };
         Ok(Mount {
             container_path: pod::mount_path(mount),
@@ -119,33 +119,21 @@ impl Subject<'_> {
 
     /// A path inside a volume, resolved beneath it and held by a bind mount of its own: what the pod's containers do to the
     /// volume afterwards cannot lead the mount elsewhere.
-    fn sub_path(&self, index: usize, volume: &str, base: &Path, sub: &Path) -> Result<PathBuf, String> {
+    fn sub_path(&self, index: usize, mount: &VolumeMount, base: &Path, sub: &Path) -> Result<PathBuf, String> {
         let found = open_below(base, sub)?;
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            format!("failed to prepare subPath {sub:?} of volume {volume:?}: cannot {what}: {error}")
-        };
-        let dir = self.agent.volumes.sub_paths_dir(pod::uid(self.pod), volume);
-        let target = dir.join(&self.container.name).join(index.to_string());
-        nix::mount::umount2(&target, MntFlags::UMOUNT_NOFOLLOW).ok();
-        let parent = target.parent().unwrap_or(&dir);
-        std::fs::create_dir_all(parent).map_err(|error| failed("create its mount point", &error))?;
-        let kind = rustix::fs::fstat(&found).map_err(|error| failed("look at it", &error))?;
-        let made = if rustix::fs::FileType::from_raw_mode(kind.st_mode).is_dir() {
-            std::fs::create_dir_all(&target)
-        } else {
-            std::fs::File::create(&target).map(drop)
-        };
-        made.map_err(|error| failed("create its mount point", &error))?;
-        let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-        nix::mount::mount(
-            Some(&source),
-            &target,
-            None::<&str>,
-            MsFlags::MS_BIND | MsFlags::MS_REC,
-            None::<&str>,
-        )
-        .map_err(|error| failed("mount it", &error))?;
-        Ok(target)
+        let dir = self.agent.volumes.sub_paths_dir(pod::uid(self.pod), &mount.name);
+        let dir = dir.join(&self.container.name);
+        let target = dir.join(index.to_string());
+        let held = std::fs::create_dir_all(&dir)
+            .map_err(|error| format!("cannot create its mount point: {error}"))
+            .and_then(|()| hold(&found, &target, pod::is_bidirectional(mount)));
+        match held {
+            Ok(()) => Ok(target),
+            Err(why) => Err(format!(
+                "failed to prepare subPath {sub:?} of volume {:?}: {why}",
+                mount.name
+            )),
+        }
     }
 
     fn hosts_file(&self) -> std::io::Result<PathBuf> {
@@ -291,6 +279,20 @@ fn open_below(base: &Path, sub: &Path) -> Result<OwnedFd, String> {
     open(sub, flags).map_err(failed)
 }
 
+/// Binds an open file or directory to a path, in the place of what an earlier start has bound there.
+fn hold(found: &OwnedFd, target: &Path, both_ways: bool) -> Result<(), String> {
+    volumes::unmount_below(target).map_err(|error| error_chain(&error))?;
+    let kind = rustix::fs::fstat(found).map_err(|error| format!("cannot look at it: {error}"))?;
+    let made = if rustix::fs::FileType::from_raw_mode(kind.st_mode).is_dir() {
+        std::fs::create_dir_all(target)
+    } else {
+        std::fs::File::create(target).map(drop)
+    };
+    made.map_err(|error| format!("cannot create its mount point: {error}"))?;
+    let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    volumes::bind(&source, target, both_ways).map_err(|error| error_chain(&error))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -358,6 +360,46 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(names, ["file"], "nothing is made outside");
+    }
+
+    /// A disk of the node in a hostPath's directory, which containers that start again and again mount by a subPath.
+    #[test]
+    fn the_nodes_mounts_in_a_sub_path_outlive_its_containers() {
+        let place = tempfile::tempdir().unwrap();
+        let (volume, target) = (place.path().join("volume"), place.path().join("target"));
+        let mounts = || skiff_cri::containerd::mounts_below(place.path()).unwrap();
+        let (nested, later) = (volume.join("disks/nested"), volume.join("disks/later"));
+        for both_ways in [false, true] {
+            volumes::share(&volume);
+            volumes::share(&nested);
+            let found = open_below(&volume, Path::new("disks")).unwrap();
+            hold(&found, &target, both_ways).unwrap();
+            volumes::share(&later);
+            assert_eq!(
+                mounts(),
+                [&volume, &nested, &target, &later, &target.join("later")].map(Clone::clone),
+                "what is mounted later shows"
+            );
+            hold(&found, &target, both_ways).unwrap();
+            assert_eq!(
+                mounts(),
+                [&volume, &nested, &later, &target].map(Clone::clone),
+                "started again"
+            );
+            let mut kept = vec![volume.clone(), nested.clone(), later.clone()];
+            // What a container mounts for the node, and a disk that is mounted on the directory itself.
+            let (over, seen) = if both_ways {
+                (target.join("later/inner"), later.join("inner"))
+            } else {
+                (volume.join("disks"), volume.join("disks"))
+            };
+            volumes::share(&over);
+            kept.push(seen);
+            volumes::unmount_below(&target).unwrap();
+            assert_eq!(mounts(), kept);
+            drop(found);
+            volumes::unmount_below(place.path()).unwrap();
+        }
     }
 
     #[test]

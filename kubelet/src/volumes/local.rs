@@ -5,13 +5,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::mount::{MntFlags, MsFlags};
+use nix::mount::MsFlags;
 use nix::sys::statvfs::FsFlags;
 use parking_lot::Mutex;
 use skiff_api::k8s_openapi::api::core::v1::Pod;
 
-use super::mounts::is_mounted;
+use super::mounts::{self, is_mounted, unmount_below};
 use super::{Error, fs_group, make_dir, ownership};
+use crate::pod;
 
 /// Upstream's name of the plugin, as it stands in paths.
 const PLUGIN: &str = "volumes/kubernetes.io~local-volume";
@@ -25,7 +26,7 @@ pub(super) struct Local {
     pub(super) path: PathBuf,
     /// What its author wants of the mount.
     pub(super) options: Vec<String>,
-    /// Whether the pod wants to read only.
+    /// Whether the pod wants to read only; another of its volumes may be the same claim's, to write to.
     pub(super) read_only: bool,
 }
 
@@ -57,12 +58,18 @@ pub(super) fn mount(pod: &Pod, pod_dir: &Path, local: &Local) -> Result<(PathBuf
     let told = fs_group(pod).filter(|_| shared).map(|group| warning(local, group));
     let target = pod_dir.join(PLUGIN).join(&local.name);
     make_dir(&target, 0o750)?;
-    bind(local, &target)?;
-    let read_only = found(&target)?.contains(FsFlags::ST_RDONLY);
-    // Whose it is is said once, by the first pod that may write to it.
-    if !read_only && !shared {
-        ownership::apply(pod, &target)?;
-    }
+    let prepared = bind(local, &target, pod::mounts_for_the_node(pod)).and_then(|()| {
+        let read_only = local.read_only || found(&target)?.contains(FsFlags::ST_RDONLY);
+        // Whose it is is said once, by the first pod that may write to it.
+        if read_only || shared {
+            return Ok(());
+        }
+        ownership::apply(pod, &target)
+    });
+    // With less than was asked for nobody is to find it, and no other pod is to take it for one that is owned already.
+    prepared.inspect_err(|_| {
+        unmount_below(&target).ok();
+    })?;
     Ok((target, told.transpose()?.flatten()))
 }
 
@@ -90,28 +97,21 @@ fn is_shared(path: &Path, pod_dir: &Path) -> Result<bool, Error> {
     Ok(mounted.any(|other| id(&other).is_ok_and(|other| other == own)))
 }
 
-fn bind(local: &Local, target: &Path) -> Result<(), Error> {
-    let none = None::<&str>;
-    let mounted = is_mounted(target)?;
-    if !mounted {
-        nix::mount::mount(Some(&local.path), target, none, MsFlags::MS_BIND, none)
-            .map_err(|errno| Error::file("mount", target, errno.into()))?;
+fn bind(local: &Local, target: &Path, both_ways: bool) -> Result<(), Error> {
+    if !is_mounted(target)? {
+        mounts::bind(&local.path, target, both_ways)?;
     }
-    let set = options(target, local).and_then(|flags| match flags {
-        Some(flags) => nix::mount::mount(none, target, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, none)
-            .map_err(|errno| Error::file("set the mount options of", target, errno.into())),
-        None => Ok(()),
-    });
-    // With less than was asked for nobody is to find it.
-    set.inspect_err(|_| {
-        nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW).ok();
-    })
+    let Some(flags) = options(target, local)? else {
+        return Ok(());
+    };
+    let (none, flags) = (None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags);
+    nix::mount::mount(none, target, none, flags, none)
+        .map_err(|errno| Error::file("set the mount options of", target, errno.into()))
 }
 
 /// The flags of the mount at `target`, where they are to be others than its source's.
 fn options(target: &Path, local: &Local) -> Result<Option<MsFlags>, Error> {
-    let read_only = local.read_only.then(|| "ro".to_owned());
-    let options: Vec<&str> = local.options.iter().chain(&read_only).map(String::as_str).collect();
+    let options: Vec<&str> = local.options.iter().map(String::as_str).collect();
     if options.is_empty() {
         return Ok(None);
     }
@@ -138,12 +138,50 @@ fn inherited(found: FsFlags) -> MsFlags {
     set.map(|(_, flag)| flag).collect()
 }
 
+/// Options that say nothing of a bind mount: they are the whole file system's, or for those who read a table of mounts. mount(8) takes
+/// them, and the kernel leaves the file system as it is.
+const WITHOUT_EFFECT: [&str; 24] = [
+    "defaults",
+    "bind",
+    "rbind",
+    "sync",
+    "async",
+    "dirsync",
+    "lazytime",
+    "nolazytime",
+    "discard",
+    "nodiscard",
+    "iversion",
+    "noiversion",
+    "mand",
+    "nomand",
+    "silent",
+    "loud",
+    "nofail",
+    "_netdev",
+    "auto",
+    "noauto",
+    "nouser",
+    "nousers",
+    "noowner",
+    "nogroup",
+];
+
+fn is_without_effect(option: &str) -> bool {
+    let begins = ["x-", "X-", "comment="];
+    WITHOUT_EFFECT.contains(&option) || begins.iter().any(|begin| option.starts_with(begin))
+}
+
 /// Flags with these options, the last of which wins.
 fn flags(mut flags: MsFlags, options: &[&str]) -> Result<MsFlags, Error> {
     let times = MsFlags::MS_NOATIME | MsFlags::MS_RELATIME | MsFlags::MS_STRICTATIME;
+    let untrusted = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     for &option in options {
         let (clear, set) = match option {
-            "defaults" | "bind" => continue,
+            option if is_without_effect(option) => continue,
+            // As mount(8) has it, also for root.
+            "user" | "users" => (MsFlags::empty(), untrusted | MsFlags::MS_NOEXEC),
+            "owner" | "group" => (MsFlags::empty(), untrusted),
             "ro" => (MsFlags::empty(), MsFlags::MS_RDONLY),
             "rw" => (MsFlags::MS_RDONLY, MsFlags::empty()),
             "nosuid" => (MsFlags::empty(), MsFlags::MS_NOSUID),
@@ -170,12 +208,14 @@ mod tests {
 
     use super::*;
     use crate::pod::tests::pod;
-    use crate::volumes::mounts::unmount_below;
+    use crate::volumes::mounts::mount_tmpfs;
+    use crate::volumes::share;
+    use skiff_cri::containerd;
 
     #[test]
     fn options_as_flags() {
         let source = MsFlags::MS_NOSUID | MsFlags::MS_RELATIME;
-        let cases: [(&[&str], Option<MsFlags>); 7] = [
+        let cases: [(&[&str], Option<MsFlags>); 10] = [
             (
                 &["ro", "noexec", "nodev"],
                 Some(source | MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV),
@@ -190,6 +230,21 @@ mod tests {
                 &["noatime", "strictatime"],
                 Some(MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME),
             ),
+            (
+                &[
+                    "sync",
+                    "lazytime",
+                    "discard",
+                    "nofail",
+                    "_netdev",
+                    "x-systemd.automount",
+                    "nouser",
+                    "noauto",
+                ],
+                Some(source),
+            ),
+            (&["users", "exec"], Some(source | MsFlags::MS_NODEV)),
+            (&["group"], Some(source | MsFlags::MS_NODEV)),
             (&["ro", "vers=4"], None),
             (&["RO"], None),
         ];
@@ -260,6 +315,78 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_that_a_pod_reads_by_one_volume_and_writes_by_another() {
+        let place = Place::new();
+        let (reader, writer) = (place.local("pv", &[], true), place.local("pv", &[], false));
+        for (uid, order) in [("a", [&reader, &writer]), ("b", [&writer, &reader])] {
+            for local in order {
+                place.mount(uid, 1, local);
+            }
+            std::fs::write(place.at("pods").join(uid).join(PLUGIN).join("pv/file"), "written").unwrap();
+            assert_eq!(std::fs::metadata(place.at("data/file")).unwrap().gid(), 1, "{uid}");
+            unmount_below(&place.at("pods").join(uid)).unwrap();
+        }
+    }
+
+    /// Another pod, which sees a directory that is mounted already, would leave the rest of it to whom it was.
+    #[test]
+    fn what_could_not_be_given_to_a_group_is_given_to_it_by_the_next_pod() {
+        let place = Place::new();
+        let local = place.local("pv", &[], false);
+        let immutable = |is: bool| {
+            let file = std::fs::File::open(place.at("data/file")).unwrap();
+            let flags = rustix::fs::ioctl_getflags(&file).unwrap();
+            let immutable = rustix::fs::IFlags::IMMUTABLE;
+            let flags = if is { flags | immutable } else { flags - immutable };
+            rustix::fs::ioctl_setflags(&file, flags).unwrap();
+        };
+        immutable(true);
+        let p = pod(&json!({"securityContext": {"fsGroup": 1}}));
+        let failed = mount(&p, &place.at("pods/a"), &local);
+        immutable(false);
+        assert!(failed.is_err(), "{failed:?}");
+        assert_eq!(place.mount("b", 1, &local), (1, None));
+    }
+
+    /// What the administrator mounts in a volume's directory, or on it, while a pod has it, is still there after the pod.
+    #[test]
+    fn the_nodes_mounts_in_a_volume_outlive_its_pod() {
+        for both_ways in [false, true] {
+            let place = Place::new();
+            share(&place.at("data"));
+            std::fs::create_dir_all(place.at("data/pv/nested")).unwrap();
+            let local = Local {
+                path: place.at("data/pv"),
+                ..place.local("pv", &[], false)
+            };
+            let propagation = if both_ways { "Bidirectional" } else { "HostToContainer" };
+            let mounts = json!([{"name": "v", "mountPath": "/v", "mountPropagation": propagation}]);
+            let p = pod(&json!({"containers": [{"name": "c", "volumeMounts": mounts}]}));
+            let target = mount(&p, &place.at("pods/a"), &local).unwrap().0;
+            let (nested, shown) = (place.at("data/pv/nested"), target.join("nested"));
+            mount_tmpfs(&nested, "").unwrap();
+            assert!(is_mounted(&shown).unwrap(), "{propagation}");
+            std::fs::create_dir(shown.join("inner")).unwrap();
+            mount_tmpfs(&shown.join("inner"), "").unwrap();
+            assert_eq!(is_mounted(&nested.join("inner")).unwrap(), both_ways);
+            if !both_ways {
+                mount_tmpfs(&place.at("data/pv"), "").unwrap();
+            }
+            let before = containerd::mounts_below(&place.at("data")).unwrap();
+            unmount_below(&place.at("pods/a")).unwrap();
+            assert_eq!(
+                containerd::mounts_below(&place.at("pods")).unwrap(),
+                Vec::<PathBuf>::new()
+            );
+            assert_eq!(
+                containerd::mounts_below(&place.at("data")).unwrap(),
+                before,
+                "{propagation}"
+            );
+        }
+    }
+
+    #[test]
     fn mount_options_are_in_force() {
         let place = Place::new();
         let flags = |uid: &str, local: &Local| {
@@ -269,7 +396,11 @@ mod tests {
             (flags.contains(FsFlags::ST_RDONLY), flags.contains(FsFlags::ST_NOEXEC))
         };
         assert_eq!(flags("a", &place.local("pv", &["ro", "noexec"], false)), (true, true));
-        assert_eq!(flags("b", &place.local("pv", &[], true)), (true, false));
+        assert_eq!(
+            flags("b", &place.local("pv", &[], true)),
+            (false, false),
+            "a container's mount is read-only, not the node's"
+        );
         assert_eq!(flags("c", &place.local("pv", &[], false)), (false, false));
         let unknown = place.local("pv", &["ro", "data=journal"], false);
         assert!(mount(&pod(&json!({})), &place.at("pods/d"), &unknown).is_err());

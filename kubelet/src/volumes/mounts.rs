@@ -23,18 +23,41 @@ pub(super) fn is_mounted(path: &Path) -> Result<bool, Error> {
     }
 }
 
+/// Mounts a directory or file of the node at `target`. What is mounted in it later shows here, too; what happens here reaches the node's
+/// own mounts only where containers are to mount for the node (`both_ways`): unmounting a mount of the node must not be one's own affair.
+pub(crate) fn bind(source: &Path, target: &Path, both_ways: bool) -> Result<(), Error> {
+    let none = None::<&str>;
+    nix::mount::mount(Some(source), target, none, MsFlags::MS_BIND, none)
+        .map_err(|errno| Error::file("mount", target, errno.into()))?;
+    if both_ways {
+        return Ok(());
+    }
+    let followed = follow(target).map_err(|errno| Error::file("set the propagation of", target, errno.into()));
+    followed.inspect_err(|_| {
+        nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW).ok();
+    })
+}
+
+/// Lets a mount, and those in it, hear of what others do in theirs, and others no longer of what is done here.
+fn follow(path: &Path) -> nix::Result<()> {
+    let none = None::<&str>;
+    nix::mount::mount(none, path, none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)
+}
+
 fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, Error> {
     containerd::mounts_below(path).map_err(|source| Error::file("list the mounts below", path, source))
 }
 
-/// Unmounts everything at and below `path`, the deepest first, so that removing files never goes through a mount.
+/// Unmounts everything at and below `path`, the deepest first, so that removing files never goes through a mount. What is mounted in the
+/// places that these mounts show stays there.
 ///
 /// The kernel's table also has mounts that another one covers, and no path leads to those: what covers them goes first, and they
 /// show in the next round. When it lies above `path` it is not ours, and what it covers stays.
-pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
+pub(crate) fn unmount_below(path: &Path) -> Result<(), Error> {
     loop {
         let mut mounts = mounts_below(path)?;
         mounts.sort();
+        cut_off(&mounts)?;
         let (mut progress, mut failed, mut covered) = (false, None, None);
         for mount in mounts.into_iter().rev() {
             match nix::mount::umount2(&mount, MntFlags::UMOUNT_NOFOLLOW) {
@@ -55,6 +78,22 @@ pub(super) fn unmount_below(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Keeps what is done in the mounts to themselves; of the sorted ones only those that lie in no other, whose paths are the kubelet's own.
+fn cut_off(mounts: &[PathBuf]) -> Result<(), Error> {
+    let mut last: Option<&PathBuf> = None;
+    for mount in mounts {
+        if last.is_some_and(|last| mount.starts_with(last)) {
+            continue;
+        }
+        match follow(mount) {
+            // No mount point, as far as the path leads: it is not unmounted either.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => last = Some(mount),
+            Err(errno) => return Err(Error::file("set the propagation of", mount, errno.into())),
+        }
+    }
+    Ok(())
+}
+
 /// A file system of huge pages of this size.
 pub(super) fn mount_huge_pages(path: &Path, size: &str, options: &str) -> Result<(), Error> {
     let options = format!("pagesize={size},{options}");
@@ -69,8 +108,16 @@ pub(super) fn mount_huge_pages(path: &Path, size: &str, options: &str) -> Result
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Makes a directory, and a file system in it whose mounts show wherever it is mounted, as those of a host with systemd do.
+    pub(crate) fn share(path: &Path) {
+        std::fs::create_dir_all(path).unwrap();
+        mount_tmpfs(path, "").unwrap();
+        let none = None::<&str>;
+        nix::mount::mount(none, path, none, MsFlags::MS_SHARED, none).unwrap();
+    }
 
     fn bind(from: &Path, to: &Path) {
         let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
