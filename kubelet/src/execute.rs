@@ -28,6 +28,8 @@ pub(crate) struct Context {
     pub(crate) observed: Arc<Observed>,
     /// Whether containers of the pod ran that the runtime has forgotten.
     pub(crate) ran_before: bool,
+    /// Whether the pod was told to go, or fails.
+    pub(crate) is_ending: bool,
     /// Cancelled when a start is no longer wanted; each step looks at it.
     pub(crate) cancel: CancellationToken,
 }

@@ -135,6 +135,8 @@ pub(crate) struct Plan {
     pub(crate) finish: Option<Finish>,
     /// That the pod is past its deadline: to be told, and not to be taken back.
     pub(crate) exceeded: Option<Finish>,
+    /// What is under way and no longer wanted.
+    pub(crate) given_up: BTreeSet<Task>,
 }
 
 /// Plans the next steps for a pod.

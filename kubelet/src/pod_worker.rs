@@ -208,6 +208,9 @@ impl Worker {
                     &self.memory,
                     self.stop.is_some(),
                 );
+                for busy in plan.given_up.iter().filter_map(|task| self.busy.get(task)) {
+                    busy.cancel.cancel();
+                }
                 for action in &plan.actions {
                     self.act(action.clone());
                 }
@@ -276,6 +279,7 @@ impl Worker {
         let grace = pod::grace_period(&self.pod);
         if self.stop.is_none_or(|before| grace < before) {
             let shortened = self.stop.replace(grace).is_some();
+            self.keep_tokens();
             if shortened {
                 // The shorter period begins now, as upstream's does.
                 let now = Timestamp::now();
@@ -322,6 +326,7 @@ impl Worker {
             _ => {}
         }
         let cancel = CancellationToken::new();
+        let stops_at_once = action.grace().is_some() || action == Action::PrepareVolumes;
         let kill = action.grace().map(|grace| (Instant::now(), execute::seconds(grace)));
         self.busy.insert(
             action.task(),
@@ -336,6 +341,7 @@ impl Worker {
             sandbox: self.observed.ready_sandbox().cloned(),
             observed: self.observed.clone(),
             ran_before: !self.memory.earlier.is_empty(),
+            is_ending: self.is_ending(),
             cancel,
         };
         self.running.spawn(async move {
@@ -343,7 +349,7 @@ impl Worker {
             let outcome = tokio::select! {
                 biased;
                 outcome = execute::execute(&context, &action) => outcome,
-                () = context.cancel.cancelled(), if kill.is_some() => Outcome::Cancelled,
+                () = context.cancel.cancelled(), if stops_at_once => Outcome::Cancelled,
             };
             let pod = context.pod.metadata.name.as_deref().unwrap_or_default();
             tracing::debug!(pod, ?action, ?outcome, took = ?begun.elapsed(), "acted");
@@ -400,8 +406,11 @@ impl Worker {
         true
     }
 
-    /// What the volumes and the environment are made from has changed.
+    /// What the volumes and the environment are made from has changed; a pod that ends has no use for it.
     fn refresh_volumes(&mut self) {
+        if self.is_ending() {
+            return;
+        }
         let now = Timestamp::now();
         self.memory
             .starts

@@ -35,11 +35,11 @@ pub(super) async fn prepare_volumes(context: &Context) -> Outcome {
     }
 }
 
-/// Tells of each volume that is not ready.
+/// Tells of each volume that is not ready, unless the pod ends: what it is made from may go before it.
 fn not_mounted(context: &Context, errors: &[volumes::Error]) -> Outcome {
     let reason = "FailedMount";
     let messages: Vec<String> = errors.iter().map(|error| error_chain(error)).collect();
-    for (error, message) in errors.iter().zip(&messages) {
+    for (error, message) in errors.iter().zip(&messages).filter(|_| !context.is_ending) {
         let events = &context.agent.events;
         events.pod(&context.pod, Severity::Warning, error.reason(), message.clone());
     }

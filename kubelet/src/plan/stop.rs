@@ -94,8 +94,13 @@ fn containers(input: &Input<'_>, plan: &mut Plan, grace: i64) -> bool {
     }
     let ended = input.observed.running().next().is_none() && !input.any_container_busy();
     // Until then it may need its token: a grace period may be longer than one lives.
-    if let (false, Volumes::Ready { refresh }) = (ended, &input.memory.volumes) {
-        run::keep(input, plan, *refresh);
+    match &input.memory.volumes {
+        Volumes::Ready { refresh } if !ended => run::keep(input, plan, *refresh),
+        // Whoever is asked for a token may take long to answer.
+        Volumes::Ready { .. } if input.is_busy(&Task::Volumes) => {
+            plan.given_up.insert(Task::Volumes);
+        }
+        _ => {}
     }
     ended
 }

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Worker;
 use crate::events::Severity;
-use crate::memory::Finish;
+use crate::memory::{Finish, Volumes};
 use crate::plan::Task;
-use crate::{execute, plan};
+use crate::{execute, plan, pod};
 
 /// An action under way.
 pub(super) struct Busy {
@@ -35,6 +35,19 @@ impl Worker {
         self.agent.events.pod(&self.pod, severity, reason, message);
         self.hurry(finish.grace(&self.pod));
         self.memory.verdict = Some(finish);
+        self.keep_tokens();
+    }
+
+    /// Whether the pod was told to go, or fails.
+    pub(super) fn is_ending(&self) -> bool {
+        self.stop.is_some() || self.memory.verdict.is_some()
+    }
+
+    /// A pod that ends needs tokens that are good, and nothing else that is new: what its volumes are made from may be gone before it.
+    pub(super) fn keep_tokens(&mut self) {
+        if let Volumes::Ready { refresh } = &mut self.memory.volumes {
+            *refresh = self.agent.volumes.refresh_at(pod::uid(&self.pod));
+        }
     }
 
     /// What is being started is given up; what is being stopped slowly is stopped anew, in `grace` seconds from now.

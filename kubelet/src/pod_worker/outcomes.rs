@@ -94,7 +94,9 @@ impl Worker {
         let last = match &self.memory.volumes {
             Volumes::Failed(failure) => Some(failure.delay),
             Volumes::Ready { .. } => {
-                let refresh = Some(backoff::after(now, REFRESH_RETRY));
+                let tokens = self.agent.volumes.refresh_at(pod::uid(&self.pod));
+                let again = !self.is_ending() || tokens.is_some();
+                let refresh = again.then(|| backoff::after(now, REFRESH_RETRY));
                 self.memory.volumes = Volumes::Ready { refresh };
                 return;
             }

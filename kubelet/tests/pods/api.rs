@@ -38,6 +38,8 @@ struct State {
     tokens: u32,
     /// How long they live, in seconds, whatever is asked for.
     token_life: Option<u32>,
+    /// Whether requests for tokens are not answered, and how many wait.
+    tokens_held: Option<u32>,
     old: bool,
     steps: usize,
     freeze_at: Option<usize>,
@@ -76,6 +78,16 @@ impl Api {
     /// From now on tokens live so many seconds, whatever is asked for.
     pub(crate) fn set_token_life(&self, seconds: u32) {
         self.state.lock().token_life = Some(seconds);
+    }
+
+    /// From now on requests for tokens are not answered.
+    pub(crate) fn hold_tokens(&self) {
+        self.state.lock().tokens_held = Some(0);
+    }
+
+    /// Requests for tokens that were not answered.
+    pub(crate) fn held_tokens(&self) -> u32 {
+        self.state.lock().tokens_held.unwrap_or_default()
     }
 
     /// From now on drops what an API server of years ago did not know.
@@ -209,6 +221,12 @@ impl Api {
         response
     }
 
+    fn holds_token(&self) -> bool {
+        let mut state = self.state.lock();
+        let held = state.tokens_held.as_mut();
+        held.map(|held| *held += 1).is_some()
+    }
+
     async fn answered(&self, request: Request<kube::client::Body>) -> Result<Response<Body>, std::io::Error> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
@@ -217,6 +235,9 @@ impl Api {
         let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
         let is_item = self.get(&path).is_some();
+        if segments.last() == Some(&"token") && self.holds_token() {
+            std::future::pending::<()>().await;
+        }
         Ok(match parts.method {
             Method::GET if query.contains("watch=true") => self.watch(&path, &query),
             Method::GET if is_item => answer(StatusCode::OK, &self.get(&path).unwrap_or_default()),

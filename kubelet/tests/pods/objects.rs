@@ -137,17 +137,66 @@ async fn a_token_is_renewed_also_while_its_pod_ends() {
     assert_eq!(read(&token).as_deref(), Some("token-1"));
     until(&scene, &token, "token-2").await;
     assert!(begun.elapsed() >= Duration::from_millis(1600), "{:?}", begun.elapsed());
-    scene.runtime.set_ignores_term(true);
-    scene.delete("p", 20);
-    let id = scene.running("c").await.remove(0);
-    let told = format!("StopContainer {id}");
-    let stopping = |_: &crate::api::Api| scene.runtime.calls().contains(&told).then_some(());
-    scene.api.until("word that the pod is to end", stopping).await;
+    let id = told_to_end(&scene, "p").await;
     let known = read(&token);
     let renewed = |_: &crate::api::Api| read(&token).filter(|now| known.as_ref() != Some(now));
     scene.api.until("another token", renewed).await;
     scene.runtime.exit_container(&id, 0);
     scene.until_gone("p").await;
+}
+
+/// Tells a pod to go whose container takes no notice of it, and waits until that was told; the container's id.
+async fn told_to_end(scene: &Scene, name: &str) -> String {
+    scene.runtime.set_ignores_term(true);
+    let id = scene.running("c").await.remove(0);
+    scene.delete(name, 20);
+    let told = format!("StopContainer {id}");
+    let stopping = |_: &crate::api::Api| scene.runtime.calls().contains(&told).then_some(());
+    scene.api.until("word that the pod is to end", stopping).await;
+    id
+}
+
+#[tokio::test]
+async fn a_token_that_nobody_grants_does_not_hold_up_the_end() {
+    let scene = Scene::new();
+    scene.api.set_token_life(2);
+    let source = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 600}});
+    let volumes = json!([{"name": "t", "projected": {"sources": [source]}}]);
+    scene.create("p", &json!({"volumes": volumes}));
+    scene.until_ready("p").await;
+    let id = told_to_end(&scene, "p").await;
+    scene.api.hold_tokens();
+    let asked = |api: &crate::api::Api| (api.held_tokens() > 0).then_some(());
+    scene.api.until("a request for a token", asked).await;
+    scene.runtime.exit_container(&id, 0);
+    scene.until_gone("p").await;
+}
+
+/// As in a namespace that is deleted: the objects go before the pods.
+#[tokio::test]
+async fn what_a_pod_that_ends_was_made_from_is_not_missed() {
+    let scene = Scene::new();
+    put(&scene, "configmaps", "m", "1", false);
+    let volumes = json!([{"name": "m", "configMap": {"name": "m"}}]);
+    scene.create("p", &json!({"volumes": volumes}));
+    scene.until_ready("p").await;
+    let id = told_to_end(&scene, "p").await;
+    scene.create("lives", &json!({"volumes": volumes}));
+    scene.until_ready("lives").await;
+    scene.api.remove("/api/v1/namespaces/ns/configmaps/m");
+    let failed = |name: &str| {
+        let events = scene.api.list("events");
+        let mut failed = events.iter().filter(|event| event["reason"] == "FailedMount");
+        failed.any(|event| event["regarding"]["name"] == name || event["involvedObject"]["name"] == name)
+    };
+    let told = |_: &crate::api::Api| failed("lives").then_some(());
+    scene
+        .api
+        .until("word that a volume cannot be kept up to date", told)
+        .await;
+    scene.runtime.exit_container(&id, 0);
+    scene.until_gone("p").await;
+    assert!(!failed("p"), "{:#?}", scene.api.events());
 }
 
 #[tokio::test]

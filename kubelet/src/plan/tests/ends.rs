@@ -168,6 +168,17 @@ fn a_pod_that_must_go_ends_in_order() {
         Vec::<String>::new(),
         "not while something is under way"
     );
+    assert_eq!(
+        scene.plan().given_up,
+        BTreeSet::from([Task::Volumes]),
+        "nobody needs its token any more"
+    );
+    scene.memory.volumes = Volumes::Pending;
+    assert_eq!(
+        scene.plan().given_up,
+        BTreeSet::new(),
+        "what is half made is finished first"
+    );
     scene.busy.clear();
     assert_eq!(scene.actions(), ["cleanup"]);
     assert_eq!(scene.plan().finish.unwrap().phase, "Failed");
