@@ -66,6 +66,8 @@ struct Worker {
     reporter: Reporter,
     /// Whether the runtime may have changed since the last look.
     dirty: bool,
+    /// Whether an action has changed it since: what is observed lacks, say, the container that was started.
+    outdated: bool,
     /// When to look again for what an event told and the runtime does not show yet.
     settle: Option<Duration>,
     /// The status is final: what the runtime forgets now must not change it.
@@ -110,6 +112,7 @@ pub(crate) fn spawn(
         probes: Probes::new(report_sender),
         reports,
         dirty: true,
+        outdated: false,
         settle: None,
         frozen: false,
         adopted: false,
@@ -383,7 +386,8 @@ impl Worker {
                 match ended {
                     Ok((action, outcome)) => {
                         // Volumes are no affair of the runtime's.
-                        self.dirty |= action.task() != Task::Volumes;
+                        self.outdated |= action.task() != Task::Volumes;
+                        self.dirty |= self.outdated;
                         self.finished(&action, outcome);
                     }
                     Err(error) => {

@@ -35,7 +35,7 @@ impl Worker {
             return false;
         }
         let ends = self.wake.ended.lock().clone();
-        let due = due(&self.pod, &self.observed, &ends);
+        let due = due(&self.pod, &self.observed, self.outdated, &ends);
         let mut observed = None;
         for (index, end) in due {
             let (id, message) = {
@@ -140,7 +140,11 @@ impl Worker {
 }
 
 /// Which containers' ends need no record to be acted on, by their place in `observed`.
-fn due(pod: &Pod, observed: &Observed, ends: &HashMap<String, End>) -> Vec<(usize, End)> {
+fn due(pod: &Pod, observed: &Observed, outdated: bool, ends: &HashMap<String, End>) -> Vec<(usize, End)> {
+    // Planned on what lacks a container that was just started, it would be started twice.
+    if outdated {
+        return Vec::new();
+    }
     let spec = pod::spec(pod);
     // Where its first process is not the first of the namespace, others of the container may live on.
     if spec.host_pid == Some(true) || spec.share_process_namespace == Some(true) || ends.is_empty() {
@@ -229,8 +233,9 @@ mod tests {
             };
             let at = Timestamp::UNIX_EPOCH;
             let ends = HashMap::from([("c-id".to_owned(), End { code, at })]);
-            let due = due(&pod(&spec), &observed, &ends);
-            assert_eq!(due.len() == 1, taken, "{spec} {code}");
+            let due = |outdated: bool| due(&pod(&spec), &observed, outdated, &ends);
+            assert_eq!(due(false).len() == 1, taken, "{spec} {code}");
+            assert!(due(true).is_empty(), "{spec} {code}: an action has ended since");
         }
     }
 }

@@ -30,7 +30,7 @@ impl Worker {
                     self.index(&uid);
                 }
                 self.update_health();
-                self.dirty = false;
+                (self.dirty, self.outdated) = (false, false);
                 self.settle();
                 true
             }
