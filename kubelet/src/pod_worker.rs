@@ -34,9 +34,9 @@ use crate::events::Severity;
 use crate::execute::{self, Outcome};
 use crate::hop::hop;
 use crate::labels;
-use crate::memory::{Finish, Memory, Told, Volumes};
+use crate::memory::{Memory, Told, Volumes};
 use crate::observed::Observed;
-use crate::plan::{self, Action, Goal, Plan, Task};
+use crate::plan::{self, Action, Plan, Task};
 use crate::pod;
 use crate::probes::{Probes, Report};
 pub(crate) use earlier::counted;
@@ -295,7 +295,7 @@ impl Worker {
     fn plan(&self) -> Plan {
         let now = Timestamp::now();
         let busy: BTreeSet<Task> = self.busy.keys().cloned().collect();
-        let goal = goal(self.stop, self.memory.verdict.as_ref());
+        let goal = hurry::goal(self.stop, self.memory.verdict.as_ref());
         let input = plan::Input {
             pod: &self.pod,
             goal,
@@ -426,45 +426,9 @@ impl Worker {
     }
 }
 
-/// A pod that is deleted and evicted gets the shorter of the two times, whichever came first.
-fn goal(stop: Option<i64>, verdict: Option<&Finish>) -> Goal {
-    let evicted = verdict.and_then(|verdict| verdict.evicted);
-    stop.map_or(Goal::Run, |grace| Goal::Stop {
-        grace: evicted.map_or(grace, |evicted| grace.min(evicted)),
-    })
-}
-
 async fn sleep(timer: Option<Duration>) {
     match timer {
         Some(duration) => tokio::time::sleep(duration).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_eviction_and_a_deletion_only_shorten_each_other() {
-        let (quick, slow) = (Finish::evicted("m", 1), Finish::evicted("m", 60));
-        let stop = |grace: i64| Goal::Stop { grace };
-        let cases = [
-            ("neither", None, None, Goal::Run),
-            ("evicted", None, Some(&quick), Goal::Run),
-            ("deleted", Some(30), None, stop(30)),
-            (
-                "a slow end that an eviction hurries, or the other way round",
-                Some(30),
-                Some(&quick),
-                stop(1),
-            ),
-            ("a slow eviction of what is deleted", Some(30), Some(&slow), stop(30)),
-            ("a deletion by force", Some(0), Some(&quick), stop(0)),
-            ("past its deadline", Some(30), Some(&Finish::deadline()), stop(30)),
-        ];
-        for (what, grace, verdict, expected) in cases {
-            assert_eq!(goal(grace, verdict), expected, "{what}");
-        }
     }
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Worker;
 use crate::events::Severity;
 use crate::memory::{Finish, Volumes};
-use crate::plan::Task;
+use crate::plan::{Goal, Task};
 use crate::{execute, plan, pod};
 
 /// An action under way.
@@ -69,6 +69,42 @@ impl Worker {
                     told.since = now;
                 }
             }
+        }
+    }
+}
+
+/// A pod that is deleted and evicted gets the shorter of the two times, whichever came first.
+pub(super) fn goal(stop: Option<i64>, verdict: Option<&Finish>) -> Goal {
+    let evicted = verdict.and_then(|verdict| verdict.evicted);
+    stop.map_or(Goal::Run, |grace| Goal::Stop {
+        grace: evicted.map_or(grace, |evicted| grace.min(evicted)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_eviction_and_a_deletion_only_shorten_each_other() {
+        let (quick, slow) = (Finish::evicted("m", 1), Finish::evicted("m", 60));
+        let stop = |grace: i64| Goal::Stop { grace };
+        let cases = [
+            ("neither", None, None, Goal::Run),
+            ("evicted", None, Some(&quick), Goal::Run),
+            ("deleted", Some(30), None, stop(30)),
+            (
+                "a slow end that an eviction hurries, or the other way round",
+                Some(30),
+                Some(&quick),
+                stop(1),
+            ),
+            ("a slow eviction of what is deleted", Some(30), Some(&slow), stop(30)),
+            ("a deletion by force", Some(0), Some(&quick), stop(0)),
+            ("past its deadline", Some(30), Some(&Finish::deadline()), stop(30)),
+        ];
+        for (what, grace, verdict, expected) in cases {
+            assert_eq!(goal(grace, verdict), expected, "{what}");
         }
     }
 }
