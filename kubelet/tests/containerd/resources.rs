@@ -127,7 +127,7 @@ fn condition(status: &Value, kind: &str) -> Value {
 async fn pods_are_evicted_when_memory_runs_short_but_not_critical_ones() {
     let mut node = Node::start().await;
     node.create("greedy", &json!({"containers": [sleeper(&json!({}))]}));
-    node.create("modest", &json!({"containers": [sleeper(&json!({"memory": "64Mi"}))]}));
+    node.create("modest", &json!({"containers": [sleeper(&json!({"memory": "8Mi"}))]}));
     node.create(
         "critical",
         &json!({"priority": 2_000_001_000, "containers": [sleeper(&json!({}))]}),
@@ -136,9 +136,7 @@ async fn pods_are_evicted_when_memory_runs_short_but_not_critical_ones() {
         node.until_status(name, "ready pod", is_ready).await;
     }
     node.kill().await;
-    // More than any machine has left.
-    let threshold = ("memory.available".to_owned(), "99%".to_owned());
-    node.config.kubelet.eviction_hard = [threshold].into();
+    node.config.kubelet.eviction_hard = [more_than_is_left()].into();
     node.start_kubelet();
     let evicted = |status: &Value| status["reason"] == "Evicted" && status["phase"] == "Failed";
     let greedy = node.until_status("greedy", "eviction", evicted).await;
@@ -188,6 +186,11 @@ async fn pods_are_evicted_when_memory_runs_short_but_not_critical_ones() {
         .await;
 }
 
+/// A threshold that the machine is below, whatever runs on it.
+fn more_than_is_left() -> (String, String) {
+    ("memory.available".to_owned(), all_but(16)["memory"].clone())
+}
+
 /// All but this much of the machine's memory, as a reservation.
 fn all_but(mebibytes: u64) -> std::collections::BTreeMap<String, String> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the machine's memory");
@@ -227,9 +230,9 @@ async fn a_soft_eviction_waits_and_lets_pods_tidy_up() {
     node.until_ready("p").await;
     node.kill().await;
     let kubelet = &mut node.config.kubelet;
-    let signal = || "memory.available".to_owned();
-    kubelet.eviction_soft = [(signal(), "99%".to_owned())].into();
-    kubelet.eviction_soft_grace_period = [(signal(), GoDuration::seconds(4))].into();
+    let (signal, threshold) = more_than_is_left();
+    kubelet.eviction_soft = [(signal.clone(), threshold)].into();
+    kubelet.eviction_soft_grace_period = [(signal, GoDuration::seconds(4))].into();
     kubelet.eviction_max_pod_grace_period = 10;
     let begun = Instant::now();
     node.start_kubelet();
